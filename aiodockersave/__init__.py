@@ -1,0 +1,129 @@
+"""Write ``docker save`` archives with asyncio, from blobs streamed from anywhere to any async byte sink.
+
+Only the public names live here. They are resolved when they are first used (PEP 562), so that
+``import aiodockersave`` loads neither asyncio nor any dependency.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0.dev0"
+
+if TYPE_CHECKING:
+    from .archive_file import open_archive
+    from .errors import (
+        BlobNotFoundError,
+        ContentError,
+        ContentTooLargeError,
+        DecompressionError,
+        DigestMismatchError,
+        DockerSaveError,
+        EventLoopError,
+        ImageConflictError,
+        ImageNotFoundError,
+        InvalidDigestError,
+        InvalidDocumentError,
+        InvalidInputError,
+        InvalidPlatformError,
+        InvalidReferenceError,
+        MissingDependencyError,
+        PlatformNotFoundError,
+        SinkError,
+        SizeMismatchError,
+        SourceError,
+        UnsupportedImageError,
+        WriterBrokenError,
+        WriterClosedError,
+        WriterError,
+    )
+    from .model import Descriptor, Digest, ImageConfig, ImageIndex, ImageManifest, Platform
+    from .pipeline import save
+    from .plan import ImageSpec, Plan, Report, plan_archive
+    from .reference import Reference
+    from .sinks import Sink, as_sink
+    from .sources import Source
+    from .sources.oci_layout import OciLayoutSource
+    from .writer import ArchiveWriter
+
+__all__ = [
+    "ArchiveWriter",
+    "BlobNotFoundError",
+    "ContentError",
+    "ContentTooLargeError",
+    "DecompressionError",
+    "Descriptor",
+    "Digest",
+    "DigestMismatchError",
+    "DockerSaveError",
+    "EventLoopError",
+    "ImageConfig",
+    "ImageConflictError",
+    "ImageIndex",
+    "ImageManifest",
+    "ImageNotFoundError",
+    "ImageSpec",
+    "InvalidDigestError",
+    "InvalidDocumentError",
+    "InvalidInputError",
+    "InvalidPlatformError",
+    "InvalidReferenceError",
+    "MissingDependencyError",
+    "OciLayoutSource",
+    "Plan",
+    "Platform",
+    "PlatformNotFoundError",
+    "Reference",
+    "Report",
+    "Sink",
+    "SinkError",
+    "SizeMismatchError",
+    "Source",
+    "SourceError",
+    "UnsupportedImageError",
+    "WriterBrokenError",
+    "WriterClosedError",
+    "WriterError",
+    "__version__",
+    "as_sink",
+    "open_archive",
+    "plan_archive",
+    "save",
+]
+
+# Where each name lives; what is not listed is an error.
+_ROOMS = {
+    "Descriptor": "model",
+    "Digest": "model",
+    "ImageConfig": "model",
+    "ImageIndex": "model",
+    "ImageManifest": "model",
+    "Platform": "model",
+    "Reference": "reference",
+    "ImageSpec": "plan",
+    "Plan": "plan",
+    "plan_archive": "plan",
+    "Sink": "sinks",
+    "as_sink": "sinks",
+    "ArchiveWriter": "writer",
+    "Report": "plan",
+    "open_archive": "archive_file",
+    "Source": "sources",
+    "OciLayoutSource": "sources.oci_layout",
+    "save": "pipeline",
+}
+
+if not TYPE_CHECKING:  # a type checker would take any misspelt name for one of these
+
+    def __getattr__(name: str) -> object:
+        """Load a public name from its room, and keep it."""
+        room = "errors" if name.endswith("Error") else _ROOMS.get(name)
+        if name not in __all__ or room is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(f".{room}", __name__), name)
+        return value
+
+    def __dir__() -> list[str]:
+        """List the public names too that are not loaded yet."""
+        return sorted({*globals(), *__all__})

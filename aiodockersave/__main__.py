@@ -1,0 +1,30 @@
+"""Run the command line: ``python -m aiodockersave``, and the ``aiodockersave`` program.
+
+The one module that imports `cli`, and only when it runs. Without the extra that brings click it says
+what to install.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from .errors import MissingDependencyError
+
+# What the extra brings: one of these missing is a matter of installing, any other a fault of ours.
+_BROUGHT_BY_EXTRA = frozenset({"aiohttp", "click", "rich", "tenacity"})
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    try:
+        from .cli import main as run  # noqa: PLC0415 - not before it is known to be wanted
+    except ModuleNotFoundError as error:
+        if error.name not in _BROUGHT_BY_EXTRA:
+            raise
+        print(f"aiodockersave: {MissingDependencyError('the command line', 'cli')}", file=sys.stderr)
+        sys.exit(1)
+    sys.exit(run())
+
+
+if __name__ == "__main__":
+    main()

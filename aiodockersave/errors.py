@@ -1,0 +1,362 @@
+"""One tree of errors, split by who can do something about it.
+
+::
+
+    DockerSaveError                           root; str() is one line: what, where, what to do
+    ├── InvalidInputError (ValueError)        the caller's argument; nothing was done
+    │   ├── InvalidDigestError
+    │   ├── InvalidReferenceError
+    │   └── InvalidPlatformError
+    ├── InvalidDocumentError (ValueError)     a manifest, index or config is not what its spec says
+    ├── ContentError                          the bytes are not what was promised
+    │   ├── DigestMismatchError
+    │   ├── SizeMismatchError
+    │   ├── ContentTooLargeError
+    │   └── DecompressionError
+    ├── WriterError                           how the archive object was used
+    │   ├── WriterClosedError                 closed or aborted
+    │   ├── WriterBrokenError                 __cause__ is the first failure
+    │   ├── ImageConflictError                same config, other layers
+    │   └── SinkError                         the sink breaks its protocol
+    ├── SourceError                           where images come from
+    │   ├── ImageNotFoundError (LookupError)
+    │   ├── BlobNotFoundError (LookupError)
+    │   ├── PlatformNotFoundError (LookupError)
+    │   └── UnsupportedImageError
+    ├── EventLoopError (RuntimeError)         the running event loop is not asyncio's
+    └── MissingDependencyError (ImportError)  an extra is not installed
+
+Exceptions of the caller's own source or sink are not wrapped and not in this tree; neither is
+``CancelledError``. Wrong types stay ``TypeError``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .model import Descriptor, Digest, Platform
+
+__all__ = [
+    "BlobNotFoundError",
+    "ContentError",
+    "ContentTooLargeError",
+    "DecompressionError",
+    "DigestMismatchError",
+    "DockerSaveError",
+    "EventLoopError",
+    "ImageConflictError",
+    "ImageNotFoundError",
+    "InvalidDigestError",
+    "InvalidDocumentError",
+    "InvalidInputError",
+    "InvalidPlatformError",
+    "InvalidReferenceError",
+    "MissingDependencyError",
+    "PlatformNotFoundError",
+    "SinkError",
+    "SizeMismatchError",
+    "SourceError",
+    "UnsupportedImageError",
+    "WriterBrokenError",
+    "WriterClosedError",
+    "WriterError",
+]
+
+
+class DockerSaveError(Exception):
+    """Root of every error that this package raises; ``str()`` is one line."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # The constructors of the subclasses take facts, not the message, so the default (call the
+        # class with ``args``) would fail for them: rebuild without a constructor.
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+def _rebuild(
+    cls: type[DockerSaveError], args: tuple[object, ...], state: dict[str, object]
+) -> DockerSaveError:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+# ── the caller's argument ──
+
+
+class InvalidInputError(DockerSaveError, ValueError):
+    """An argument is not usable; nothing was done."""
+
+
+class InvalidDigestError(InvalidInputError):
+    """A digest is not ``algorithm:encoded`` of a known algorithm.
+
+    Attributes:
+        text: What was given.
+        reason: What is wrong with it.
+    """
+
+    def __init__(self, text: str, reason: str) -> None:
+        super().__init__(f"invalid digest {text!r:.200}: {reason}")
+        self.text = text
+        self.reason = reason
+
+
+class InvalidReferenceError(InvalidInputError):
+    """A name is no image reference.
+
+    Attributes:
+        text: What was given.
+        reason: What is wrong with it.
+    """
+
+    def __init__(self, text: str, reason: str) -> None:
+        super().__init__(f"invalid reference {text!r:.300}: {reason}")
+        self.text = text
+        self.reason = reason
+
+
+class InvalidPlatformError(InvalidInputError):
+    """A platform is not ``os/architecture[/variant]``.
+
+    Attributes:
+        text: What was given.
+        reason: What is wrong with it.
+    """
+
+    def __init__(self, text: str, reason: str) -> None:
+        super().__init__(f"invalid platform {text!r:.200}: {reason}")
+        self.text = text
+        self.reason = reason
+
+
+class InvalidDocumentError(DockerSaveError, ValueError):
+    """A manifest, index or config is not what its specification says.
+
+    Attributes:
+        media_type: What the document was read as.
+        reason: What is wrong with it.
+    """
+
+    def __init__(self, media_type: str, reason: str) -> None:
+        super().__init__(f"invalid document ({media_type}): {reason}")
+        self.media_type = media_type
+        self.reason = reason
+
+
+# ── the bytes ──
+
+
+class ContentError(DockerSaveError):
+    """The bytes are not what was promised; the member was rewound, or the writer is broken."""
+
+
+class DigestMismatchError(ContentError):
+    """Content has another digest than it should.
+
+    Attributes:
+        expected: The digest that was promised.
+        actual: The digest of the bytes that came.
+        what: What was checked: ``blob``, ``diff ID`` or ``config``.
+        descriptor: The descriptor of the blob, where there is one.
+    """
+
+    def __init__(
+        self, expected: Digest, actual: Digest, *, what: str = "blob", descriptor: Descriptor | None = None
+    ) -> None:
+        of = f" of blob {descriptor.digest}" if descriptor and descriptor.digest != expected else ""
+        super().__init__(f"{what}{of} is not what was promised: expected {expected}, got {actual}")
+        self.expected = expected
+        self.actual = actual
+        self.what = what
+        self.descriptor = descriptor
+
+
+class SizeMismatchError(ContentError):
+    """Content is shorter or longer than it should be.
+
+    Attributes:
+        expected: The size that was promised, in bytes.
+        actual: The size that came, in bytes. Where reading stopped at the first byte too many, it
+            is the size read until then.
+        what: Which blob or document it is.
+    """
+
+    def __init__(self, expected: int, actual: int, *, what: str) -> None:
+        size = f"at least {actual}" if actual > expected else f"only {actual}"
+        super().__init__(f"{what} has the wrong size: expected {expected} bytes, got {size}")
+        self.expected = expected
+        self.actual = actual
+        self.what = what
+
+
+class ContentTooLargeError(ContentError):
+    """Content exceeds a limit.
+
+    Attributes:
+        limit: The limit in bytes.
+        what: What exceeded it.
+    """
+
+    def __init__(self, limit: int, *, what: str) -> None:
+        super().__init__(f"{what} is larger than the limit of {limit} bytes")
+        self.limit = limit
+        self.what = what
+
+
+class DecompressionError(ContentError):
+    """Compressed content is damaged, cut off, or followed by something else.
+
+    Attributes:
+        what: Which content it is.
+        media_type: The media type, or the compression where none was given.
+        reason: What is wrong.
+    """
+
+    def __init__(self, what: str, media_type: str, reason: str) -> None:
+        super().__init__(f"cannot decompress {what} ({media_type}): {reason}")
+        self.what = what
+        self.media_type = media_type
+        self.reason = reason
+
+
+# ── the archive object ──
+
+
+class WriterError(DockerSaveError):
+    """The archive object cannot do what was asked, because of how it was used."""
+
+
+class WriterClosedError(WriterError):
+    """The writer was closed or aborted.
+
+    Attributes:
+        aborted: Whether it was given up; its archive has no end then.
+    """
+
+    def __init__(self, *, aborted: bool) -> None:
+        state = "was aborted: the archive is incomplete" if aborted else "is closed: the archive is complete"
+        super().__init__(f"the archive writer {state}; open a new one")
+        self.aborted = aborted
+
+
+class WriterBrokenError(WriterError):
+    """An earlier call failed in the middle of a member on a sink that cannot rewind.
+
+    ``__cause__`` is that first failure.
+
+    Attributes:
+        position: Where in the archive the torn bytes start, in bytes.
+        member: The member that was being written.
+    """
+
+    def __init__(self, position: int, member: str) -> None:
+        super().__init__(
+            f"the archive is torn since byte {position} ({member}) and cannot go on; discard it and start again"
+        )
+        self.position = position
+        self.member = member
+
+
+class ImageConflictError(WriterError):
+    """One config was put with two different lists of layers.
+
+    Attributes:
+        image_id: The digest of the config.
+    """
+
+    def __init__(self, image_id: Digest) -> None:
+        super().__init__(f"image {image_id} is already in the archive with other layers")
+        self.image_id = image_id
+
+
+class SinkError(WriterError):
+    """The sink breaks its protocol: it took nothing, or more than it was given."""
+
+
+# ── where images come from ──
+
+
+class SourceError(DockerSaveError):
+    """A source cannot give the image."""
+
+
+class ImageNotFoundError(SourceError, LookupError):
+    """The source has no such image.
+
+    Attributes:
+        reference: What was asked for.
+    """
+
+    def __init__(self, reference: str, reason: str) -> None:
+        super().__init__(f"image {reference} not found: {reason}")
+        self.reference = reference
+        self.reason = reason
+
+
+class BlobNotFoundError(SourceError, LookupError):
+    """The source has no blob of this digest.
+
+    Attributes:
+        digest: The digest.
+        where: Where it was looked for.
+    """
+
+    def __init__(self, digest: Digest, where: str) -> None:
+        super().__init__(f"blob {digest} not found in {where}")
+        self.digest = digest
+        self.where = where
+
+
+class PlatformNotFoundError(SourceError, LookupError):
+    """An index has no image for the platform.
+
+    Attributes:
+        wanted: The platform asked for.
+        available: The platforms that there are.
+    """
+
+    def __init__(self, wanted: Platform, available: Sequence[Platform]) -> None:
+        names = ", ".join(dict.fromkeys(str(platform) for platform in available)) or "none"
+        super().__init__(f"no image for platform {wanted}; there are: {names}")
+        self.wanted = wanted
+        self.available = tuple(available)
+
+
+class UnsupportedImageError(SourceError):
+    """What the reference names is no image that can be put into an archive.
+
+    Attributes:
+        reason: Why not.
+    """
+
+    def __init__(self, what: str, reason: str) -> None:
+        super().__init__(f"{what} cannot be saved: {reason}")
+        self.what = what
+        self.reason = reason
+
+
+# ── the environment ──
+
+
+class EventLoopError(DockerSaveError, RuntimeError):
+    """The code does not run on an asyncio event loop."""
+
+    def __init__(self) -> None:
+        super().__init__("aiodockersave runs on asyncio only; under trio or without a loop use asyncio.run()")
+
+
+class MissingDependencyError(DockerSaveError, ImportError):
+    """An optional dependency is not installed.
+
+    Attributes:
+        extra: The extra of this package that brings it.
+    """
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} needs an optional dependency: pip install 'aiodockersave[{extra}]'")
+        self.what = what
+        self.extra = extra

@@ -1,0 +1,328 @@
+"""Which members an archive has, under which names, with which JSON.
+
+``format="docker"``, what containers/image writes::
+
+    <hex>.tar                  a layer, when it is put (.tar.gz, .tar.zst where it is kept compressed)
+    <hex>.json                 a config
+    <legacy id>/layer.tar      -> ../<hex>.tar        ┐
+    <legacy id>/VERSION        1.0                    ├ once per legacy ID, after its image's config
+    <legacy id>/json           v1 metadata            ┘
+    manifest.json              [{"Config", "RepoTags", "Layers"}, …]
+    repositories               {name: {tag: legacy ID of the top layer}}
+    (two blocks of zeros)
+
+Layers lie in the root because ``docker load`` takes every directory for an image.
+
+The idea to know first: the builder is asked in two steps. **prepare** says which members would follow,
+given what is in the archive, and changes nothing; **commit** records that they are in now. A writer
+commits when its sink has taken the bytes, so a rewind has nothing to undo; a plan commits at once, so the
+two cannot drift.
+
+Source: containers/image v5, ``docker/internal/tarfile/writer.go``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from . import gojson, tar
+from .errors import (
+    DigestMismatchError,
+    ImageConflictError,
+    InvalidInputError,
+    SizeMismatchError,
+)
+from .model import Descriptor, Digest, ImageConfig, ImageManifest, compression
+from .reference import Reference
+
+Format = Literal["docker"]
+Layers = Literal["keep", "decompress"]
+
+_EXTENSIONS = {None: ".tar", "gzip": ".tar.gz", "zstd": ".tar.zst"}
+_LAYER_ATTRIBUTE = "layer_id"
+
+
+def check_choice(name: str, value: str, choices: object) -> None:
+    """Raise :class:`InvalidInputError` unless ``value`` is one of a ``Literal``'s ``choices``."""
+    allowed = get_args(choices)
+    if value not in allowed:
+        raise InvalidInputError(f"{name}={value!r}: use one of {', '.join(map(repr, allowed))}")
+
+
+# ── what goes in ──
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One entry of an archive: header, then data, then padding.
+
+    Attributes:
+        name: The name in the archive.
+        size: The size of the data, in bytes.
+        header: The header: 512 bytes, or 1,536 with PAX.
+        data: The data, or None where they are a blob's, which comes from elsewhere.
+        digest: The digest of the data; None for a symbolic link.
+    """
+
+    name: str
+    size: int
+    header: bytes = field(repr=False)
+    data: bytes | None = field(repr=False)
+    digest: Digest | None
+
+    @property
+    def total_size(self) -> int:
+        """Header, data and padding, in bytes."""
+        return len(self.header) + self.size + -self.size % tar.BLOCK_SIZE
+
+    @property
+    def literal(self) -> bytes:
+        """All bytes of a member whose data are known: header, data, padding."""
+        if self.data is None:
+            raise AssertionError(f"the data of {self.name} are not known")
+        return b"".join((self.header, self.data, tar.padding(self.size)))
+
+
+def blob_member(name: str, digest: Digest, size: int) -> Member:
+    """Return a member whose data are the blob ``digest`` of ``size`` bytes."""
+    return Member(name, size, tar.member_header(name, size), None, digest)
+
+
+def _file(name: str, data: bytes) -> Member:
+    return Member(name, len(data), tar.member_header(name, len(data)), data, Digest.of(data))
+
+
+def _link(name: str, target: str) -> Member:
+    return Member(name, 0, tar.link_header(name, target), b"", None)
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestItem:
+    """One element of ``manifest.json``.
+
+    Attributes:
+        image_id: The digest of the config.
+        config: The config's name in the archive.
+        repo_tags: ``name:tag`` with registry and ``library/`` spelled out, in the order they came.
+        layers: The layers' names in the archive, base first.
+    """
+
+    image_id: Digest
+    config: str
+    repo_tags: tuple[str, ...]
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Addition:
+    """What :meth:`DockerBuilder.commit` records once ``members`` are in the archive."""
+
+    members: tuple[Member, ...] = ()
+    blobs: Mapping[Digest, Member] = field(default_factory=dict)
+    legacy_ids: frozenset[str] = frozenset()
+    item: ManifestItem | None = None
+    repositories: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
+# ── what the caller passes ──
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image as it can be put: a config whose digest and size were checked, and its layers."""
+
+    config: ImageConfig
+    layers: tuple[Descriptor, ...]
+    repo_tags: tuple[Reference, ...]
+
+
+def read_image(
+    config: bytes, image: ImageManifest | Sequence[Descriptor], repo_tags: Iterable[str] = ()
+) -> Image:
+    """Check what makes an image, before anything of it is written.
+
+    Raises:
+        InvalidDocumentError: ``config`` is no image config.
+        ContentTooLargeError: It is larger than 4 MiB.
+        DigestMismatchError, SizeMismatchError: It is not the config that the manifest names.
+        InvalidReferenceError: A repo tag is no reference, or has a digest.
+        InvalidInputError: There are not as many layers as diff IDs.
+    """
+    if isinstance(repo_tags, str):
+        raise TypeError("repo_tags is a sequence of names, not one string")
+    parsed = ImageConfig.parse(config)
+    if isinstance(image, ImageManifest):
+        _check_config(parsed, image.config)
+    layers = tuple(image.layers if isinstance(image, ImageManifest) else image)
+    if len(layers) != len(parsed.diff_ids):
+        raise InvalidInputError(
+            f"image {parsed.digest} has {len(layers)} layers, but {len(parsed.diff_ids)} diff IDs in its config"
+        )
+    references = tuple(Reference.parse(tag).with_default_tag() for tag in repo_tags)
+    for reference in references:
+        _ = reference.repo_tag  # refuses one with a digest
+    return Image(parsed, layers, references)
+
+
+def _check_config(config: ImageConfig, expected: Descriptor) -> None:
+    if expected.size is not None and len(config.raw) != expected.size:
+        raise SizeMismatchError(expected.size, len(config.raw), what=f"config {expected.digest}")
+    actual = Digest.of(config.raw, expected.digest.algorithm)
+    if actual != expected.digest:
+        raise DigestMismatchError(expected.digest, actual, what="config", descriptor=expected)
+
+
+# ── the builder ──
+
+
+class DockerBuilder:
+    """What is in a ``docker`` archive so far, and which members would follow.
+
+    Pure: it does no I/O. An :class:`Addition` is valid until the next commit.
+    """
+
+    def __init__(self) -> None:
+        self._blobs: dict[Digest, Member] = {}
+        self._legacy_ids: set[str] = set()
+        self._items: dict[Digest, ManifestItem] = {}
+        self._repositories: dict[str, dict[str, str]] = {}
+
+    @property
+    def items(self) -> tuple[ManifestItem, ...]:
+        """The images that are in, in the order in which they came."""
+        return tuple(self._items.values())
+
+    def blob(self, digest: Digest) -> Member | None:
+        """Return the member that holds the layer ``digest``, or None."""
+        return self._blobs.get(digest)
+
+    def blob_name(self, digest: Digest, media_type: str) -> str:
+        """Return the name that a layer gets; the extension comes from the media type alone."""
+        return digest.encoded + _EXTENSIONS[compression(media_type)]
+
+    def prepare_blob(self, digest: Digest, size: int, media_type: str) -> Addition:
+        """Return the member of a layer that is not in yet."""
+        member = blob_member(self.blob_name(digest, media_type), digest, size)
+        return Addition((member,), blobs={digest: member})
+
+    def prepare_image(self, image: Image, stored: Sequence[Digest]) -> Addition:
+        """Return the members of an image whose layers are in: config and legacy metadata.
+
+        Args:
+            image: What :func:`read_image` checked.
+            stored: For each layer the digest under which it is in the archive.
+
+        Raises:
+            ImageConflictError: The same config is in with other layers.
+            InvalidInputError: A layer is not in, or one layer would stand for two diff IDs.
+        """
+        paths = self._layer_paths(image, stored)
+        old = self._items.get(image.config.digest)
+        if old is not None and old.layers != paths:
+            raise ImageConflictError(image.config.digest)
+        tags = [*(old.repo_tags if old else ()), *(tag.repo_tag for tag in image.repo_tags)]
+        name = f"{image.config.digest.encoded}.json"
+        legacy = _legacy_layers(image.config, stored)
+        members = [] if old else [_file(name, image.config.raw)]
+        # dict: one image may repeat a legacy ID only if SHA-256 collides, but images share them.
+        new = {identity: (path, data) for (identity, data), path in zip(legacy, paths, strict=True)}
+        new = {identity: value for identity, value in new.items() if identity not in self._legacy_ids}
+        for identity, (path, data) in new.items():
+            members += _legacy_members(identity, path, data)
+        top = legacy[-1][0] if legacy else None
+        return Addition(
+            tuple(members),
+            legacy_ids=frozenset(new),
+            item=ManifestItem(image.config.digest, name, tuple(dict.fromkeys(tags)), paths),
+            repositories=_repositories(image.repo_tags, top),
+        )
+
+    def prepare_end(self) -> Addition:
+        """Return the members that close an archive; :data:`tar.END_OF_ARCHIVE` follows them."""
+        items = [
+            gojson.Struct([("Config", item.config), ("RepoTags", item.repo_tags), ("Layers", item.layers)])
+            for item in self._items.values()
+        ]
+        return Addition(
+            (
+                _file("manifest.json", gojson.encode(items)),
+                _file("repositories", gojson.encode(self._repositories)),
+            )
+        )
+
+    def commit(self, addition: Addition) -> None:
+        """Record that the members of ``addition`` are in the archive."""
+        self._blobs.update(addition.blobs)
+        self._legacy_ids |= addition.legacy_ids
+        if addition.item is not None:
+            self._items[addition.item.image_id] = addition.item
+        for name, tags in addition.repositories.items():
+            self._repositories.setdefault(name, {}).update(tags)
+
+    def _layer_paths(self, image: Image, stored: Sequence[Digest]) -> tuple[str, ...]:
+        paths: list[str] = []
+        diff_ids: dict[str, Digest] = {}
+        for digest, diff_id in zip(stored, image.config.diff_ids, strict=True):
+            member = self._blobs.get(digest)
+            if member is None:
+                raise InvalidInputError(f"layer {digest} is not in the archive: put it before its image")
+            # containers/image refuses to read an archive in which one path serves two diff IDs.
+            if diff_ids.setdefault(member.name, diff_id) != diff_id:
+                raise InvalidInputError(
+                    f"layer {digest} stands for two diff IDs of image {image.config.digest}: "
+                    f"{diff_ids[member.name]} and {diff_id}"
+                )
+            paths.append(member.name)
+        return tuple(paths)
+
+
+def new_builder(format: Format) -> DockerBuilder:
+    """Return the builder of an empty archive.
+
+    Raises:
+        InvalidInputError: There is no such format.
+    """
+    check_choice("format", format, Format)
+    return DockerBuilder()
+
+
+# ── v1 metadata ──
+
+
+def _legacy_layers(config: ImageConfig, stored: Sequence[Digest]) -> list[tuple[str, bytes]]:
+    """Return legacy ID and ``json`` of each layer, base first.
+
+    The ID is the SHA-256 of the layer's v1 metadata together with a seed: the recursion of OCI chain IDs, but
+    over the digests of what is *stored*, so it is a chain ID only where the layers are plain.
+    """
+    layers: list[tuple[str, bytes]] = []
+    seed = ""
+    for index, digest in enumerate(stored):
+        seed = str(Digest.of(f"{seed} {digest}".encode())) if seed else str(digest)
+        metadata: dict[str, gojson.Value] = {}
+        if index == len(stored) - 1:
+            metadata |= {name: gojson.Raw(token) for name, token in config.legacy_attributes.items()}
+        if layers:
+            metadata["parent"] = layers[-1][0]
+        identity = hashlib.sha256(gojson.encode(metadata | {_LAYER_ATTRIBUTE: seed})).hexdigest()
+        layers.append((identity, gojson.encode(metadata | {"id": identity})))
+    return layers
+
+
+def _legacy_members(identity: str, layer_path: str, data: bytes) -> list[Member]:
+    return [
+        _link(f"{identity}/layer.tar", f"../{layer_path}"),
+        _file(f"{identity}/VERSION", b"1.0"),
+        _file(f"{identity}/json", data),
+    ]
+
+
+def _repositories(tags: Iterable[Reference], top: str | None) -> dict[str, dict[str, str]]:
+    repositories: dict[str, dict[str, str]] = {}
+    if top is not None:
+        for reference in tags:
+            repositories.setdefault(reference.name, {})[str(reference.tag)] = top
+    return repositories

@@ -1,0 +1,180 @@
+"""Finish what was begun: blocking calls in a thread, waited for whatever is cancelled.
+
+The promise of this package is that nothing of a call goes on when it has returned or raised. A thread
+cannot be interrupted, so a cancelled call waits until its blocking call is done, and is cancelled then. This
+is the only room with a shield, and it shields two ways at once: ``asyncio.shield`` against ``Task.cancel``, an
+anyio scope against the cancel scopes around, which would otherwise deliver their cancel over and over.
+
+Only calls that end by themselves are waited for (regular files, hashing), never a pipe or a connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Generator
+from queue import SimpleQueue
+from typing import Any, ParamSpec, TypeVar
+
+from anyio import CancelScope
+from anyio.lowlevel import checkpoint_if_cancelled
+
+from .errors import EventLoopError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+YIELD_BYTES = 1 << 20
+"""After this many bytes without a suspension the loop gets its turn: about 1 ms of memory traffic."""
+_CHUNK_COST = 1 << 12
+"""What a chunk costs besides its bytes, so that tiny ones count too."""
+
+
+def running_task() -> asyncio.Task[Any]:
+    """Return the running asyncio task.
+
+    Raises:
+        EventLoopError: There is none: another event loop, or no loop at all.
+    """
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        raise EventLoopError from None
+    if task is None:
+        raise EventLoopError
+    return task
+
+
+class Worker:
+    """One thread that runs blocking calls in the order in which they were submitted.
+
+    The thread starts with a call and ends when no call is left, or, inside :meth:`held`, when that is left: a
+    worker that is not in use is no thread.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._jobs: SimpleQueue[_Job | None] | None = None
+        self._unfinished = 0
+        self._holds = 0
+
+    def submit(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
+        """Start a call that ends by itself; the caller owns the future and waits for it."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        if self._jobs is None:
+            self._jobs = SimpleQueue()
+            # A daemon: an idle thread must not keep a dying interpreter alive.
+            threading.Thread(target=_serve, args=(self._jobs,), name=self._name, daemon=True).start()
+        self._unfinished += 1
+        self._jobs.put(_Job(loop, future, lambda: call(*args, **kwargs), self._finished))
+        return future
+
+    async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run one call and wait for its end. A cancel is raised after it; the result is lost then."""
+        await checkpoint_if_cancelled()
+        return await wait_out(self.submit(call, *args, **kwargs))
+
+    async def run_always(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """As :meth:`run`, for what must happen also where a cancel scope is cancelled already."""
+        return await wait_out(self.submit(call, *args, **kwargs))
+
+    @contextlib.contextmanager
+    def held(self) -> Generator[None, None, None]:
+        """Keep the thread between calls."""
+        self._holds += 1
+        try:
+            yield
+        finally:
+            self._holds -= 1
+            self._stop_if_idle()
+
+    def _finished(self) -> None:
+        self._unfinished -= 1
+        self._stop_if_idle()
+
+    def _stop_if_idle(self) -> None:
+        if self._jobs is not None and not self._unfinished and not self._holds:
+            self._jobs.put(None)
+            self._jobs = None
+
+
+class _Job:
+    __slots__ = ("call", "finished", "future", "loop")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        future: asyncio.Future[Any],
+        call: Callable[[], Any],
+        finished: Callable[[], None],
+    ) -> None:
+        self.loop = loop
+        self.future = future
+        self.call = call
+        self.finished = finished
+
+    def run(self) -> None:
+        try:
+            result, error = self.call(), None
+        except BaseException as exc:  # noqa: BLE001 - whatever it is, it belongs to who waits
+            result, error = None, exc
+        # RuntimeError: the loop was closed under us, so nobody waits any more.
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(self._resolve, result, error)
+
+    def _resolve(self, result: object, error: BaseException | None) -> None:
+        if not self.future.done():
+            if error is None:
+                self.future.set_result(result)
+            else:
+                self.future.set_exception(error)
+        self.finished()
+
+
+def _serve(jobs: SimpleQueue[_Job | None]) -> None:
+    while (job := jobs.get()) is not None:
+        job.run()
+        del job  # its data must not live on while the next one is waited for
+
+
+async def wait_out(future: asyncio.Future[T]) -> T:
+    """Wait until a future of a plain blocking call is done, whatever is cancelled meanwhile.
+
+    Raises:
+        CancelledError: The very one that was delivered, once the call has ended; ``task.cancelling()`` stays as
+            it is, so that time-outs and task groups recognise it. An error of the call is added as a note.
+    """
+    cancelled: asyncio.CancelledError | None = None
+    with CancelScope(shield=True):
+        while not future.done():
+            try:
+                await asyncio.shield(future)
+            except asyncio.CancelledError as exc:
+                cancelled = cancelled or exc
+            except BaseException:  # noqa: BLE001 - the future's own: it is read below
+                break
+    if cancelled is None:
+        return future.result()
+    try:
+        error = future.exception()
+        if error is not None:
+            cancelled.add_note(f"while cancelled: {type(error).__name__}: {error}")
+        raise cancelled
+    finally:
+        del cancelled, future
+
+
+class Fairness:
+    """Give the loop its turn by bytes: a source and a sink that never suspend would starve it."""
+
+    def __init__(self) -> None:
+        self._bytes = 0
+
+    async def passed(self, size: int) -> None:
+        """Count a chunk of ``size`` bytes; suspend once per :data:`YIELD_BYTES`."""
+        self._bytes += size + _CHUNK_COST
+        if self._bytes >= YIELD_BYTES:
+            self._bytes = 0
+            await asyncio.sleep(0)

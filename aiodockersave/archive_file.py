@@ -1,0 +1,74 @@
+"""An archive at a path: there when it is whole, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import AsyncGenerator
+
+from ._aio import Worker, running_task
+from ._target import Target, open_stream
+from .formats import Format, Layers
+from .sinks import descriptor_sink
+from .writer import ArchiveWriter
+
+
+@contextlib.asynccontextmanager
+async def open_archive(
+    path: str | os.PathLike[str],
+    *,
+    fsync: bool = True,
+    format: Format = "docker",
+    layers: Layers = "keep",
+    stage_memory: int = 8 << 20,
+    stage_dir: str | os.PathLike[str] | None = None,
+    max_plain_size: int | None = None,
+    checksum: bool = False,
+) -> AsyncGenerator[ArchiveWriter, None]:
+    """Write an archive to a path: it appears there when it is whole, or not at all.
+
+    A temporary file beside the target is renamed over it by ``close()``, which the end of the block calls. An existing
+    file is never touched before that; its mode is kept. A symbolic link's target is replaced, not the link. What is no
+    regular file (``/dev/null``, a FIFO) is written into.
+
+    Args:
+        path: Where the archive is to be.
+        fsync: Whether file and directory are brought to the disk.
+        format: As :class:`ArchiveWriter`, and so are the others.
+        layers: Whether blobs are kept as they are, or stored as plain tars.
+        stage_memory: Bytes of memory for content that is staged.
+        stage_dir: Where staged content goes that exceeds it.
+        max_plain_size: The largest layer to accept when decompressing, in bytes.
+        checksum: Whether the report has the SHA-256 of the archive.
+
+    Raises:
+        OSError: The file cannot be made, or the disk is full.
+
+    Cancel: the old file is untouched and no temporary file is left, unless the archive was under its name already.
+    """
+    running_task()
+    target = Target(path, fsync=fsync)
+    worker = Worker("aiodockersave-file")
+    try:
+        await worker.run(target.open)
+        fd = await open_stream(target)
+        archive = ArchiveWriter(
+            descriptor_sink(fd),
+            format=format,
+            layers=layers,
+            stage_memory=stage_memory,
+            stage_dir=stage_dir,
+            max_plain_size=max_plain_size,
+            checksum=checksum,
+            _target=target,
+        )
+        async with archive:
+            yield archive
+    except BaseException as exc:
+        try:
+            await worker.run_always(target.close)
+        except OSError as error:
+            exc.add_note(f"while cleaning up: {error}")
+        raise
+    else:
+        await worker.run_always(target.close)

@@ -1,0 +1,330 @@
+"""One content on its way into an archive: joined to batches, decompressed where asked, checked.
+
+::
+
+    chunks ──▶ batches ──▶ SHA-256 ──▶                          ──▶ stored as it is    (keep)
+                                   └──▶ inflate ──▶ SHA-256 ──▶ ──▶ stored plain       (decompress)
+
+The idea to know first: batches are handed out one behind, so the last one leaves only when everything was
+verified, and content that fits one batch is verified before anything of it is written. Hashing and inflating
+run ahead of the consumer in threads of their own, as futures of plain calls: there is no task to own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from . import content as _content
+from ._aio import Fairness, Worker, wait_out
+from .content import OpenContent
+from .decompression import Compression, Decompressor, sniff
+from .errors import ContentTooLargeError, DigestMismatchError, SizeMismatchError
+from .model import OCI_LAYER, OCI_LAYER_GZIP, OCI_LAYER_ZSTD, Descriptor, Digest
+
+if TYPE_CHECKING:
+    import hashlib
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+INLINE_SIZE = 256 << 10
+"""So many bytes are hashed on the loop, which takes less than handing them to a thread; the rest is not."""
+_QUEUE = 2
+"""Batches that may wait for their hash: memory, and how far a source may be ahead of the processor."""
+_INFLATION = 8
+"""What a compressed byte costs, compared to a hashed one."""
+
+MEDIA_TYPES: dict[Compression | None, str] = {None: OCI_LAYER, "gzip": OCI_LAYER_GZIP, "zstd": OCI_LAYER_ZSTD}
+
+
+class Lane:
+    """Runs calls in order: the first bytes at once, what comes after them in a thread of its own."""
+
+    def __init__(self, name: str) -> None:
+        self._worker = Worker(name)
+        self._held = ExitStack()
+        self._inline = INLINE_SIZE
+        self._last: asyncio.Future[Any] | None = None
+
+    def start(self, cost: int, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
+        """Start a call that is worth ``cost`` bytes of hashing. Its future is waited for, here or in close()."""
+        future: asyncio.Future[T]
+        if self._inline >= cost:
+            self._inline -= cost
+            future = asyncio.get_running_loop().create_future()
+            future.set_result(call(*args, **kwargs))
+            return future
+        if self._inline >= 0:
+            self._inline = -1
+            self._held.enter_context(self._worker.held())
+        self._last = future = self._worker.submit(call, *args, **kwargs)
+        return future
+
+    async def close(self) -> None:
+        """Wait until no call runs; the thread ends. What a call raised is dropped with its result."""
+        try:
+            if self._last is not None and not self._last.done():
+                await wait_out(self._last)
+        finally:
+            if self._last is not None:
+                self._last.exception()
+            self._held.close()
+
+
+class Hasher:
+    """Hashes batches in a lane, at most a few behind.
+
+    Attributes:
+        hash: The hashlib object; complete once :meth:`digest` has returned.
+    """
+
+    def __init__(self, algorithm: str, *, hash_: hashlib._Hash | None = None) -> None:
+        self.hash = hash_ or Digest.of(b"", algorithm).hasher()
+        self._algorithm = algorithm
+        self._lane = Lane("aiodockersave-hash")
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def update(self, batch: bytes) -> None:
+        """Take a batch; waits while too many are behind."""
+        await self._wait(_QUEUE - 1)
+        future = self._lane.start(len(batch), self.hash.update, batch)
+        if not future.done():
+            self._waiting.append(future)
+
+    async def digest(self) -> Digest:
+        """Wait for all batches and return their digest."""
+        await self._wait(0)
+        return Digest(self._algorithm, self.hash.hexdigest())
+
+    async def _wait(self, behind: int) -> None:
+        while len(self._waiting) > behind:
+            await wait_out(self._waiting[0])
+            self._waiting.popleft()
+
+    async def close(self) -> None:
+        """Wait until nothing is hashed."""
+        await self._lane.close()
+
+
+class Intake:
+    """The batches of one content as they are stored.
+
+    Attributes:
+        done: Whether the batch that :meth:`next` returned last was the last, and all is verified.
+    """
+
+    def __init__(
+        self,
+        content: OpenContent,
+        expected: Descriptor | None,
+        *,
+        decompress: bool,
+        diff_id: Digest | None,
+        max_plain_size: int | None,
+    ) -> None:
+        self.done = False
+        self._expected = expected
+        self._diff_id = diff_id if decompress else None
+        self._blob = _Blob(content, expected)
+        self._decompress = decompress
+        self._plain: _Plain | None = None
+        self._max_plain_size = max_plain_size
+        self._batch: bytes | None = None
+        self._compression: Compression | None = None
+        self._stored: Descriptor | None = None
+
+    @property
+    def blob(self) -> Descriptor:
+        """The blob that was read, once it is done."""
+        return self._blob.descriptor(MEDIA_TYPES[self._compression])
+
+    @property
+    def stored(self) -> Descriptor:
+        """What is to be stored of it, once it is done."""
+        if self._stored is None:
+            raise AssertionError("the content is not at its end")
+        return self._stored
+
+    @property
+    def media_type(self) -> str:
+        """The media type of what is stored, once the first batch is there."""
+        if self._decompress:
+            return OCI_LAYER
+        return self._expected.media_type if self._expected else MEDIA_TYPES[self._compression]
+
+    async def next(self) -> bytes:
+        """Return the next batch; after it ``done`` says whether it was the last.
+
+        Raises:
+            ContentError: The content is not what was promised, or cannot be decompressed.
+        """
+        if self._batch is None:
+            self._batch = await self._first()
+        batch = self._batch
+        if batch:
+            if self._plain is not None:
+                await self._plain.hash(batch)
+            self._batch = await self._fetch()
+        if not self._batch:
+            self._stored = await self._verify()
+            self.done = True
+        return batch
+
+    async def close(self) -> None:
+        """Wait until no thread works for it."""
+        try:
+            await self._blob.close()
+        finally:
+            if self._plain is not None:
+                await self._plain.close()
+
+    async def _first(self) -> bytes:
+        batch = await self._blob.next()
+        self._compression = sniff(batch[:4])
+        if not self._decompress:
+            return batch
+        what = f"layer {self._expected.digest}" if self._expected else "the layer"
+        self._plain = _Plain(self._blob, batch, self._compression, self._diff_id, what, self._max_plain_size)
+        return await self._plain.next()
+
+    async def _fetch(self) -> bytes:
+        return await (self._blob if self._plain is None else self._plain).next()
+
+    async def _verify(self) -> Descriptor:
+        await self._blob.verify()
+        if self._plain is None:
+            return self._blob.descriptor(self.media_type)
+        digest = await self._plain.digest()
+        if self._diff_id is not None and digest != self._diff_id:
+            raise DigestMismatchError(self._diff_id, digest, what="diff ID", descriptor=self._expected)
+        return Descriptor(self.media_type, digest, self._plain.size)
+
+
+class _Blob:
+    """The blob's batches, hashed; each holds at least ``BATCH_SIZE`` bytes but the last."""
+
+    def __init__(self, content: OpenContent, expected: Descriptor | None) -> None:
+        self._content = content
+        self._expected = expected
+        self._hasher = Hasher(expected.digest.algorithm if expected else "sha256")
+        self._fairness = Fairness()
+        self._size = 0
+        self._digest: Digest | None = None
+
+    async def next(self) -> bytes:
+        parts: list[bytes] = []
+        size = 0
+        while size < _content.BATCH_SIZE and (chunk := await self._content.read()):
+            parts.append(chunk)
+            size += len(chunk)
+            self._size += len(chunk)
+            self._check_size(at_end=False)
+            await self._fairness.passed(len(chunk))
+        batch = parts[0] if len(parts) == 1 else b"".join(parts)
+        if batch:
+            await self._hasher.update(batch)
+        return batch
+
+    async def verify(self) -> None:
+        self._check_size(at_end=True)
+        self._digest = await self._hasher.digest()
+        if self._expected is not None and self._digest != self._expected.digest:
+            raise DigestMismatchError(self._expected.digest, self._digest, descriptor=self._expected)
+
+    def _check_size(self, *, at_end: bool) -> None:
+        size = self._expected.size if self._expected else None
+        if (
+            self._expected is not None
+            and size is not None
+            and (self._size > size or (at_end and self._size < size))
+        ):
+            raise SizeMismatchError(size, self._size, what=f"blob {self._expected.digest}")
+
+    def descriptor(self, media_type: str) -> Descriptor:
+        if self._digest is None:
+            raise AssertionError("the blob is not verified")
+        return Descriptor(media_type, self._digest, self._size)
+
+    async def close(self) -> None:
+        await self._hasher.close()
+
+
+class _Plain:
+    """The plain batches of a blob: inflated one ahead, hashed."""
+
+    def __init__(
+        self,
+        blob: _Blob,
+        first: bytes,
+        compression: Compression | None,
+        diff_id: Digest | None,
+        what: str,
+        max_size: int | None,
+    ) -> None:
+        self.size = 0
+        self._blob = blob
+        self._what = what
+        self._max_size = max_size
+        self._input: bytes | None = first
+        self._lane = Lane("aiodockersave-inflate")
+        self._hasher = Hasher(diff_id.algorithm if diff_id else "sha256")
+        self._decompressor = (
+            Decompressor(compression, what=what, max_plain_size=max_size) if compression else None
+        )
+        self._reading: asyncio.Future[bytes] | None = None
+
+    async def next(self) -> bytes:
+        if self._decompressor is None:
+            return self._passed(await self._compressed())
+        parts: list[bytes] = []
+        size = 0
+        while size < _content.BATCH_SIZE and (piece := await self._piece(self._decompressor)):
+            parts.append(piece)
+            size += len(piece)
+        return self._passed(parts[0] if len(parts) == 1 else b"".join(parts))
+
+    def _passed(self, batch: bytes) -> bytes:
+        self.size += len(batch)
+        if self._max_size is not None and self.size > self._max_size:
+            raise ContentTooLargeError(self._max_size, what=self._what)
+        return batch
+
+    async def _piece(self, decompressor: Decompressor) -> bytes:
+        """Return the next plain bytes, and start on those after them; empty at the end."""
+        limit = _content.MAX_BATCH_SIZE - _content.BATCH_SIZE
+        while True:
+            if self._reading is not None:
+                piece = await wait_out(self._reading)
+                self._reading = self._lane.start(len(piece), decompressor.read, limit) if piece else None
+                if piece:
+                    return piece
+            batch = await self._compressed()
+            if not batch:
+                decompressor.finish()
+                return b""
+            self._reading = self._lane.start(len(batch) * _INFLATION, _feed, decompressor, batch, limit)
+
+    async def _compressed(self) -> bytes:
+        batch, self._input = self._input, None
+        return await self._blob.next() if batch is None else batch
+
+    async def hash(self, batch: bytes) -> None:
+        await self._hasher.update(batch)
+
+    async def digest(self) -> Digest:
+        return await self._hasher.digest()
+
+    async def close(self) -> None:
+        try:
+            await self._lane.close()
+        finally:
+            await self._hasher.close()
+
+
+def _feed(decompressor: Decompressor, batch: bytes, limit: int) -> bytes:
+    decompressor.feed(batch)
+    return decompressor.read(limit)

@@ -1,0 +1,244 @@
+"""An archive on its sink: which bytes are committed, which were touched since, and how to take these back.
+
+The writer's half that knows positions. It decides nothing about members or states; a :class:`Transaction` is what
+one public call writes, and ends in a commit or an undo.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Generator
+from typing import Any, Protocol
+
+from . import tar
+from ._aio import Fairness, Worker, wait_out
+from .content import MAX_BATCH_SIZE
+from .errors import SinkError
+from .formats import Addition, Member
+from .intake import Hasher
+from .model import Digest
+from .plan import ArchiveMember, located
+from .sinks import Sink, SupportsPatch, SupportsRead, SupportsRewind, as_sink, write_some
+
+_MOVE_SIZE = 64 << 20
+"""Bytes that are moved by one blocking call: how long a cancel may have to wait."""
+
+
+class Batches(Protocol):
+    """Where the data of a member come from.
+
+    Attributes:
+        done: Whether the batch that :meth:`next` returned last was the last.
+    """
+
+    done: bool
+
+    async def next(self) -> bytes:
+        """Return the next batch."""
+        ...
+
+
+class OneBatch:
+    """Data that are here as a whole."""
+
+    def __init__(self, batch: bytes) -> None:
+        self.done = True
+        self._batch = batch
+
+    async def next(self) -> bytes:
+        """Return all of it."""
+        return self._batch
+
+
+class Output:
+    """Where an archive goes.
+
+    Attributes:
+        position: The size of what is committed, in bytes.
+        members: The members that are committed.
+        can_rewind: Whether the sink can take back what was written last.
+        can_patch: Whether a header may be written after its data.
+        checksum: Whether the SHA-256 of the whole is wanted.
+        in_order_hash: The hash of what is committed; None where it is not wanted, or no longer known.
+    """
+
+    def __init__(self, sink: Any, *, checksum: bool) -> None:
+        self.sink: Sink = as_sink(sink)
+        self.worker: Worker = getattr(self.sink, "worker", None) or Worker("aiodockersave-sink")
+        self.position = 0
+        self.members: list[ArchiveMember] = []
+        self.can_rewind = isinstance(self.sink, SupportsRewind)
+        # What is patched is not hashed in order: a checksum needs to read it back.
+        readable = isinstance(self.sink, SupportsRead) or not checksum
+        self.can_patch = self.can_rewind and readable and isinstance(self.sink, SupportsPatch)
+        self.in_order_hash = hashlib.sha256() if checksum else None
+        self.checksum = checksum
+
+    @contextlib.contextmanager
+    def held(self) -> Generator[None, None, None]:
+        """Keep thread and descriptor of the sink for the time of one call."""
+        hold = getattr(self.sink, "hold", contextlib.nullcontext)
+        with self.worker.held(), hold():
+            yield
+
+    @property
+    def handed_over(self) -> int | None:
+        """How many bytes the sink says are out of its hands; None where it does not know."""
+        count = getattr(self.sink, "handed_over", None)
+        return count if isinstance(count, int) else None
+
+    @property
+    def expected_size(self) -> int | None:
+        """How large the archive must become, in bytes, where the sink has promised it to somebody."""
+        size = getattr(self.sink, "expected_size", None)
+        return size if isinstance(size, int) else None
+
+    async def flush(self) -> None:
+        """Wait until the sink has passed on what it holds, as far as it can tell."""
+        flush = getattr(self.sink, "flush", None)
+        if flush is not None:
+            await flush()
+
+    async def read_back(self) -> Digest:
+        """Return the SHA-256 of all bytes of the sink, committed or not."""
+        if not isinstance(self.sink, SupportsRead):
+            raise AssertionError("patched, and cannot be read")
+        hasher = Hasher("sha256")
+        try:
+            position = 0
+            while data := await self.worker.run(self.sink.read, position, MAX_BATCH_SIZE):
+                await hasher.update(data)
+                position += len(data)
+            return await hasher.digest()
+        finally:
+            await hasher.close()
+
+
+class Transaction:
+    """What one public call writes behind the committed bytes.
+
+    Attributes:
+        cursor: Where the next byte goes, in bytes from the start of the archive.
+        writing: What is being written, for messages.
+    """
+
+    def __init__(self, output: Output) -> None:
+        self.cursor = output.position
+        self.writing = "a layer"
+        self._output = output
+        self._touched = False
+        self._handed_over = output.handed_over
+        self._fairness = Fairness()
+        hash_ = output.in_order_hash
+        self._hasher = None if hash_ is None else Hasher("sha256", hash_=hash_.copy())
+
+    @property
+    def touched(self) -> bool:
+        """Whether the sink may have bytes of this transaction."""
+        return self._touched and (self._handed_over is None or self._output.handed_over != self._handed_over)
+
+    async def write(self, *parts: bytes) -> None:
+        """Write ``parts``, joined, in pieces of at most ``MAX_BATCH_SIZE`` bytes and a little more."""
+        data = b"".join(parts) if len(parts) > 1 else parts[0]
+        if len(data) <= MAX_BATCH_SIZE + MAX_BATCH_SIZE // 2:
+            return await self._write(data)
+        for start in range(0, len(data), MAX_BATCH_SIZE):
+            await self._write(data[start : start + MAX_BATCH_SIZE])
+        return None
+
+    async def _write(self, data: bytes) -> None:
+        if self._hasher is not None:
+            await self._hasher.update(data)
+        while data:
+            self._touched = True
+            taken = await write_some(self._output.sink, data)
+            self.cursor += taken
+            await self._fairness.passed(taken)
+            data = data[taken:]
+
+    async def write_data(self, header: bytes, batch: bytes, batches: Batches, *, pad: bool) -> None:
+        """Write ``header`` and ``batch``, joined, then the other batches, the last one joined with the padding."""
+        size = len(batch)
+        while not batches.done:
+            await self.write(header, batch)
+            header, batch = b"", await batches.next()
+            size += len(batch)
+        await self.write(header, batch, tar.padding(size) if pad else b"")
+
+    async def patch_header(self, reserved: int, member: Member) -> None:
+        """Write the header of a member over the ``reserved`` zeros in front of its data, which end at the cursor."""
+        sink, run = self._output.sink, self._output.worker.run
+        if not isinstance(sink, SupportsPatch):
+            raise AssertionError("the sink cannot be patched")
+        start = self._output.position
+        shift = len(member.header) - reserved
+        stop = start + reserved + member.size
+        while shift and stop > start + reserved:
+            size = min(_MOVE_SIZE, stop - start - reserved)
+            stop -= size
+            await run(sink.move, stop, stop + shift, size)
+        self.cursor += shift
+        await run(sink.patch, start, member.header)
+        await self._write(tar.padding(member.size))
+        self._output.in_order_hash = None
+
+    async def finish(self) -> None:
+        """Wait for what still works for this transaction; nothing is awaited between this and the commit."""
+        if self._hasher is not None:
+            await self._hasher.digest()
+
+    async def checksum(self) -> Digest | None:
+        """Return the SHA-256 of the archive with this transaction, where it was asked for."""
+        if not self._output.checksum:
+            return None
+        if self._hasher is not None and self._output.in_order_hash is not None:
+            return await self._hasher.digest()
+        return await self._output.read_back()
+
+    def commit(self, addition: Addition) -> None:
+        """Record that the members of ``addition`` are in. No await from here on."""
+        output = self._output
+        offset = output.position
+        for member in addition.members:
+            output.members.append(located(member, offset))
+            offset += member.total_size
+        output.position = self.cursor
+        if self._hasher is not None and output.in_order_hash is not None:
+            output.in_order_hash = self._hasher.hash
+        self._touched = False
+
+    async def undo(self, fault: BaseException) -> bool:
+        """Take back what was written; return whether the archive is as it was before.
+
+        A cancel does not interrupt it. What fails here is added to ``fault`` as a note.
+        """
+        sink = self._output.sink
+        if not self.touched:
+            return True
+        if not isinstance(sink, SupportsRewind):
+            return False
+        rewinding = self._output.worker.submit(sink.rewind, self._output.position)
+        with contextlib.suppress(BaseException):
+            await wait_out(rewinding)
+        error = rewinding.exception()
+        if error is not None:
+            fault.add_note(f"the archive could not be rewound: {type(error).__name__}: {error}")
+            return False
+        self._touched = False
+        self.cursor = self._output.position
+        return True
+
+    async def close(self) -> None:
+        """Wait until no thread hashes for it."""
+        if self._hasher is not None:
+            await self._hasher.close()
+
+
+def check_promise(output: Output, size: int) -> None:
+    """Raise :class:`SinkError` where the sink has promised another size than the archive will have."""
+    if output.expected_size not in (None, size):
+        raise SinkError(
+            f"the archive has {size} bytes, but the response promises {output.expected_size}: "
+            "leave Content-Length away, or take it from a plan"
+        )

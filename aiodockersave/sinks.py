@@ -1,0 +1,393 @@
+"""Where bytes go: the sink protocol, its powers, and adapters for what callers have.
+
+A **sink** is anything with ``async write(data)`` that takes the data once it has room: the await is the
+back-pressure. It returns None when all was taken, or how many bytes were; the rest is written again, and 0 is an
+error. It is given ``bytes`` that nobody changes afterwards, so it may keep them.
+
+A sink may have **powers**: plain blocking methods, which are run in a thread and waited for.
+
+==============================  ============================================  ======================
+``rewind(position)``            cut to a position and go on from there        :class:`SupportsRewind`
+``patch(position, data)``,      write over earlier bytes, copy earlier        :class:`SupportsPatch`
+``move(source, target, size)``  bytes within the sink
+==============================  ============================================  ======================
+
+Positions are bytes from where the sink stood when it was adapted. The adapters decide powers once, by file type and
+mode: a pipe's writer, a ``GzipFile`` and a file in append mode have ``seek`` and ``truncate``, and cannot rewind.
+
+Threads write regular files only. Pipes, sockets and terminals are written by the loop, without blocking: a thread in
+a full pipe ends when somebody reads, that is, perhaps never.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import inspect
+import io
+import os
+import socket
+import stat
+import sys
+from collections.abc import Awaitable, Callable, Generator
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from ._aio import Worker
+from .errors import SinkError
+
+_MOVE_SIZE = 1 << 20
+
+
+@runtime_checkable
+class Sink(Protocol):
+    """Where bytes go."""
+
+    async def write(self, data: bytes, /) -> int | None:
+        """Take ``data`` once there is room; return how many bytes were taken, None for all.
+
+        A cancel leaves it unknown how many were, unless the sink has an int attribute ``handed_over``, which counts
+        the bytes that are out of its hands.
+        """
+        ...
+
+
+@runtime_checkable
+class SupportsRewind(Protocol):
+    """A sink that can take back what was written last."""
+
+    def rewind(self, position: int, /) -> None:
+        """Drop all bytes from ``position`` on; the next write goes there. Blocks."""
+        ...
+
+
+@runtime_checkable
+class SupportsPatch(Protocol):
+    """A sink whose earlier bytes can be written over."""
+
+    def patch(self, position: int, data: bytes, /) -> None:
+        """Write ``data`` over the bytes at ``position``; the next write goes where it would have. Blocks."""
+        ...
+
+    def move(self, source: int, target: int, size: int, /) -> None:
+        """Copy ``size`` bytes from ``source`` to ``target``, which may lie behind the end. Blocks."""
+        ...
+
+
+@runtime_checkable
+class SupportsRead(Protocol):
+    """A sink that can be read back."""
+
+    def read(self, position: int, size: int, /) -> bytes:
+        """Return up to ``size`` bytes at ``position``; empty at the end. Blocks."""
+        ...
+
+
+def as_sink(obj: Any) -> Sink:
+    """Adapt what a caller has to a sink; what has an ``async write(data)`` of its own is one already.
+
+    Takes an aiofiles or anyio file, a binary file, an anyio byte send stream, ``asyncio.StreamWriter`` (a subprocess'
+    stdin too), aiohttp's ``StreamResponse`` and a plain ``async def``. The adapter never closes what it adapts.
+
+    Raises:
+        TypeError: It is none of these.
+    """
+    file = _wrapped_file(obj)
+    if file is not None:
+        return _file_sink(file)
+    if isinstance(obj, asyncio.StreamWriter):
+        return StreamWriterSink(obj)
+    response = sys.modules.get("aiohttp.web_response")
+    if response is not None and isinstance(obj, response.StreamResponse):
+        return ResponseSink(obj)
+    if not isinstance(obj, type):
+        if callable(getattr(obj, "write", None)):
+            return obj  # type: ignore[no-any-return]
+        if callable(getattr(obj, "send", None)) and hasattr(obj, "aclose"):
+            return CallableSink(obj.send)
+        if callable(obj) and (
+            inspect.iscoroutinefunction(obj) or inspect.iscoroutinefunction(type(obj).__call__)
+        ):
+            return CallableSink(obj)
+    raise TypeError(f"cannot write to {_kind(obj)}: {_hint(obj)}")
+
+
+async def write_some(sink: Sink, data: bytes | memoryview) -> int:
+    """Give ``data`` to a sink and return how many bytes it took.
+
+    Raises:
+        SinkError: It took nothing, or more than it was given.
+        TypeError: Its ``write`` is not async.
+    """
+    waiting = sink.write(data)  # type: ignore[arg-type]
+    if not inspect.isawaitable(waiting):
+        raise TypeError(f"the write() of {_kind(sink)} is not async: pass a file, or wrap it in an async def")
+    taken = await waiting
+    if taken is None:
+        return len(data)
+    if isinstance(taken, bool) or not isinstance(taken, int):
+        raise TypeError(
+            f"the write() of {_kind(sink)} returned {taken!r}: return None, or how many bytes it took"
+        )
+    if not 0 < taken <= len(data):
+        raise SinkError(
+            f"the sink took {taken} of {len(data)} bytes: it must take at least one, and no more than it was given"
+        )
+    return taken
+
+
+def _hint(obj: object) -> str:
+    if isinstance(obj, str | os.PathLike):
+        return "for a path use open_archive()"
+    return "pass a binary file, a stream, a response, or an object with async write(data)"
+
+
+def _kind(obj: object) -> str:
+    return f"the class {obj.__qualname__}" if isinstance(obj, type) else f"a {type(obj).__qualname__}"
+
+
+# ── files ──
+
+
+def _wrapped_file(obj: Any) -> Any:
+    """Return the plain file below an aiofiles, anyio or tempfile wrapper, the file itself, or None."""
+    for module, cls, attribute in (
+        ("aiofiles.base", "AsyncBase", "_file"),
+        ("anyio", "AsyncFile", "wrapped"),
+        ("tempfile", "_TemporaryFileWrapper", "file"),
+    ):
+        wrapper = getattr(sys.modules.get(module), cls, None)
+        if wrapper is not None and isinstance(obj, wrapper):
+            return _wrapped_file(getattr(obj, attribute))
+    return obj if isinstance(obj, io.IOBase) else None
+
+
+def _file_sink(file: Any) -> Sink:
+    if isinstance(file, io.TextIOBase):
+        raise TypeError("cannot write to a text file: open it in binary mode, or pass its .buffer")
+    if not file.writable():
+        raise TypeError("cannot write to a file that is open for reading: open it with 'wb'")
+    raw = getattr(file, "raw", file)
+    if isinstance(raw, io.FileIO):
+        if raw is not file:
+            file.flush()  # what the caller wrote before comes first; we write below the buffer
+        return descriptor_sink(raw.fileno())
+    if isinstance(raw, socket.SocketIO):
+        raise TypeError("cannot write to the file of a socket: use asyncio.open_connection(sock=…)")
+    return BlockingSink(file)
+
+
+def descriptor_sink(fd: int) -> Sink:
+    """Return the sink of an open descriptor, by what it is."""
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISREG(mode):
+        return FileSink(fd) if _can_rewind(fd) else BlockingSink(_Descriptor(fd))
+    if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(fd):
+        return DescriptorSink(fd)
+    return BlockingSink(_Descriptor(fd))  # /dev/null and block devices do not wait for anybody
+
+
+def _can_rewind(fd: int) -> bool:
+    import fcntl  # noqa: PLC0415 - not on Windows
+
+    return not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND
+
+
+class FileSink:
+    """A regular file, from where it stands on; rewinds and patches. It has a thread of its own while it works."""
+
+    def __init__(self, fd: int) -> None:
+        self.worker = Worker("aiodockersave-file")
+        self._fd = fd
+        self._start = os.lseek(fd, 0, os.SEEK_CUR)
+
+    async def write(self, data: bytes, /) -> None:
+        """Write all of ``data``. A cancel is raised when the write has ended."""
+        await self.worker.run(_write_all, self._fd, data)
+
+    def rewind(self, position: int, /) -> None:
+        """Cut the file at ``position``."""
+        os.ftruncate(self._fd, self._start + position)
+        os.lseek(self._fd, self._start + position, os.SEEK_SET)
+
+    def patch(self, position: int, data: bytes, /) -> None:
+        """Write over earlier bytes."""
+        view = memoryview(data)
+        position += self._start
+        while view:
+            written = os.pwrite(self._fd, view, position)
+            view = view[written:]
+            position += written
+
+    def read(self, position: int, size: int, /) -> bytes:
+        """Read back earlier bytes."""
+        return os.pread(self._fd, size, self._start + position)
+
+    def move(self, source: int, target: int, size: int, /) -> None:
+        """Copy bytes within the file, to a place further behind; the two may overlap."""
+        while size:
+            step = min(size, _MOVE_SIZE)
+            size -= step
+            data = self.read(source + size, step)
+            if len(data) != step:
+                raise SinkError(
+                    f"the file is shorter than what was written to it, at byte {source + size + len(data)}"
+                )
+            self.patch(target + size, data)
+        os.lseek(self._fd, 0, os.SEEK_END)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+class _Descriptor:
+    """The ``write`` of a descriptor, as a raw file has it; closing is left to the owner."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def write(self, data: bytes) -> int:
+        return os.write(self._fd, data)
+
+
+class BlockingSink:
+    """A file object that writes at once or to a regular file, in a thread: ``GzipFile``, ``BytesIO``, append mode."""
+
+    def __init__(self, file: Any) -> None:
+        self.worker = Worker("aiodockersave-file")
+        self._write = file.write
+
+    async def write(self, data: bytes, /) -> int | None:
+        """Write ``data``. A cancel is raised when the write has ended."""
+        taken: int | None = await self.worker.run(self._write, data)
+        return taken
+
+
+# ── what the loop writes ──
+
+
+class DescriptorSink:
+    """A pipe, FIFO, socket or terminal, written without blocking while it is held."""
+
+    def __init__(self, fd: int) -> None:
+        self.handed_over = 0
+        self._fd = fd
+        self._send: Callable[[memoryview], int] | None = None
+        self._waiting_fd = fd
+
+    @contextlib.contextmanager
+    def hold(self) -> Generator[None, None, None]:
+        """Keep the descriptor ready for writes without blocking."""
+        with contextlib.ExitStack() as stack:
+            self._waiting_fd, self._send = _nonblocking(self._fd, stack)
+            try:
+                yield
+            finally:
+                self._send = None
+
+    async def write(self, data: bytes, /) -> None:
+        """Write all of ``data``. A cancel stops it where it waits for room."""
+        if self._send is None:
+            with self.hold():
+                return await self.write(data)
+        view = memoryview(data)
+        while view:
+            try:
+                written = self._send(view)
+            except BlockingIOError:
+                await _writable(self._waiting_fd)
+            else:
+                self.handed_over += written
+                view = view[written:]
+        return None
+
+
+def _nonblocking(fd: int, stack: contextlib.ExitStack) -> tuple[int, Callable[[memoryview], int]]:
+    """Return a descriptor to wait on and a call that writes what there is room for.
+
+    O_NONBLOCK belongs to the open file, which other processes share: a shell's terminal, the other end of a pipeline.
+    So a file is opened anew, and a socket is asked call by call.
+    """
+    if stat.S_ISSOCK(os.fstat(fd).st_mode):
+        sock = stack.enter_context(socket.socket(fileno=os.dup(fd)))
+        return sock.fileno(), lambda view: sock.send(view, socket.MSG_DONTWAIT)
+    if not os.get_blocking(fd):
+        return fd, lambda view: os.write(fd, view)
+    if not Path("/proc/self/fd").is_dir():
+        os.set_blocking(fd, False)
+        stack.callback(os.set_blocking, fd, True)
+        return fd, lambda view: os.write(fd, view)
+    try:
+        own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError as exc:
+        if exc.errno == errno.ENXIO:  # nobody reads the pipe
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) from None
+        raise
+    stack.callback(os.close, own)
+    return own, lambda view: os.write(own, view)
+
+
+async def _writable(fd: int) -> None:
+    loop = asyncio.get_running_loop()
+    event = asyncio.Event()
+    loop.add_writer(fd, event.set)
+    try:
+        await event.wait()
+    finally:
+        loop.remove_writer(fd)
+
+
+class StreamWriterSink:
+    """``asyncio.StreamWriter``: waits for room first and hands over then, so that a cancelled wait left nothing."""
+
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self.handed_over = 0
+        self._writer = writer
+
+    async def write(self, data: bytes, /) -> None:
+        """Wait for room, then hand ``data`` over. A cancel comes in the wait, before anything is handed over."""
+        await self.flush()
+        self._writer.write(data)
+        self.handed_over += len(data)
+
+    async def flush(self) -> None:
+        """Wait until there is room again.
+
+        Raises:
+            ConnectionError: The other side has left.
+        """
+        if self._writer.transport.is_closing():
+            raise ConnectionResetError(errno.ECONNRESET, "the other side has left")
+        await self._writer.drain()
+
+
+class ResponseSink:
+    """aiohttp's ``StreamResponse``, prepared by the caller.
+
+    Attributes:
+        expected_size: The ``Content-Length`` that the response promises, in bytes, or None. aiohttp would cut off what
+            exceeds it, and leave the client waiting for what lacks.
+    """
+
+    def __init__(self, response: Any) -> None:
+        self.expected_size: int | None = response.content_length
+        self._response = response
+
+    async def write(self, data: bytes, /) -> None:
+        """Hand ``data`` over, then wait for room. A cancel comes when all was handed over."""
+        await self._response.write(data)
+
+
+class CallableSink:
+    """An ``async def`` that takes bytes: the caller's own function, a stream's ``send``."""
+
+    def __init__(self, write: Callable[[bytes], Awaitable[Any]]) -> None:
+        self._write = write
+
+    async def write(self, data: bytes, /) -> Any:
+        """Call it with ``data``."""
+        return await self._write(data)

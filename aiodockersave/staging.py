@@ -1,0 +1,109 @@
+"""What is received and verified as a whole before its turn: in memory first, then in a temporary file.
+
+All stages of one writer share one bound of memory. A stage that would exceed it moves into an unnamed
+temporary file, which is gone with it, whatever happens.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import IO
+
+from ._aio import Worker
+from .content import MAX_BATCH_SIZE
+
+
+class Memory:
+    """Bytes of memory that stages may take together."""
+
+    def __init__(self, size: int) -> None:
+        self._free = size
+
+    def take(self, size: int) -> bool:
+        """Take ``size`` bytes if they are free."""
+        if size > self._free:
+            return False
+        self._free -= size
+        return True
+
+    def give_back(self, size: int) -> None:
+        """Free what was taken."""
+        self._free += size
+
+
+class Stage:
+    """Batches, written once and then read once.
+
+    Attributes:
+        size: Their size in bytes.
+        done: Whether the batch that :meth:`next` returned last was the last.
+    """
+
+    def __init__(self, memory: Memory, directory: str | os.PathLike[str] | None) -> None:
+        self._memory = memory
+        self._directory = directory
+        self._batches: list[bytes] = []
+        self._taken = 0
+        self._file: IO[bytes] | None = None
+        self._worker = Worker("aiodockersave-stage")
+        self._reading = False
+        self._unread = 0
+        self.size = 0
+        self.done = False
+
+    async def append(self, batch: bytes) -> None:
+        """Add a batch. A cancel is raised when its bytes are written; the stage can only be closed then."""
+        self.size += len(batch)
+        self._unread += len(batch)
+        if self._file is None and self._memory.take(len(batch)):
+            self._taken += len(batch)
+            self._batches.append(batch)
+        else:
+            await self._worker.run(self._spill, batch)
+
+    async def next(self) -> bytes:
+        """Return the next batch; after it ``done`` says whether it was the last."""
+        if self._file is not None:
+            batch = await self._worker.run(self._read, self._file)
+        else:
+            batch = self._pop()
+        self._unread -= len(batch)
+        self.done = self._unread == 0
+        return batch
+
+    def _pop(self) -> bytes:
+        if not self._reading:
+            self._reading = True
+            self._batches.reverse()
+        batch = self._batches.pop() if self._batches else b""
+        self._taken -= len(batch)
+        self._memory.give_back(len(batch))
+        return batch
+
+    async def close(self) -> None:
+        """Free memory and file."""
+        self._free()
+        if self._file is not None:
+            await self._worker.run_always(self._file.close)
+
+    def _free(self) -> None:
+        self._batches.clear()
+        self._memory.give_back(self._taken)
+        self._taken = 0
+
+    def _spill(self, batch: bytes) -> None:
+        # Kept at once: a cancelled call loses its result, and close() must find the file.
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(buffering=0, dir=self._directory)  # noqa: SIM115
+        for data in (*self._batches, batch):
+            view = memoryview(data)
+            while view:
+                view = view[self._file.write(view) :]
+        self._free()
+
+    def _read(self, file: IO[bytes]) -> bytes:
+        if not self._reading:
+            self._reading = True
+            file.seek(0)
+        return file.read(MAX_BATCH_SIZE)

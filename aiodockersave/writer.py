@@ -1,0 +1,428 @@
+"""The archive writer: one lock, one state, commit or rewind.
+
+Every public call is one transaction. What an interruption leaves (a cancel, a failing source, a wrong digest or
+size, a failing sink) depends on where it hits, and on whether the sink can rewind:
+
+=====================================================  ============================  ========================
+interrupted                                            sink can rewind               sink cannot
+=====================================================  ============================  ========================
+while it waits, while staging, before its first byte   OPEN, nothing written         OPEN, nothing written
+after its first byte                                   OPEN, rewound to its start    BROKEN
+after its last byte, when all is verified              OPEN, the blob is in          OPEN, the blob is in
+inside ``close()``                                     OPEN, as before ``close()``   BROKEN
+the rewind itself fails                                BROKEN                        –
+``open_archive``, after the rename                     CLOSED, the file stays        –
+=====================================================  ============================  ========================
+
+BROKEN refuses every later call with the first cause. When a call has returned or raised, no thread of it
+works any more and nothing that it opened is open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import os
+import traceback
+from collections.abc import Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import Any, ParamSpec, Self, TypeVar
+
+from . import tar
+from ._aio import running_task
+from ._calls import Call, Calls
+from ._target import Target
+from .content import Content, OpenContent
+from .errors import DigestMismatchError, WriterBrokenError, WriterClosedError
+from .formats import Addition, Format, Layers, check_choice, new_builder, read_image
+from .intake import Intake
+from .layers import LayerWriter
+from .ledger import Ledger, Wanted
+from .model import Descriptor, Digest, ImageManifest
+from .output import Output, Transaction, check_promise
+from .plan import Report
+from .staging import Memory, Stage
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+STAGING_SLOTS = 2
+_COMPUTE_INLINE = 64 << 10
+"""Bytes of a config that are parsed on the loop: well below a millisecond."""
+
+
+class _State(enum.Enum):
+    OPEN = enum.auto()
+    CLOSED = enum.auto()
+    ABORTED = enum.auto()
+    BROKEN = enum.auto()
+
+
+class ArchiveWriter:
+    """Write a ``docker save`` archive to any async byte sink.
+
+    Calls may come from many tasks; one lock orders the members. The sink is never closed. Used as a context manager,
+    it closes the archive at the end of the block, and aborts it where the block or the closing is left by an exception.
+
+    Attributes:
+        report: What is in the archive, once it is closed.
+    """
+
+    def __init__(
+        self,
+        sink: Any,
+        *,
+        format: Format = "docker",
+        layers: Layers = "keep",
+        stage_memory: int = 8 << 20,
+        stage_dir: str | os.PathLike[str] | None = None,
+        max_plain_size: int | None = None,
+        checksum: bool = False,
+        _target: Target | None = None,
+    ) -> None:
+        """Begin an archive; nothing is written yet.
+
+        Args:
+            sink: What :func:`as_sink` takes.
+            format: The layout of the archive.
+            layers: ``"keep"`` stores blobs as they are, ``"decompress"`` as plain tars.
+            stage_memory: Bytes of memory for content that is staged; what exceeds it goes to a temporary file.
+            stage_dir: Where that file is; the system's place by default.
+            max_plain_size: The largest layer to accept when decompressing, in bytes.
+            checksum: Whether the report has the SHA-256 of the archive.
+
+        Raises:
+            InvalidInputError: There is no such format or mode.
+            TypeError: Nothing can be written to ``sink``.
+        """
+        check_choice("layers", layers, Layers)
+        self.report: Report | None = None
+        self._builder = new_builder(format)
+        self._output = Output(sink, checksum=checksum)
+        self._decompress = layers == "decompress"
+        self._memory = Memory(stage_memory)
+        self._stage_dir = stage_dir
+        self._max_plain_size = max_plain_size
+        self._ledger = Ledger()
+        self._layers = LayerWriter(self._builder, self._ledger, decompress=layers == "decompress")
+        self._calls = Calls()
+        self._lock = asyncio.Lock()
+        self._slots = asyncio.Semaphore(STAGING_SLOTS)
+        self._state = _State.OPEN
+        self._cause: BaseException | None = None
+        self._torn = (0, "")
+        self._target = _target
+
+    def has_blob(self, digest: Digest | str) -> bool:
+        """Tell whether a layer is in: by the digest it was put under, or the one it is stored under."""
+        return self._ledger.get(Digest.parse(digest)) is not None
+
+    # ── layers ──
+
+    async def put_layer(
+        self,
+        content: Content,
+        descriptor: Descriptor | None = None,
+        *,
+        diff_id: Digest | str | None = None,
+        stage: bool = False,
+    ) -> Descriptor:
+        """Add a layer, and return its descriptor as it is stored.
+
+        A digest that is in already is not read again. An unknown size or digest is found by staging: the content is
+        received as a whole before its turn, in memory or a temporary file, unless the sink can be patched.
+
+        Args:
+            content: What is read, see :mod:`aiodockersave.content`. It is opened when its turn has come, and closed.
+            descriptor: What the content must be; its size may be None. Without it the media type is told from the
+                first bytes.
+            diff_id: What the plain tar must be; only looked at with ``layers="decompress"``.
+            stage: Receive all before a byte is written, so that a fault of the source cannot break the archive.
+
+        Raises:
+            ContentError: The content is not what was promised.
+            InvalidInputError: The digest is in already, with another size.
+            WriterClosedError, WriterBrokenError: See there; nothing was read.
+
+        Cancel: before the first byte nothing has happened. After it the archive is as it was before the call where the
+        sink can rewind, and broken where it cannot. Once all bytes are out and verified, the layer is in, also where
+        the content raises while it is closed.
+        """
+        wanted = Wanted(
+            descriptor, Digest.parse(diff_id) if diff_id is not None and self._decompress else None
+        )
+        opened = OpenContent(content)
+        with self._calls.enter() as call:
+            try:
+                self._check_open()
+                if (stored := self._ledger.find(wanted)) is not None:
+                    return stored
+                if stage or self._must_stage(wanted):
+                    return await self._put_staged(call, opened, wanted)
+                return await self._put_streamed(call, opened, wanted)
+            finally:
+                await opened.discard()
+
+    def _must_stage(self, wanted: Wanted) -> bool:
+        known = not self._decompress and wanted.descriptor is not None and wanted.descriptor.size is not None
+        return not known and not self._output.can_patch
+
+    def _intake(self, opened: OpenContent, wanted: Wanted) -> Intake:
+        return Intake(
+            opened,
+            wanted.descriptor,
+            decompress=self._decompress,
+            diff_id=wanted.diff_id,
+            max_plain_size=self._max_plain_size,
+        )
+
+    async def _put_streamed(self, call: Call, opened: OpenContent, wanted: Wanted) -> Descriptor:
+        async with self._lock:
+            self._check_open()
+            if (stored := self._ledger.find(wanted)) is not None:
+                return stored
+            intake = self._intake(opened, wanted)
+
+            async def work(transaction: Transaction) -> Callable[[], Descriptor]:
+                await opened.open()
+                return await self._layers.stream(transaction, intake, wanted)
+
+            return await self._transact_locked(call, work, content=opened, closing=[intake.close])
+
+    async def _put_staged(self, call: Call, opened: OpenContent, wanted: Wanted) -> Descriptor:
+        async with self._slots:
+            self._check_open()
+            if (stored := self._ledger.find(wanted)) is not None:
+                return stored
+            stage = Stage(self._memory, self._stage_dir)
+            try:
+                blob, stored = await self._stage(call, opened, wanted, stage)
+                async with self._lock:
+                    self._check_open()
+                    return await self._transact_locked(
+                        call, lambda transaction: self._layers.write_known(transaction, stage, blob, stored)
+                    )
+            finally:
+                await stage.close()
+
+    async def _stage(
+        self, call: Call, opened: OpenContent, wanted: Wanted, stage: Stage
+    ) -> tuple[Descriptor, Descriptor]:
+        """Receive a content; return the blob that came and what is to be stored of it."""
+        intake = self._intake(opened, wanted)
+
+        async def work() -> Callable[[], tuple[Descriptor, Descriptor]]:
+            await opened.open()
+            while not intake.done:
+                await stage.append(await intake.next())
+            return lambda: (intake.blob, intake.stored)
+
+        call.staging = True
+        try:
+            return await call.settle(work, undo=_nothing_to_undo, content=opened, closing=[intake.close])
+        finally:
+            call.staging = False
+
+    # ── images ──
+
+    async def put_image(
+        self, config: bytes, image: ImageManifest | Sequence[Descriptor], repo_tags: Sequence[str] = ()
+    ) -> None:
+        """Add an image whose layers are in; its config is written, and its legacy metadata.
+
+        The same image again adds its tags.
+
+        Args:
+            config: The config's bytes, at most 4 MiB.
+            image: The manifest, or its layers: descriptors as they were given to :meth:`put_layer`, or returned by it.
+            repo_tags: Names such as ``example.com/app:1.0``; without a tag, ``latest`` is meant.
+
+        Raises:
+            InvalidInputError: A layer is not in, or there are not as many layers as diff IDs.
+            InvalidDocumentError: ``config`` is no image config.
+            InvalidReferenceError: A repo tag is no name.
+            DigestMismatchError, SizeMismatchError: The config is not the one of the manifest, or (with
+                ``layers="decompress"``) a layer is not the one of the config.
+            ImageConflictError: The same config is in, with other layers.
+            WriterClosedError, WriterBrokenError: See there.
+
+        Cancel: as :meth:`put_layer`; either all of the image is in or nothing of it.
+        """
+        with self._calls.enter() as call:
+            self._check_open()
+            checked = await self._compute(len(config), read_image, config, image, repo_tags)
+            async with self._lock:
+                self._check_open()
+                stored = [self._ledger.look_up(layer).digest for layer in checked.layers]
+                if self._decompress:
+                    _check_diff_ids(stored, checked.config.diff_ids)
+                addition = await self._compute(len(config), self._builder.prepare_image, checked, stored)
+
+                async def work(transaction: Transaction) -> Callable[[], None]:
+                    transaction.writing = f"image {checked.config.digest}"
+                    if addition.members:
+                        await transaction.write(*(member.literal for member in addition.members))
+                    await transaction.finish()
+                    return lambda: self._commit(transaction, addition)
+
+                await self._transact_locked(call, work)
+
+    def _commit(self, transaction: Transaction, addition: Addition) -> None:
+        transaction.commit(addition)
+        self._builder.commit(addition)
+
+    async def _compute(self, size: int, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a pure function of ``size`` bytes, in a thread where it would take long."""
+        if size <= _COMPUTE_INLINE:
+            return call(*args, **kwargs)
+        return await self._output.worker.run(call, *args, **kwargs)
+
+    # ── the end ──
+
+    async def close(self) -> None:
+        """Finish the archive; a second call does nothing.
+
+        Waits for its turn. Layers that queue behind it, or are staging, get :class:`WriterClosedError`.
+
+        Raises:
+            WriterClosedError: The writer was aborted.
+            WriterBrokenError: An earlier call broke the archive.
+            SinkError: The sink has promised another size.
+
+        Cancel: the archive is as before the call where the sink can rewind, and ``close()`` may be called again; it is
+        broken where it cannot. An archive of :func:`open_archive` that is under its name already stays there.
+        """
+        with self._calls.enter() as call:
+            if self._is_closed():
+                return
+            self._check_open()
+            async with self._lock:
+                if self._is_closed():
+                    return
+                self._check_open()
+                await self._transact_locked(call, self._finish_locked)
+
+    async def _finish_locked(self, transaction: Transaction) -> Callable[[], None]:
+        addition = self._builder.prepare_end()
+        data = b"".join((*(member.literal for member in addition.members), tar.END_OF_ARCHIVE))
+        check_promise(self._output, transaction.cursor + len(data))
+        transaction.writing = "the end of the archive"
+        await transaction.write(data)
+        await transaction.finish()
+        await self._output.flush()
+        sha256 = await transaction.checksum()
+
+        def commit() -> None:
+            self._commit(transaction, addition)
+            self._state = _State.CLOSED
+            output = self._output
+            self.report = Report(output.position, tuple(output.members), self._builder.items, sha256)
+            self._calls.interrupt(aborted=False, only_staging=True)
+
+        if self._target is not None:
+            await self._publish_locked(self._target, transaction.cursor, commit)
+        return commit
+
+    async def _publish_locked(self, target: Target, size: int, commit: Callable[[], None]) -> None:
+        run = self._output.worker.run
+        await run(target.sync, size)
+        try:
+            await run(target.publish)
+        except BaseException:
+            if target.published:
+                commit()  # the file is under its name: whatever failed, the archive is whole
+            raise
+
+    async def abort(self) -> None:
+        """Give the archive up: running calls are interrupted and raise :class:`WriterClosedError`.
+
+        Returns when none runs. A torn member is rewound where the sink can; whole members stay in the caller's sink, but
+        the archive never gets an end. On a closed or broken writer nothing happens.
+
+        Cancel: the archive is given up all the same, but calls may still be running.
+        """
+        self._calls.check_entry()
+        if self._state is _State.OPEN:
+            self._state = _State.ABORTED
+            self._calls.interrupt(aborted=True)
+        if self._state is _State.ABORTED:
+            await self._calls.wait()
+        self._clear_frames()
+
+    async def __aenter__(self) -> Self:
+        running_task()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if exc_type is None and self._state is not _State.ABORTED:
+            try:
+                await self.close()
+            except BaseException:
+                await self.abort()
+                raise
+        else:
+            await self.abort()
+
+    # ── transactions ──
+
+    async def _transact_locked(
+        self,
+        call: Call,
+        work: Callable[[Transaction], Awaitable[Callable[[], T]]],
+        *,
+        content: OpenContent | None = None,
+        closing: Sequence[Callable[[], Awaitable[None]]] = (),
+    ) -> T:
+        """Run ``work`` and the commit that it returns, or take back what it wrote."""
+        with self._output.held():
+            transaction = Transaction(self._output)
+
+            async def undo(fault: BaseException) -> None:
+                refused = self._target is not None and self._target.sync_failed
+                if not self._is_closed() and (refused or not await transaction.undo(fault)):
+                    self._break(transaction, fault)
+
+            try:
+                return await call.settle(
+                    lambda: work(transaction),
+                    undo=undo,
+                    content=content or OpenContent(b""),
+                    closing=[*closing, transaction.close],
+                )
+            except GeneratorExit as exc:
+                if transaction.touched:
+                    self._break(transaction, exc)
+                raise
+
+    def _break(self, transaction: Transaction, fault: BaseException) -> None:
+        if self._state is _State.OPEN:
+            self._state = _State.BROKEN
+            self._cause = fault
+            self._torn = (self._output.position, transaction.writing)
+
+    def _is_closed(self) -> bool:
+        return self._state is _State.CLOSED
+
+    def _check_open(self) -> None:
+        if self._state is _State.BROKEN:
+            self._clear_frames()
+            raise WriterBrokenError(*self._torn) from self._cause
+        if self._state is not _State.OPEN:
+            raise WriterClosedError(aborted=self._state is _State.ABORTED)
+
+    def _clear_frames(self) -> None:
+        # The traceback of the first cause would keep the content of the broken call alive.
+        if self._cause is not None:
+            traceback.clear_frames(self._cause.__traceback__)
+
+
+async def _nothing_to_undo(_: BaseException) -> None:
+    """Nothing of a staged content is in the archive."""
+
+
+def _check_diff_ids(stored: Sequence[Digest], diff_ids: Sequence[Digest]) -> None:
+    for digest, diff_id in zip(stored, diff_ids, strict=True):
+        if digest != diff_id:
+            raise DigestMismatchError(diff_id, digest, what="diff ID")

@@ -1,0 +1,1 @@
+"""Measured figures: printed, never asserted. ``python -m tests.benchmarks`` runs them all."""

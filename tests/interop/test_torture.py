@@ -1,0 +1,207 @@
+"""Every system call on the output file fails once, or is the last thing the process does.
+
+strace makes the faults: the run is made once to count the calls, then once per call and fault. After each, the old file is
+untouched or the new one is whole, the exit code says which, there is one line on standard error, and nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.images import make_image, make_layer, write_layout
+
+from . import one_thread
+
+pytestmark = pytest.mark.interop("strace")
+
+TIME_LIMIT = 30.0
+OLD = b"the archive that was here before"
+MODES = ("keep", "decompress")
+FAULTS = ("ENOSPC", "EIO", "EINTR", "SIGKILL")
+# Calls that change or settle a file; reading its state is left alone.
+CALLS = (
+    "openat", "fchmod", "ftruncate", "lseek", "write", "pwrite64", "fsync", "fstat", "newfstatat",
+    "rename", "renameat", "renameat2", "unlink", "unlinkat", "close",
+)  # fmt: skip
+
+
+@dataclass
+class Bench:
+    """A folder with an old archive, and the command that replaces it."""
+
+    folder: Path
+    layout: Path
+    log: Path
+    options: list[str] = field(default_factory=list)
+
+    @property
+    def target(self) -> Path:
+        return self.folder / "out.tar"
+
+    @property
+    def temporary(self) -> str:
+        return f".out.tar.{one_thread.TOKEN}.tmp"
+
+    def clear(self) -> None:
+        for path in self.folder.iterdir():
+            path.unlink()
+
+    def run(self, *inject: str) -> subprocess.CompletedProcess[bytes]:
+        """Run the command under strace on a fresh folder."""
+        self.clear()
+        self.target.write_bytes(OLD)
+        # The calls below a directory's descriptor have the bare name; fsync has the directory's.
+        watched: list[str | Path] = [
+            self.folder,
+            self.target,
+            self.folder / self.temporary,
+            self.temporary,
+            self.target.name,
+        ]
+        # The filter makes it three times as fast, but loses injected signals.
+        fast = [] if any("signal=" in option for option in inject) else ["--seccomp-bpf"]
+        argv: list[str | Path] = [
+            "strace",
+            "-f",
+            *fast,
+            "-qq",
+            "-o",
+            self.log,
+            "-e",
+            f"trace={','.join(CALLS)}",
+        ]
+        for path in watched:
+            argv += ["-P", path]
+        argv += [
+            *inject,
+            sys.executable,
+            one_thread.__file__,
+            "save",
+            f"oci:{self.layout}=a:1",
+            "-o",
+            self.target,
+        ]
+        return subprocess.run(
+            [*argv, "--progress", "none", *self.options],
+            check=False,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=TIME_LIMIT,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        )
+
+    def calls(self) -> list[tuple[str, str, str]]:
+        """Return thread, name and arguments of the calls that the last run made."""
+        log = self.log.read_text(errors="replace")
+        return [call for call in re.findall(r"^(\d+) +(\w+)\((.*)$", log, re.MULTILINE) if call[1] in CALLS]
+
+    def counts(self) -> dict[str, int]:
+        """Return how often each call is made, by the thread that makes it most often: strace counts so."""
+        counts = Counter((thread, name) for thread, name, _ in self.calls())
+        names = {name for _, name in counts}
+        return {name: max(n for (_, called), n in counts.items() if called == name) for name in sorted(names)}
+
+    def left_over(self) -> list[str]:
+        return sorted(path.name for path in self.folder.iterdir() if path != self.target)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    layer = make_layer(
+        {"data": random.Random(7).randbytes(900_000)}, "gzip"
+    )  # several writes, and a header that comes last
+    layout, folder = tmp_path / "layout", tmp_path / "out"
+    folder.mkdir()
+    write_layout(layout, {"latest": make_image(layer)})
+    bench = Bench(folder, layout, tmp_path / "strace.log")
+    yield bench
+    bench.clear()  # what a killed process left
+
+
+def order(bench: Bench) -> list[str]:
+    """Return the steps that make a file safe, in the order in which they happened."""
+    steps: list[str] = []
+    for _, name, arguments in bench.calls():
+        if name in ("write", "pwrite64") and bench.temporary in arguments:
+            step = "write"
+        elif name == "fsync":
+            step = "fsync file" if bench.temporary in arguments else "fsync directory"
+        elif name.startswith("rename"):
+            step = "rename"
+        else:
+            continue
+        if steps[-1:] != [step]:
+            steps.append(step)
+    return steps
+
+
+SAFE_ORDER = ["write", "fsync file", "rename", "fsync directory"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_order_of_the_calls(bench: Bench, mode: str) -> None:
+    """Bytes reach the disk before the name does, and the name before success is said."""
+    bench.options = ["--layers", mode]
+    assert bench.run("-y").returncode == 0
+    assert order(bench) == SAFE_ORDER
+
+
+def test_a_missing_fsync_is_caught(bench: Bench) -> None:
+    """The check above can fail."""
+    bench.options = ["--no-fsync"]
+    assert bench.run("-y").returncode == 0
+    assert order(bench) == ["write", "rename"]
+
+
+def faults(counts: dict[str, int]) -> Iterator[tuple[str, int, str]]:
+    for name, count in counts.items():
+        for k in range(1, count + 1):
+            for fault in FAULTS:
+                yield name, k, fault
+
+
+def check(bench: Bench, run: subprocess.CompletedProcess[bytes], new: str, fault: str) -> None:
+    data = bench.target.read_bytes()
+    whole = hashlib.sha256(data).hexdigest() == new
+    assert whole or data == OLD
+    if fault == "SIGKILL":
+        assert run.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL)
+        assert set(bench.left_over()) <= {bench.temporary}
+        return
+    assert run.returncode in (0, 1), run.stderr
+    assert whole or run.returncode == 1, "success was said of a file that is not there"
+    assert bench.left_over() == [], run.stderr
+    assert b"Traceback" not in run.stderr
+    assert len(run.stderr.splitlines()) == 1, run.stderr
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("mode", MODES)
+def test_every_call_fails_once(bench: Bench, mode: str) -> None:
+    bench.options = ["--layers", mode]
+    first = bench.run()
+    assert first.returncode == 0, first.stderr
+    new = hashlib.sha256(bench.target.read_bytes()).hexdigest()
+    counts = bench.counts()
+    assert {"openat", "write", "fsync"} <= counts.keys()
+    problems = []
+    for name, k, fault in faults(counts):
+        what = f"signal={fault}" if fault == "SIGKILL" else f"error={fault}"
+        run = bench.run(f"--inject={name}:{what}:when={k}")
+        try:
+            check(bench, run, new, fault)
+        except AssertionError as error:
+            problems.append(f"{name} {k} {fault}: {error}")
+    assert not problems, "\n".join(problems)

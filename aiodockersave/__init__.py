@@ -13,8 +13,11 @@ __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
     from .archive_file import open_archive
+    from .documents import ImageConfig, ImageIndex, ImageManifest
     from .errors import (
+        AuthenticationError,
         BlobNotFoundError,
+        ConfigurationError,
         ContentError,
         ContentTooLargeError,
         DecompressionError,
@@ -30,26 +33,32 @@ if TYPE_CHECKING:
         InvalidReferenceError,
         MissingDependencyError,
         PlatformNotFoundError,
+        RateLimitedError,
+        RegistryError,
         SinkError,
         SizeMismatchError,
         SourceError,
+        TransferError,
         UnsupportedImageError,
         WriterBrokenError,
         WriterClosedError,
         WriterError,
     )
-    from .model import Descriptor, Digest, ImageConfig, ImageIndex, ImageManifest, Platform
-    from .pipeline import save
+    from .model import Descriptor, Digest, Platform
+    from .pipeline import ImageRequest, save
     from .plan import ImageSpec, Plan, Report, plan_archive
     from .reference import Reference
     from .sinks import Sink, as_sink
-    from .sources import Source
+    from .sources import ResolvedImage, Source
     from .sources.oci_layout import OciLayoutSource
+    from .sources.registry import RegistrySource
     from .writer import ArchiveWriter
 
 __all__ = [
     "ArchiveWriter",
+    "AuthenticationError",
     "BlobNotFoundError",
+    "ConfigurationError",
     "ContentError",
     "ContentTooLargeError",
     "DecompressionError",
@@ -63,6 +72,7 @@ __all__ = [
     "ImageIndex",
     "ImageManifest",
     "ImageNotFoundError",
+    "ImageRequest",
     "ImageSpec",
     "InvalidDigestError",
     "InvalidDocumentError",
@@ -74,13 +84,18 @@ __all__ = [
     "Plan",
     "Platform",
     "PlatformNotFoundError",
+    "RateLimitedError",
     "Reference",
+    "RegistryError",
+    "RegistrySource",
     "Report",
+    "ResolvedImage",
     "Sink",
     "SinkError",
     "SizeMismatchError",
     "Source",
     "SourceError",
+    "TransferError",
     "UnsupportedImageError",
     "WriterBrokenError",
     "WriterClosedError",
@@ -96,9 +111,9 @@ __all__ = [
 _ROOMS = {
     "Descriptor": "model",
     "Digest": "model",
-    "ImageConfig": "model",
-    "ImageIndex": "model",
-    "ImageManifest": "model",
+    "ImageConfig": "documents",
+    "ImageIndex": "documents",
+    "ImageManifest": "documents",
     "Platform": "model",
     "Reference": "reference",
     "ImageSpec": "plan",
@@ -109,8 +124,11 @@ _ROOMS = {
     "ArchiveWriter": "writer",
     "Report": "plan",
     "open_archive": "archive_file",
+    "ResolvedImage": "sources",
     "Source": "sources",
     "OciLayoutSource": "sources.oci_layout",
+    "RegistrySource": "sources.registry",
+    "ImageRequest": "pipeline",
     "save": "pipeline",
 }
 

@@ -18,12 +18,13 @@ def main() -> None:
     """Run the command line and exit with its code."""
     try:
         from .cli import main as run  # noqa: PLC0415 - not before it is known to be wanted
+
+        sys.exit(run())
     except ModuleNotFoundError as error:
         if error.name not in _BROUGHT_BY_EXTRA:
             raise
         print(f"aiodockersave: {MissingDependencyError('the command line', 'cli')}", file=sys.stderr)
         sys.exit(1)
-    sys.exit(run())
 
 
 if __name__ == "__main__":

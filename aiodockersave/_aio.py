@@ -59,6 +59,11 @@ class Worker:
         self._unfinished = 0
         self._holds = 0
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a call has not ended, as far as the loop knows."""
+        return self._unfinished > 0
+
     def submit(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
         """Start a call that ends by itself; the caller owns the future and waits for it."""
         loop = asyncio.get_running_loop()

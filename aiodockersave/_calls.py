@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Generator, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
+from functools import partial
 from typing import Any, TypeVar
 
 from ._aio import running_task
@@ -57,7 +58,7 @@ class Call:
         *,
         undo: Callable[[BaseException], Awaitable[None]],
         content: OpenContent,
-        closing: Iterable[Callable[[], Awaitable[None]]] = (),
+        closing: Iterable[Callable[[], Coroutine[Any, Any, None]]] = (),
     ) -> T:
         """Run ``work``, then the commit that it returns; where it fails, ``undo``. Then close ``content``.
 
@@ -81,8 +82,14 @@ class Call:
                 if self.is_cancelled:
                     raise asyncio.CancelledError
                 result.append(commit())  # no await since the check
-            except GeneratorExit:
-                raise  # the coroutine is being closed: nothing can be awaited any more
+            except GeneratorExit as exc:  # the coroutine is being closed: nothing can be awaited any more
+                closers: list[Callable[[], Coroutine[Any, Any, object]]] = [
+                    partial(content.close, exc),
+                    *closing,
+                ]
+                for close in closers:
+                    _start(close())
+                raise
             except BaseException as exc:  # noqa: BLE001 - raised below
                 fault = exc
                 await undo(exc)
@@ -110,6 +117,13 @@ class Call:
             raise ContentError("the content cancelled its reader and gave no reason") from fault
         if fault is not None:
             raise fault
+
+
+def _start(coroutine: Coroutine[Any, Any, object]) -> None:
+    """Run a coroutine up to where it would wait."""
+    with contextlib.suppress(Exception, GeneratorExit):
+        coroutine.send(None)
+    coroutine.close()
 
 
 class Calls:

@@ -93,10 +93,11 @@ class OpenContent:
                 raise AssertionError("the content is not open")
             chunk = await self._next()
             if chunk is None:
+                self._next = _nothing  # what is at its end is not asked again
                 return b""
             if type(chunk) is bytes and 0 < len(chunk) <= MAX_BATCH_SIZE:
                 return chunk
-            view = _as_view(chunk)
+            view = _as_view(chunk)  # for bytearrays and subclasses of bytes too
             self._pending = [view[i : i + MAX_BATCH_SIZE] for i in range(0, len(view), MAX_BATCH_SIZE)]
             self._pending.reverse()
         return bytes(self._pending.pop())
@@ -113,6 +114,8 @@ class OpenContent:
             close = self._closers.pop()
             try:
                 await close(raised or fault)
+            except GeneratorExit:
+                raise  # nothing can be awaited any more
             except BaseException as exc:  # noqa: BLE001 - given to the caller, who raises it
                 if exc is not fault:
                     raised = exc
@@ -121,8 +124,10 @@ class OpenContent:
     async def discard(self) -> None:
         """Close a content that was never opened, where it would warn or leak otherwise."""
         content, self._content = self._content, None
-        if isinstance(content, Coroutine):
-            content.close()
+        # What aiofiles.open(…) returns can only be given up through the coroutine in it.
+        coroutine = getattr(content, "_coro", content)
+        if isinstance(coroutine, Coroutine):
+            coroutine.close()
         elif isinstance(content, AsyncGenerator):
             await content.aclose()
 
@@ -191,7 +196,8 @@ def _refuse_response(content: object, *, ours: bool) -> None:
     # A response that the caller opened may be an error page: its stream is passed once the status was looked at.
     if not ours and callable(getattr(content, "read", None)):
         raise TypeError(
-            f"the read() of {_kind(content)} takes no size: pass its stream, such as response.content of aiohttp"
+            f"the read() of {_kind(content)} takes no size: pass its stream, such as response.content of aiohttp, "
+            "or response.aiter_raw() of httpx"
         )
 
 
@@ -201,7 +207,8 @@ def _body(content: Any) -> Any:
     Raises:
         ContentError: The response is no success; it must not become a layer.
     """
-    status, body = getattr(content, "status", None), getattr(content, "content", None)
+    status = getattr(content, "status", None)
+    body = getattr(content, "content", None) if isinstance(status, int) else None
     if not isinstance(status, int) or not _reads(body):
         return content
     if not 200 <= status < 300:  # RFC 9110 § 15.3
@@ -210,7 +217,9 @@ def _body(content: Any) -> Any:
 
 
 def _kind(content: object) -> str:
-    return content.__qualname__ if isinstance(content, type) else f"a {type(content).__qualname__}"
+    if content is None:
+        return "None"
+    return (content if isinstance(content, type) else type(content)).__qualname__
 
 
 # ── ways to read ──
@@ -218,15 +227,21 @@ def _kind(content: object) -> str:
 
 def _as_view(chunk: object) -> memoryview:
     try:
-        return memoryview(chunk).cast("B")  # type: ignore[arg-type]
+        view = memoryview(chunk)  # type: ignore[arg-type]
     except TypeError:
-        raise TypeError(f"content gave {_kind(chunk)} where bytes were expected") from None
+        raise TypeError(f"the content gave {_kind(chunk)} where bytes were expected") from None
+    if not view.c_contiguous:
+        raise TypeError("the content gave a memoryview with gaps: pass bytes of it")
+    return view.cast("B")
 
 
-def _sized(chunk: object) -> Buffer | None:
-    """Return what ``read(n)`` gave; nothing means the end."""
-    view = chunk if isinstance(chunk, bytes) else _as_view(chunk)
-    return view if len(view) else None
+async def _nothing() -> None:
+    """Read behind the end."""
+
+
+def _checked(chunk: object) -> Buffer:
+    """Return what a content gave, which has a length in bytes."""
+    return chunk if isinstance(chunk, bytes) else _as_view(chunk)
 
 
 def _once(data: Buffer) -> Callable[[], Awaitable[Buffer | None]]:
@@ -245,7 +260,7 @@ def _by_reading(content: Any) -> Callable[[], Awaitable[Buffer | None]]:
             raise TypeError(
                 f"the read() of {_kind(content)} is not async: open files with aiofiles.open() or anyio.open_file()"
             )
-        return _sized(await result)
+        return _checked(await result) or None  # nothing means the end
 
     return read
 
@@ -253,7 +268,7 @@ def _by_reading(content: Any) -> Callable[[], Awaitable[Buffer | None]]:
 def _by_iterating(iterator: AsyncIterator[Buffer]) -> Callable[[], Awaitable[Buffer | None]]:
     async def read() -> Buffer | None:
         try:
-            return await anext(iterator)
+            return _checked(await anext(iterator))
         except StopAsyncIteration:
             return None
 

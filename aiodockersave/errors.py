@@ -22,7 +22,12 @@
     │   ├── ImageNotFoundError (LookupError)
     │   ├── BlobNotFoundError (LookupError)
     │   ├── PlatformNotFoundError (LookupError)
-    │   └── UnsupportedImageError
+    │   ├── UnsupportedImageError
+    │   ├── ConfigurationError (ValueError)   a file of credentials or certificates is not usable
+    │   ├── TransferError                     attempts or bytes are used up; __cause__ is the last failure
+    │   └── RegistryError                     a registry refuses, or answers what it must not
+    │       ├── AuthenticationError
+    │       └── RateLimitedError
     ├── EventLoopError (RuntimeError)         the running event loop is not asyncio's
     └── MissingDependencyError (ImportError)  an extra is not installed
 
@@ -40,7 +45,9 @@ if TYPE_CHECKING:
     from .model import Descriptor, Digest, Platform
 
 __all__ = [
+    "AuthenticationError",
     "BlobNotFoundError",
+    "ConfigurationError",
     "ContentError",
     "ContentTooLargeError",
     "DecompressionError",
@@ -56,9 +63,12 @@ __all__ = [
     "InvalidReferenceError",
     "MissingDependencyError",
     "PlatformNotFoundError",
+    "RateLimitedError",
+    "RegistryError",
     "SinkError",
     "SizeMismatchError",
     "SourceError",
+    "TransferError",
     "UnsupportedImageError",
     "WriterBrokenError",
     "WriterClosedError",
@@ -336,6 +346,86 @@ class UnsupportedImageError(SourceError):
     def __init__(self, what: str, reason: str) -> None:
         super().__init__(f"{what} cannot be saved: {reason}")
         self.what = what
+        self.reason = reason
+
+
+class TransferError(SourceError):
+    """Fetching was given up: the attempts, or the bytes that may be received for it, are used up.
+
+    ``__cause__`` is the last failure.
+
+    Attributes:
+        what: What was to be fetched, and from where.
+        attempts: How many requests were made since there was progress last.
+        reason: The last failure.
+    """
+
+    def __init__(self, what: str, attempts: int, reason: str) -> None:
+        count = "1 attempt" if attempts == 1 else f"{attempts} attempts"
+        super().__init__(f"{what} could not be fetched, given up after {count}: {reason}")
+        self.what = what
+        self.attempts = attempts
+        self.reason = reason
+
+
+class RegistryError(SourceError):
+    """A registry refuses, answers what it must not, or must not be asked.
+
+    Attributes:
+        what: What was to be fetched.
+        reason: Why it was not.
+        url: Where, without credentials, query and fragment.
+        status: The status of the answer; None where there was none.
+        codes: The error codes in the answer (OCI distribution-spec, § Error Codes).
+    """
+
+    def __init__(
+        self, what: str, reason: str, *, url: str, status: int | None = None, codes: Sequence[str] = ()
+    ) -> None:
+        super().__init__(f"{what}: {url}: {reason}")
+        self.what = what
+        self.reason = reason
+        self.url = url
+        self.status = status
+        self.codes = tuple(codes)
+
+
+class AuthenticationError(RegistryError):
+    """A registry or its token server does not grant access, or must not be told credentials."""
+
+
+class RateLimitedError(RegistryError):
+    """A registry wants fewer requests.
+
+    Attributes:
+        retry_after: After how many seconds it may be asked again; None where it did not say.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        reason: str,
+        *,
+        url: str,
+        status: int | None = 429,
+        codes: Sequence[str] = (),
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(what, reason, url=url, status=status, codes=codes)
+        self.retry_after = retry_after
+
+
+class ConfigurationError(SourceError, ValueError):
+    """A file that says how to reach a registry is not usable: credentials, certificates.
+
+    Attributes:
+        path: The file or directory.
+        reason: What is wrong with it; never what stands in it.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path if path.isprintable() else ascii(path)}: {reason}")
+        self.path = path
         self.reason = reason
 
 

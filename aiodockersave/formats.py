@@ -29,13 +29,14 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from . import gojson, tar
+from .documents import ImageConfig, ImageManifest
 from .errors import (
     DigestMismatchError,
     ImageConflictError,
     InvalidInputError,
     SizeMismatchError,
 )
-from .model import Descriptor, Digest, ImageConfig, ImageManifest, compression
+from .model import Descriptor, Digest, compression
 from .reference import Reference
 
 Format = Literal["docker"]

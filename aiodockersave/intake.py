@@ -13,6 +13,7 @@ run ahead of the consumer in threads of their own, as futures of plain calls: th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -34,7 +35,7 @@ T = TypeVar("T")
 INLINE_SIZE = 256 << 10
 """So many bytes are hashed on the loop, which takes less than handing them to a thread; the rest is not."""
 _QUEUE = 2
-"""Batches that may wait for their hash: memory, and how far a source may be ahead of the processor."""
+"""Batches that may wait for a thread: memory, and how far a source may be ahead of the processor."""
 _INFLATION = 8
 """What a compressed byte costs, compared to a hashed one."""
 
@@ -68,11 +69,12 @@ class Lane:
         """Wait until no call runs; the thread ends. What a call raised is dropped with its result."""
         try:
             if self._last is not None and not self._last.done():
-                await wait_out(self._last)
+                with contextlib.suppress(Exception):
+                    await wait_out(self._last)
         finally:
-            if self._last is not None:
-                self._last.exception()
             self._held.close()
+            if self._last is not None and self._last.done():  # it is not where this coroutine is closed
+                self._last.exception()
 
 
 class Hasher:
@@ -269,7 +271,9 @@ class _Plain:
         self._blob = blob
         self._what = what
         self._max_size = max_size
-        self._input: bytes | None = first
+        self._first: bytes | None = first
+        self._inputs: deque[bytes] = deque()
+        self._ended = False
         self._lane = Lane("aiodockersave-inflate")
         self._hasher = Hasher(diff_id.algorithm if diff_id else "sha256")
         self._decompressor = (
@@ -297,19 +301,30 @@ class _Plain:
         """Return the next plain bytes, and start on those after them; empty at the end."""
         limit = _content.MAX_BATCH_SIZE - _content.BATCH_SIZE
         while True:
-            if self._reading is not None:
-                piece = await wait_out(self._reading)
-                self._reading = self._lane.start(len(piece), decompressor.read, limit) if piece else None
-                if piece:
-                    return piece
-            batch = await self._compressed()
-            if not batch:
+            await self._fill()
+            if self._reading is None:
+                cost = _INFLATION * sum(map(len, self._inputs))
+                self._reading = self._lane.start(cost, _inflate, decompressor, self._inputs, limit)
+            piece = await wait_out(self._reading)
+            self._reading = None
+            if piece:
+                self._reading = self._lane.start(len(piece), _inflate, decompressor, self._inputs, limit)
+                return piece
+            if self._ended and not self._inputs:
                 decompressor.finish()
                 return b""
-            self._reading = self._lane.start(len(batch) * _INFLATION, _feed, decompressor, batch, limit)
+
+    async def _fill(self) -> None:
+        """Keep some input ready, so that the thread need not wait for the loop."""
+        while not self._ended and len(self._inputs) < _QUEUE:
+            batch = await self._compressed()
+            if batch:
+                self._inputs.append(batch)
+            else:
+                self._ended = True
 
     async def _compressed(self) -> bytes:
-        batch, self._input = self._input, None
+        batch, self._first = self._first, None
         return await self._blob.next() if batch is None else batch
 
     async def hash(self, batch: bytes) -> None:
@@ -325,6 +340,8 @@ class _Plain:
             await self._hasher.close()
 
 
-def _feed(decompressor: Decompressor, batch: bytes, limit: int) -> bytes:
-    decompressor.feed(batch)
-    return decompressor.read(limit)
+def _inflate(decompressor: Decompressor, inputs: deque[bytes], limit: int) -> bytes:
+    """Return up to ``limit`` plain bytes of the inputs; empty when these are used up."""
+    while not (plain := decompressor.read(limit)) and inputs:
+        decompressor.feed(inputs.popleft())
+    return plain

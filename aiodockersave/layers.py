@@ -36,7 +36,6 @@ class LayerWriter:
         addition = self._builder.prepare_blob(descriptor.digest, descriptor.size, descriptor.media_type)
         transaction.writing = f"layer {descriptor.digest}"
         await transaction.write_data(_member(addition).header, batch, intake, pad=True)
-        await transaction.finish()
         return lambda: self._commit(transaction, addition, intake.blob, intake.stored)
 
     async def write_known(
@@ -48,7 +47,6 @@ class LayerWriter:
         addition = self._prepare(stored)
         transaction.writing = f"layer {stored.digest}"
         await transaction.write_data(_member(addition).header, await batches.next(), batches, pad=True)
-        await transaction.finish()
         return lambda: self._commit(transaction, addition, blob, stored)
 
     async def _write_header_last(

@@ -100,14 +100,16 @@ class Output:
         if flush is not None:
             await flush()
 
-    async def read_back(self) -> Digest:
-        """Return the SHA-256 of all bytes of the sink, committed or not."""
+    async def read_back(self, size: int) -> Digest:
+        """Return the SHA-256 of the first ``size`` bytes of the sink, committed or not."""
         if not isinstance(self.sink, SupportsRead):
             raise AssertionError("patched, and cannot be read")
         hasher = Hasher("sha256")
         try:
             position = 0
-            while data := await self.worker.run(self.sink.read, position, MAX_BATCH_SIZE):
+            while data := await self.worker.run(
+                self.sink.read, position, min(MAX_BATCH_SIZE, size - position)
+            ):
                 await hasher.update(data)
                 position += len(data)
             return await hasher.digest()
@@ -138,23 +140,29 @@ class Transaction:
         """Whether the sink may have bytes of this transaction."""
         return self._touched and (self._handed_over is None or self._output.handed_over != self._handed_over)
 
-    async def write(self, *parts: bytes) -> None:
-        """Write ``parts``, joined, in pieces of at most ``MAX_BATCH_SIZE`` bytes and a little more."""
-        data = b"".join(parts) if len(parts) > 1 else parts[0]
-        if len(data) <= MAX_BATCH_SIZE + MAX_BATCH_SIZE // 2:
-            return await self._write(data)
-        for start in range(0, len(data), MAX_BATCH_SIZE):
-            await self._write(data[start : start + MAX_BATCH_SIZE])
-        return None
+    async def write(self, *parts: bytes, last: bool = False) -> None:
+        """Write ``parts``, joined, in pieces of at most ``MAX_BATCH_SIZE`` bytes and a little more.
 
-    async def _write(self, data: bytes) -> None:
+        When the sink has taken the ``last`` of them, nothing is awaited any more: a cancel that comes then must not
+        break an archive that has all of its bytes.
+        """
+        data = b"".join(parts) if len(parts) > 1 else parts[0]
+        start = 0
+        while len(data) - start > MAX_BATCH_SIZE + MAX_BATCH_SIZE // 2:
+            await self._write(data[start : start + MAX_BATCH_SIZE])
+            start += MAX_BATCH_SIZE
+        await self._write(data[start:] if start else data, last=last)
+
+    async def _write(self, data: bytes, *, last: bool = False) -> None:
         if self._hasher is not None:
             await self._hasher.update(data)
+            if last:
+                await self._hasher.digest()
         while data:
+            await self._fairness.passed(len(data))
             self._touched = True
             taken = await write_some(self._output.sink, data)
             self.cursor += taken
-            await self._fairness.passed(taken)
             data = data[taken:]
 
     async def write_data(self, header: bytes, batch: bytes, batches: Batches, *, pad: bool) -> None:
@@ -164,7 +172,7 @@ class Transaction:
             await self.write(header, batch)
             header, batch = b"", await batches.next()
             size += len(batch)
-        await self.write(header, batch, tar.padding(size) if pad else b"")
+        await self.write(header, batch, tar.padding(size) if pad else b"", last=pad)
 
     async def patch_header(self, reserved: int, member: Member) -> None:
         """Write the header of a member over the ``reserved`` zeros in front of its data, which end at the cursor."""
@@ -183,18 +191,13 @@ class Transaction:
         await self._write(tar.padding(member.size))
         self._output.in_order_hash = None
 
-    async def finish(self) -> None:
-        """Wait for what still works for this transaction; nothing is awaited between this and the commit."""
-        if self._hasher is not None:
-            await self._hasher.digest()
-
     async def checksum(self) -> Digest | None:
         """Return the SHA-256 of the archive with this transaction, where it was asked for."""
         if not self._output.checksum:
             return None
         if self._hasher is not None and self._output.in_order_hash is not None:
             return await self._hasher.digest()
-        return await self._output.read_back()
+        return await self._output.read_back(self.cursor)
 
     def commit(self, addition: Addition) -> None:
         """Record that the members of ``addition`` are in. No await from here on."""
@@ -204,7 +207,8 @@ class Transaction:
             output.members.append(located(member, offset))
             offset += member.total_size
         output.position = self.cursor
-        if self._hasher is not None and output.in_order_hash is not None:
+        # What was taken back was hashed too: then the hash of before the transaction stays.
+        if self._touched and self._hasher is not None and output.in_order_hash is not None:
             output.in_order_hash = self._hasher.hash
         self._touched = False
 

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from . import tar
+from .documents import ImageManifest
 from .errors import InvalidInputError
 from .formats import Addition, Format, ManifestItem, Member, new_builder, read_image
-from .model import Descriptor, Digest, ImageManifest
+from .model import Descriptor, Digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,9 +173,8 @@ class _Layout:
         self._literal.append(tar.padding(member.size))
 
     def _flush(self, stop: int) -> None:
-        data = b"".join(self._literal)
-        if data:
-            self._segments.append(Segment(stop - len(data), len(data), data, None))
+        data = b"".join(self._literal)  # never empty: a header goes before each blob, the end after the last
+        self._segments.append(Segment(stop - len(data), len(data), data, None))
         self._literal.clear()
 
     def finish(self, images: tuple[ManifestItem, ...]) -> Plan:
@@ -193,11 +193,11 @@ def _etag(segments: Iterable[Segment]) -> str:
     # The lengths in front keep bytes and blobs apart: no two archives hash the same text.
     sha256 = hashlib.sha256()
     for segment in segments:
-        if segment.data is not None:
-            sha256.update(b"bytes %d\n" % segment.size)
-            sha256.update(segment.data)
-        elif segment.descriptor is not None:
+        if segment.descriptor is not None:
             sha256.update(f"blob {segment.descriptor.digest} {segment.size}\n".encode())
+        else:
+            sha256.update(b"bytes %d\n" % segment.size)
+            sha256.update(segment.data or b"")
     return sha256.hexdigest()
 
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import inspect
 import io
 import os
@@ -31,13 +32,14 @@ import socket
 import stat
 import sys
 from collections.abc import Awaitable, Callable, Generator
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from ._aio import Worker
 from .errors import SinkError
 
 _MOVE_SIZE = 1 << 20
+_MASTER = os.makedev(5, 2)
+"""The device /dev/ptmx, of which Linux makes the masters of its terminals."""
 
 
 @runtime_checkable
@@ -144,7 +146,9 @@ def _hint(obj: object) -> str:
 
 
 def _kind(obj: object) -> str:
-    return f"the class {obj.__qualname__}" if isinstance(obj, type) else f"a {type(obj).__qualname__}"
+    if obj is None:
+        return "None"
+    return f"the class {obj.__qualname__}" if isinstance(obj, type) else type(obj).__qualname__
 
 
 # ── files ──
@@ -164,57 +168,96 @@ def _wrapped_file(obj: Any) -> Any:
 
 
 def _file_sink(file: Any) -> Sink:
-    if isinstance(file, io.TextIOBase):
+    if isinstance(file, io.TextIOBase) or hasattr(file, "encoding"):  # a SpooledTemporaryFile of text has it
         raise TypeError("cannot write to a text file: open it in binary mode, or pass its .buffer")
     if not file.writable():
         raise TypeError("cannot write to a file that is open for reading: open it with 'wb'")
     raw = getattr(file, "raw", file)
     if isinstance(raw, io.FileIO):
-        if raw is not file:
-            file.flush()  # what the caller wrote before comes first; we write below the buffer
-        return descriptor_sink(raw.fileno())
-    if isinstance(raw, socket.SocketIO):
+        return descriptor_sink(raw.fileno(), flush=file.flush)
+    if isinstance(raw, socket.SocketIO | io.BufferedRWPair):  # the second is makefile("rwb")
         raise TypeError("cannot write to the file of a socket: use asyncio.open_connection(sock=…)")
     return BlockingSink(file)
 
 
-def descriptor_sink(fd: int) -> Sink:
-    """Return the sink of an open descriptor, by what it is."""
+def descriptor_sink(fd: int, *, flush: Callable[[], None] | None = None) -> Sink:
+    """Return the sink of an open descriptor, by what it is.
+
+    Args:
+        fd: The descriptor; it stays the caller's.
+        flush: Writes what a buffer above it holds; what the caller wrote before comes first.
+    """
+    flush = flush or _nothing
     mode = os.fstat(fd).st_mode
-    if stat.S_ISREG(mode):
-        return FileSink(fd) if _can_rewind(fd) else BlockingSink(_Descriptor(fd))
+    if stat.S_ISREG(mode) and not _flags(fd) & os.O_APPEND:
+        return (PatchableFileSink if _is_readable(fd) else FileSink)(fd, flush=flush)
     if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(fd):
+        flush()  # as the caller's own next write would; there is nothing in the buffer as a rule
         return DescriptorSink(fd)
-    return BlockingSink(_Descriptor(fd))  # /dev/null and block devices do not wait for anybody
+    return BlockingSink(_Descriptor(fd, flush))  # append mode, /dev/null, block devices: they wait for nobody
 
 
-def _can_rewind(fd: int) -> bool:
+def _nothing() -> None:
+    """Flush where there is no buffer."""
+
+
+def _flags(fd: int) -> int:
     import fcntl  # noqa: PLC0415 - not on Windows
 
-    return not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND
+    return fcntl.fcntl(fd, fcntl.F_GETFL)
+
+
+def _is_readable(fd: int) -> bool:
+    # A file that is open for writing only can be opened anew on Linux.
+    return _flags(fd) & os.O_ACCMODE == os.O_RDWR or os.access(_reopened(fd), os.R_OK)
+
+
+def _reopened(fd: int) -> str:
+    """Return the path by which Linux opens anew what a descriptor has open."""
+    return f"/proc/self/fd/{fd}"
 
 
 class FileSink:
-    """A regular file, from where it stands on; rewinds and patches. It has a thread of its own while it works."""
+    """A regular file, from where it stands on; rewinds. It has a thread of its own while it works."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, *, flush: Callable[[], None] = _nothing) -> None:
         self.worker = Worker("aiodockersave-file")
         self._fd = fd
-        self._start = os.lseek(fd, 0, os.SEEK_CUR)
+        self._flush = flush
+        self._start: int | None = None
 
     async def write(self, data: bytes, /) -> None:
         """Write all of ``data``. A cancel is raised when the write has ended."""
-        await self.worker.run(_write_all, self._fd, data)
+        await self.worker.run(self._write_all, data)
+
+    def _write_all(self, data: bytes) -> None:
+        self._begin()
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._fd, view) :]
+
+    def _begin(self) -> int:
+        """Return where the archive starts: behind what the caller has written, so it is asked late, in the thread."""
+        if self._start is None:
+            self._flush()
+            self._start = os.lseek(self._fd, 0, os.SEEK_CUR)
+        return self._start
 
     def rewind(self, position: int, /) -> None:
         """Cut the file at ``position``."""
-        os.ftruncate(self._fd, self._start + position)
-        os.lseek(self._fd, self._start + position, os.SEEK_SET)
+        if self._start is None:
+            return  # nothing was written, perhaps because the caller's own buffer could not be
+        os.ftruncate(self._fd, self._begin() + position)
+        os.lseek(self._fd, self._begin() + position, os.SEEK_SET)
+
+
+class PatchableFileSink(FileSink):
+    """A regular file whose earlier bytes can be read: patches too, and copies within itself."""
 
     def patch(self, position: int, data: bytes, /) -> None:
         """Write over earlier bytes."""
         view = memoryview(data)
-        position += self._start
+        position += self._begin()
         while view:
             written = os.pwrite(self._fd, view, position)
             view = view[written:]
@@ -222,10 +265,22 @@ class FileSink:
 
     def read(self, position: int, size: int, /) -> bytes:
         """Read back earlier bytes."""
-        return os.pread(self._fd, size, self._start + position)
+        position += self._begin()
+        try:
+            return os.pread(self._fd, size, position)
+        except OSError as exc:
+            if exc.errno != errno.EBADF:  # it is open for writing only
+                raise
+        fd = os.open(_reopened(self._fd), os.O_RDONLY)
+        try:
+            return os.pread(fd, size, position)
+        finally:
+            os.close(fd)
 
     def move(self, source: int, target: int, size: int, /) -> None:
         """Copy bytes within the file, to a place further behind; the two may overlap."""
+        # Behind the archive the file may have bytes of the caller, so its end says nothing.
+        end = max(os.lseek(self._fd, 0, os.SEEK_CUR), self._begin() + target + size)
         while size:
             step = min(size, _MOVE_SIZE)
             size -= step
@@ -235,22 +290,18 @@ class FileSink:
                     f"the file is shorter than what was written to it, at byte {source + size + len(data)}"
                 )
             self.patch(target + size, data)
-        os.lseek(self._fd, 0, os.SEEK_END)
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
+        os.lseek(self._fd, end, os.SEEK_SET)
 
 
 class _Descriptor:
     """The ``write`` of a descriptor, as a raw file has it; closing is left to the owner."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, flush: Callable[[], None]) -> None:
         self._fd = fd
+        self._flush = flush
 
     def write(self, data: bytes) -> int:
+        self._flush()
         return os.write(self._fd, data)
 
 
@@ -314,21 +365,37 @@ def _nonblocking(fd: int, stack: contextlib.ExitStack) -> tuple[int, Callable[[m
     """
     if stat.S_ISSOCK(os.fstat(fd).st_mode):
         sock = stack.enter_context(socket.socket(fileno=os.dup(fd)))
-        return sock.fileno(), lambda view: sock.send(view, socket.MSG_DONTWAIT)
+        return sock.fileno(), functools.partial(_send_now, sock)
     if not os.get_blocking(fd):
-        return fd, lambda view: os.write(fd, view)
-    if not Path("/proc/self/fd").is_dir():
+        return fd, functools.partial(os.write, fd)
+    own = _open_anew(fd)
+    if own is None:
         os.set_blocking(fd, False)
         stack.callback(os.set_blocking, fd, True)
-        return fd, lambda view: os.write(fd, view)
+        return fd, functools.partial(os.write, fd)
+    stack.callback(os.close, own)
+    return own, functools.partial(os.write, own)
+
+
+def _send_now(sock: socket.socket, view: memoryview) -> int:
+    return sock.send(view, socket.MSG_DONTWAIT)
+
+
+def _open_anew(fd: int) -> int | None:
+    """Return another descriptor of a pipe or terminal, without blocking; None where it cannot be had.
+
+    That is where there is no Linux, where the pipe is another user's (``sudo -u``), and for a terminal's master.
+    """
+    if os.fstat(fd).st_rdev == _MASTER:  # each opening makes a new terminal
+        return None
     try:
-        own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        return os.open(_reopened(fd), os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except (FileNotFoundError, PermissionError):
+        return None
     except OSError as exc:
         if exc.errno == errno.ENXIO:  # nobody reads the pipe
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) from None
         raise
-    stack.callback(os.close, own)
-    return own, lambda view: os.write(own, view)
 
 
 async def _writable(fd: int) -> None:
@@ -376,9 +443,19 @@ class ResponseSink:
     def __init__(self, response: Any) -> None:
         self.expected_size: int | None = response.content_length
         self._response = response
+        self._sent = 0
 
     async def write(self, data: bytes, /) -> None:
-        """Hand ``data`` over, then wait for room. A cancel comes when all was handed over."""
+        """Hand ``data`` over, then wait for room. A cancel comes when all was handed over.
+
+        Raises:
+            SinkError: The response has promised less; nothing was handed over.
+        """
+        if self.expected_size is not None and self._sent + len(data) > self.expected_size:
+            raise SinkError(
+                f"the archive is larger than the {self.expected_size} bytes that the response promises"
+            )
+        self._sent += len(data)
         await self._response.write(data)
 
 

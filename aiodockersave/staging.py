@@ -12,6 +12,21 @@ from typing import IO
 
 from ._aio import Worker
 from .content import MAX_BATCH_SIZE
+from .errors import InvalidInputError
+
+
+def check_bytes(name: str, size: object) -> int:
+    """Return ``size``, which must be a number of bytes.
+
+    Raises:
+        InvalidInputError: It is negative.
+        TypeError: It is no int.
+    """
+    if not isinstance(size, int) or isinstance(size, bool):
+        raise TypeError(f"{name}={size!r}: use a number of bytes")
+    if size < 0:
+        raise InvalidInputError(f"{name}={size!r}: use a number of bytes, 0 or more")
+    return size
 
 
 class Memory:
@@ -61,6 +76,7 @@ class Stage:
             self._batches.append(batch)
         else:
             await self._worker.run(self._spill, batch)
+            self._free()  # here, since the thread must not touch what all stages share
 
     async def next(self) -> bytes:
         """Return the next batch; after it ``done`` says whether it was the last."""
@@ -84,8 +100,15 @@ class Stage:
     async def close(self) -> None:
         """Free memory and file."""
         self._free()
-        if self._file is not None:
-            await self._worker.run_always(self._file.close)
+        file, self._file = self._file, None
+        if file is not None:
+            await self._worker.run_always(file.close)
+
+    def abandon(self) -> None:
+        """Close where nothing can be awaited. What still works on the file keeps it open until it has ended."""
+        file, self._file = self._file, None
+        if file is not None and not self._worker.is_busy:
+            file.close()
 
     def _free(self) -> None:
         self._batches.clear()
@@ -93,14 +116,14 @@ class Stage:
         self._taken = 0
 
     def _spill(self, batch: bytes) -> None:
-        # Kept at once: a cancelled call loses its result, and close() must find the file.
-        if self._file is None:
-            self._file = tempfile.TemporaryFile(buffering=0, dir=self._directory)  # noqa: SIM115
+        file = self._file
+        if file is None:
+            # Kept at once: a cancelled call loses its result, and close() must find the file.
+            file = self._file = tempfile.TemporaryFile(buffering=0, dir=self._directory)  # noqa: SIM115
         for data in (*self._batches, batch):
             view = memoryview(data)
             while view:
-                view = view[self._file.write(view) :]
-        self._free()
+                view = view[file.write(view) :]
 
     def _read(self, file: IO[bytes]) -> bytes:
         if not self._reading:

@@ -24,7 +24,7 @@ import asyncio
 import enum
 import os
 import traceback
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
@@ -33,15 +33,16 @@ from ._aio import running_task
 from ._calls import Call, Calls
 from ._target import Target
 from .content import Content, OpenContent
+from .documents import ImageManifest
 from .errors import DigestMismatchError, WriterBrokenError, WriterClosedError
 from .formats import Addition, Format, Layers, check_choice, new_builder, read_image
 from .intake import Intake
 from .layers import LayerWriter
 from .ledger import Ledger, Wanted
-from .model import Descriptor, Digest, ImageManifest
+from .model import Descriptor, Digest
 from .output import Output, Transaction, check_promise
 from .plan import Report
-from .staging import Memory, Stage
+from .staging import Memory, Stage, check_bytes
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -92,7 +93,7 @@ class ArchiveWriter:
             checksum: Whether the report has the SHA-256 of the archive.
 
         Raises:
-            InvalidInputError: There is no such format or mode.
+            InvalidInputError: There is no such format or mode, or a number of bytes is negative.
             TypeError: Nothing can be written to ``sink``.
         """
         check_choice("layers", layers, Layers)
@@ -100,8 +101,10 @@ class ArchiveWriter:
         self._builder = new_builder(format)
         self._output = Output(sink, checksum=checksum)
         self._decompress = layers == "decompress"
-        self._memory = Memory(stage_memory)
+        self._memory = Memory(check_bytes("stage_memory", stage_memory))
         self._stage_dir = stage_dir
+        if max_plain_size is not None:
+            check_bytes("max_plain_size", max_plain_size)
         self._max_plain_size = max_plain_size
         self._ledger = Ledger()
         self._layers = LayerWriter(self._builder, self._ledger, decompress=layers == "decompress")
@@ -202,6 +205,9 @@ class ArchiveWriter:
                     return await self._transact_locked(
                         call, lambda transaction: self._layers.write_known(transaction, stage, blob, stored)
                     )
+            except GeneratorExit:
+                stage.abandon()
+                raise
             finally:
                 await stage.close()
 
@@ -261,8 +267,7 @@ class ArchiveWriter:
                 async def work(transaction: Transaction) -> Callable[[], None]:
                     transaction.writing = f"image {checked.config.digest}"
                     if addition.members:
-                        await transaction.write(*(member.literal for member in addition.members))
-                    await transaction.finish()
+                        await transaction.write(*(member.literal for member in addition.members), last=True)
                     return lambda: self._commit(transaction, addition)
 
                 await self._transact_locked(call, work)
@@ -307,8 +312,7 @@ class ArchiveWriter:
         data = b"".join((*(member.literal for member in addition.members), tar.END_OF_ARCHIVE))
         check_promise(self._output, transaction.cursor + len(data))
         transaction.writing = "the end of the archive"
-        await transaction.write(data)
-        await transaction.finish()
+        await transaction.write(data, last=True)
         await self._output.flush()
         sha256 = await transaction.checksum()
 
@@ -373,7 +377,7 @@ class ArchiveWriter:
         work: Callable[[Transaction], Awaitable[Callable[[], T]]],
         *,
         content: OpenContent | None = None,
-        closing: Sequence[Callable[[], Awaitable[None]]] = (),
+        closing: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (),
     ) -> T:
         """Run ``work`` and the commit that it returns, or take back what it wrote."""
         with self._output.held():

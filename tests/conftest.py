@@ -29,8 +29,14 @@ THREAD_GRACE = 2.0  # seconds that a thread whose work is done may take to end
 
 
 # On top of the profile that hypothesis chose (it has one for CI): no limit of 200 ms for an example, since
-# a busy machine would break it; pytest's limit for the whole test stays.
-hypothesis.settings.register_profile("patient", hypothesis.settings(), deadline=None)
+# a busy machine would break it; pytest's limit for the whole test stays. And no explanation of failures: it
+# traces every line, and its own calls of the file system would count as the package's (`nothing_blocks`).
+hypothesis.settings.register_profile(
+    "patient",
+    hypothesis.settings(),
+    deadline=None,
+    phases=[phase for phase in hypothesis.settings().phases if phase is not hypothesis.Phase.explain],
+)
 hypothesis.settings.load_profile("patient")
 
 
@@ -156,6 +162,17 @@ MORE_BLOCKING_CALLS = (
 MAY_BLOCK: tuple[tuple[str, str], ...] = (
     # The import of an optional dependency, once, when it is first needed.
     ("<frozen importlib._bootstrap>", "_find_and_load"),
+    # asyncio starts a program in the loop's thread: a fork, and a wait until it is the program.
+    ("asyncio/unix_events.py", "_start"),
+    # Where a record goes is the application's matter, and how its handlers write.
+    ("logging/__init__.py", "callHandlers"),
+    # What is open already is looked at and opened anew through /proc: no disk is asked.
+    ("aiodockersave/sinks.py", "_is_readable"),
+    ("aiodockersave/sinks.py", "_open_anew"),
+    # Sends what there is room for, whatever the mode of the descriptor (MSG_DONTWAIT).
+    ("aiodockersave/sinks.py", "_send_now"),
+    # Opens a FIFO without waiting for its reader.
+    ("aiodockersave/_target.py", "open_stream"),
 )
 
 

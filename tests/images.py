@@ -276,6 +276,16 @@ class MemorySink:
         return bytes(self.data)
 
 
+class RewindSink:
+    """Keeps bytes in memory and rewinds; cannot be patched, so that what is not known is staged."""
+
+    def __init__(self) -> None:
+        self._memory = MemorySink()
+        self.write = self._memory.write
+        self.rewind = self._memory.rewind
+        self.getvalue = self._memory.getvalue
+
+
 async def put(archive: ArchiveWriter, image: Image, **options: Any) -> None:
     """Put an image's layers in the order of its manifest, then the image."""
     for layer in image.layers:

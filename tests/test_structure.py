@@ -19,10 +19,10 @@ PACKAGE = Path(aiodockersave.__file__).parent
 
 # The rooms in order: each imports only from those before it. A package is one room. A new room is
 # given its place here, and there is no other list to keep.
-DECIDES = ("errors", "gojson", "model", "reference", "tar", "formats", "plan", "decompression")
+DECIDES = ("errors", "gojson", "model", "documents", "reference", "tar", "formats", "plan", "decompression")
 ACTS = (
     *("_aio", "content", "staging", "intake"),
-    *("sinks", "output", "_target", "_calls", "writer", "stream"),
+    *("sinks", "output", "ledger", "layers", "_calls", "_target", "writer", "archive_file"),
     *("sources", "pipeline", "web", "cli"),
 )
 ROOMS = (*DECIDES, *ACTS)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from .daemons import Containerd, Dockerd, require_daemons, running_containerd, running_dockerd, unmounted
 from .programs import Podman, Registry, require_program, running_registry
 
 if TYPE_CHECKING:
@@ -44,3 +45,35 @@ def docker_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Regist
     require_program("docker-registry")
     with running_registry(tmp_path_factory.mktemp("registry")) as registry:
         yield registry
+
+
+@pytest.fixture(scope="session")
+def containerd_storage() -> Iterator[Containerd]:
+    """containerd with an own storage, for the whole session."""
+    require_daemons()
+    # Not pytest's folder: its name is too long for a socket's.
+    folder = Path(tempfile.mkdtemp(prefix="containerd-", dir="/tmp"))
+    with unmounted(folder), running_containerd(folder) as containerd:
+        yield containerd
+
+
+@pytest.fixture(scope="session")
+def dockerd_storage(containerd_storage: Containerd) -> Iterator[Dockerd]:
+    """dockerd with an own storage, for the whole session."""
+    folder = Path(tempfile.mkdtemp(prefix="docker-", dir="/tmp"))
+    with unmounted(folder), running_dockerd(folder, containerd_storage) as dockerd:
+        yield dockerd
+
+
+@pytest.fixture
+def containerd(containerd_storage: Containerd) -> Iterator[Containerd]:
+    """containerd without any image."""
+    yield containerd_storage
+    containerd_storage.remove_all()
+
+
+@pytest.fixture
+def dockerd(dockerd_storage: Dockerd) -> Iterator[Dockerd]:
+    """dockerd without any image."""
+    yield dockerd_storage
+    dockerd_storage.remove_all()

@@ -14,6 +14,7 @@ import re
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,14 @@ def run(
     return out
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """What a consumer made of an image: its ID and its layers, ``algorithm:encoded`` both."""
+
+    image_id: str
+    diff_ids: list[str]
+
+
 # ── skopeo ──
 
 
@@ -100,6 +109,15 @@ def skopeo_inspect(image: str, *, raw: bool = False, config: bool = False) -> di
     flags = [flag for flag, wanted in (("--raw", raw), ("--config", config)) if wanted]
     found: dict[str, Any] = json.loads(skopeo("inspect", *flags, image))
     return found
+
+
+def skopeo_loaded(image: str) -> Loaded:
+    """Copy `image` to nowhere, which reads and checks every blob; return what skopeo takes it for."""
+    with tempfile.TemporaryDirectory() as folder:
+        skopeo("copy", "--quiet", image, f"dir:{folder}")
+        config = json.loads(Path(folder, "manifest.json").read_bytes())["config"]["digest"]
+        document = json.loads(Path(folder, config.partition(":")[2]).read_bytes())
+    return Loaded(config, document["rootfs"]["diff_ids"])
 
 
 # ── podman ──
@@ -144,6 +162,11 @@ class Podman:
         found: list[dict[str, Any]] = json.loads(self("image", "inspect", image))
         return found[0]
 
+    def loaded(self, name: str) -> Loaded:
+        """Return what podman holds under a name."""
+        found = self.inspect(name)
+        return Loaded(f"sha256:{found['Id']}", found["RootFS"]["Layers"] or [])
+
     @contextlib.contextmanager
     def files_of(self, image: str) -> Iterator[Path]:
         """Give a folder with the files of a loaded image: all its layers, one over the other."""
@@ -163,26 +186,51 @@ class Podman:
 
 @dataclass(frozen=True)
 class Registry:
-    """A registry that listens on a loopback address, by plain HTTP.
+    """A registry that listens on a loopback address.
 
     Attributes:
         address: ``127.0.0.1:PORT``, as references have it.
         log: What it says of its requests.
+        data: Where its images are.
+        scheme: ``http`` or ``https``.
     """
 
     address: str
     log: Path
+    data: Path
+    scheme: str = "http"
 
     @property
     def url(self) -> str:
         """The base of its API."""
-        return f"http://{self.address}"
+        return f"{self.scheme}://{self.address}"
+
+
+def htpasswd_auth(folder: Path, line: str) -> dict[str, object]:
+    """Return what makes a registry ask for a password; `line` is one of ``htpasswd -B``, kept in `folder`."""
+    path = folder / "htpasswd"
+    path.write_text(f"{line}\n")
+    return {"htpasswd": {"realm": "the registry", "path": str(path)}}
 
 
 @contextlib.contextmanager
-def running_registry(folder: Path) -> Iterator[Registry]:
-    """Run docker-registry with its data in `folder`; it is ended when the block is left."""
-    config, log = folder / "config.yml", folder / "registry.log"
+def running_registry(
+    folder: Path,
+    *,
+    data: Path | None = None,
+    auth: Mapping[str, object] | None = None,
+    certificate: Path | None = None,
+) -> Iterator[Registry]:
+    """Run docker-registry; it is ended when the block is left.
+
+    Args:
+        folder: What it keeps goes here.
+        data: Where its images are, if not in `folder`: several registries may have the same ones.
+        auth: The section ``auth`` of its configuration.
+        certificate: Its key and chain in one file, to serve https.
+    """
+    config, log, data = folder / "config.yml", folder / "registry.log", data or folder / "data"
+    tls = {"certificate": str(certificate), "key": str(certificate)}
     # JSON is YAML. Port 0: the registry binds a free one and says which, so that nobody can come between.
     config.write_text(
         json.dumps(
@@ -190,11 +238,13 @@ def running_registry(folder: Path) -> Iterator[Registry]:
                 "version": 0.1,
                 "log": {"level": "info", "formatter": "json"},
                 "storage": {
-                    "filesystem": {"rootdirectory": str(folder / "data")},
+                    "filesystem": {"rootdirectory": str(data)},
                     "delete": {"enabled": True},
                 },
-                "http": {"addr": "127.0.0.1:0", "secret": "not secret"},
+                "http": {"addr": "127.0.0.1:0", "secret": "not secret"}
+                | ({"tls": tls} if certificate else {}),
             }
+            | ({"auth": auth} if auth else {})
         )
     )
     env = {name: value for name, value in os.environ.items() if not name.startswith(("REGISTRY_", "OTEL_"))}
@@ -209,7 +259,7 @@ def running_registry(folder: Path) -> Iterator[Registry]:
         ) as process,
     ):
         try:
-            yield Registry(_wait_for_address(process, log), log)
+            yield Registry(_wait_for_address(process, log), log, data, "https" if certificate else "http")
         finally:
             process.terminate()
             try:

@@ -1,0 +1,85 @@
+"""The command line: arguments to calls, errors to exit codes.
+
+====  ================================================================================================
+exit  meaning
+====  ================================================================================================
+0     done
+1     failed: one line on standard error says what, and what to do
+2     the command line is wrong
+130   interrupted by SIGINT (Ctrl-C): nothing half-written is under the target's name
+141   whoever read standard output has left
+143   ended by SIGTERM or SIGHUP: as 130
+====  ================================================================================================
+
+Nothing is imported at once. ``--help`` needs no library to print what is known, and comes as quickly as Python starts.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import click
+
+HELP = """\
+Usage: aiodockersave [OPTIONS] COMMAND [ARGS]...
+
+  Write container images into archives for "docker load".
+
+Options:
+  --version  Show the version and exit.
+  --help     Show this message and exit.
+
+Commands:
+  plan  Show size, ETag and members of an archive ahead of time.
+  save  Save images into one archive.
+"""
+"""What click makes of :mod:`.commands`; a test compares the two."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command line, the process's own by default, and return the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments == ["--help"] and sys.stdout is not None:
+        sys.stdout.write(HELP)
+        return 0
+    import signal  # noqa: PLC0415 - not for --help
+
+    # Until a loop takes it over, Ctrl-C ends the process at once, as SIGTERM does: there is nothing to clean up yet, and
+    # a KeyboardInterrupt in the middle of an import is no pretty sight.
+    default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if default:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        return _run(arguments)
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        if default:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _run(arguments: list[str]) -> int:
+    import click  # noqa: PLC0415 - not for --help
+
+    from .commands import command  # noqa: PLC0415
+
+    try:
+        code: int | None = command.main(arguments, prog_name="aiodockersave", standalone_mode=False)
+    except click.ClickException as error:
+        _show(error)
+        return error.exit_code
+    except click.Abort:
+        return 130
+    return code or 0
+
+
+def _show(error: click.ClickException) -> None:
+    import io  # noqa: PLC0415 - not for --help
+
+    from .terminal import print_error  # noqa: PLC0415
+
+    text = io.StringIO()
+    error.show(file=text)
+    print_error(text.getvalue().rstrip(), keep="\n\t")

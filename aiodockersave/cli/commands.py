@@ -1,0 +1,190 @@
+"""Commands and their options, told to click.
+
+What does the work is imported by the command that needs it: a wrong option is told at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from aiodockersave import __version__
+from aiodockersave.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from aiodockersave.model import Platform
+    from aiodockersave.pipeline import ImageRequest
+
+    from .image_argument import ImageArgument
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+PROGRAM = "aiodockersave"
+
+# ── what commands take ──
+
+
+def _read_images(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> list[ImageArgument]:
+    from .image_argument import parse_image  # noqa: PLC0415 - see the head of this file
+
+    images = []
+    for value in values:
+        try:
+            images.append(parse_image(value))
+        except InvalidInputError as error:
+            from .terminal import printable  # noqa: PLC0415
+
+            raise click.BadParameter(printable(f"{value}: {error}")) from None
+    return images
+
+
+def _read_platform(_: click.Context, __: click.Parameter, value: str | None) -> Platform | None:
+    from aiodockersave.model import Platform  # noqa: PLC0415 - see the head of this file
+
+    try:
+        return None if value is None else Platform.parse(value)
+    except InvalidInputError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _option(*names: str, **settings: Any) -> Callable[[F], F]:
+    """Declare an option that may also be set by ``AIODOCKERSAVE_`` and its long name."""
+    (long,) = (name for name in names if name.startswith("--"))
+    variable = f"{PROGRAM}_{long.removeprefix('--').replace('-', '_')}".upper()
+    return click.option(*names, envvar=variable, show_envvar=True, **settings)
+
+
+def _common(function: F) -> F:
+    """Declare what all commands take."""
+    for declare in (
+        _option("--verbose", is_flag=True, help="Say where it failed, too."),
+        _option("--quiet", is_flag=True, help="Say nothing but errors."),
+        _option(
+            "--platform",
+            callback=_read_platform,
+            metavar="OS/ARCH[/VARIANT]",
+            help="Which of an image's platforms; by default linux on this machine's architecture.",
+        ),
+        _option(
+            "--format",
+            type=click.Choice(["docker"]),
+            default="docker",
+            show_default=True,
+            help="Layout of the archive.",
+        ),
+        click.argument("images", nargs=-1, required=True, callback=_read_images, metavar="IMAGE..."),
+    ):
+        function = declare(function)
+    return function
+
+
+@click.group(context_settings={"max_content_width": 100})
+@click.version_option(__version__, prog_name=PROGRAM, message="%(prog)s %(version)s")
+def command() -> None:
+    """Write container images into archives for "docker load"."""
+
+
+# ── save ──
+
+
+@command.command()
+@_common
+@_option("-o", "--output", required=True, metavar="FILE", help="Where to: a file, or - for standard output.")
+@_option(
+    "--layers",
+    type=click.Choice(["keep", "decompress"]),
+    default="keep",
+    show_default=True,
+    help="Store layers as they are, or as plain tars.",
+)
+@_option("--no-fsync", is_flag=True, help="Do not wait until the archive is on the disk.")
+@_option(
+    "--progress",
+    type=click.Choice(["auto", "plain", "none"]),
+    default="auto",
+    show_default=True,
+    help="How progress is shown on standard error.",
+)
+def save(
+    *,
+    images: list[ImageArgument],
+    output: str,
+    progress: str,
+    no_fsync: bool,
+    quiet: bool,
+    verbose: bool,
+    **options: Any,
+) -> int:
+    """Save images into one archive.
+
+    IMAGE is oci:DIR[:REF][=NAME:TAG[,NAME:TAG...]]: the directory of an OCI image layout, which image in it, and the
+    names that it gets. An existing FILE is not touched before the archive is whole.
+    """
+    from aiodockersave import pipeline  # noqa: PLC0415 - see the head of this file
+
+    from .running import run  # noqa: PLC0415
+    from .terminal import Reporter, Terminal, summary  # noqa: PLC0415
+
+    target = _target(output)
+    terminal = Terminal(quiet=quiet, verbose=verbose)
+    reporter = Reporter(terminal, lines=progress != "none")
+    requests = [_request(image) for image in images]
+
+    async def work() -> None:
+        report = await pipeline.save(
+            requests, target, fsync=not no_fsync, checksum=True, progress=reporter, **options
+        )
+        for image in images:
+            if image.tags is None:
+                terminal.say(f"{image} has no name in the archive; write {image}=NAME:TAG to give it one")
+        if reporter.prepared is not None:
+            name = "standard output" if output == "-" else output
+            terminal.say(summary(name, report, reporter.prepared))
+
+    return run(work, terminal, target=None if output == "-" else output)
+
+
+def _target(output: str) -> Any:
+    if output != "-":
+        if not output or output.endswith("/"):
+            raise click.UsageError("-o takes the name of a file, or - for standard output")
+        return output
+    if sys.stdout is None:
+        raise click.UsageError("standard output is closed")
+    if sys.stdout.isatty():
+        raise click.UsageError("an archive is not for a terminal: use -o FILE, or send it through a pipe")
+    return sys.stdout.buffer
+
+
+def _request(image: ImageArgument) -> ImageRequest:
+    from aiodockersave.pipeline import ImageRequest  # noqa: PLC0415 - see the head of this file
+    from aiodockersave.sources.oci_layout import OciLayoutSource  # noqa: PLC0415
+
+    return ImageRequest(OciLayoutSource(image.directory), image.reference, image.tags, str(image))
+
+
+# ── plan ──
+
+
+@command.command()
+@_common
+@_option("--json", "as_json", is_flag=True, help="Print JSON.")
+def plan(*, images: list[ImageArgument], as_json: bool, quiet: bool, verbose: bool, **options: Any) -> int:
+    """Show size, ETag and members of an archive ahead of time.
+
+    IMAGE is as for "save", which writes exactly this with --layers keep. No layer is read.
+    """
+    from aiodockersave.pipeline import prepare  # noqa: PLC0415 - see the head of this file
+
+    from .running import run  # noqa: PLC0415
+    from .terminal import Terminal, plan_json, plan_text, print_data  # noqa: PLC0415
+
+    async def work() -> None:
+        prepared = await prepare([_request(image) for image in images], **options)
+        if prepared.plan is not None:
+            print_data((plan_json if as_json else plan_text)(prepared, prepared.plan))
+
+    return run(work, Terminal(quiet=quiet, verbose=verbose), target=None)

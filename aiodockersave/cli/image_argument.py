@@ -1,0 +1,123 @@
+"""IMAGE of the command line: ``oci:DIR[:REF][=NAME:TAG[,NAME:TAG…]]``.
+
+The last ``=`` splits off the tags, the last ``:`` after the last ``/`` the REF; a digest may be the REF too. Names of
+directories may have both characters, so what can be read in another way, and names a directory that is there, is
+refused with the ways to write it. ``::`` between DIR and REF, and a ``=`` at the end, leave nothing open:
+``oci:DIR::REF=``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from aiodockersave.errors import InvalidInputError
+from aiodockersave.reference import Reference
+
+_KIND = "oci:"
+_OTHER_KINDS = (
+    "containers-storage:",
+    "dir:",
+    "docker-archive:",
+    "docker-daemon:",
+    "docker://",
+    "oci-archive:",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageArgument:
+    """An IMAGE.
+
+    Attributes:
+        directory: The directory of an OCI image layout.
+        reference: The REF, or empty.
+        tags: The names that the image gets; None where there is no ``=``.
+    """
+
+    directory: str
+    reference: str = ""
+    tags: tuple[str, ...] | None = None
+
+    def __str__(self) -> str:
+        return f"{_KIND}{self.directory}:{self.reference}" if self.reference else f"{_KIND}{self.directory}"
+
+    def written_out(self) -> str:
+        """Return the argument so that it can be read in one way only."""
+        text = f"{_KIND}{self.directory}::{self.reference}"
+        if self.tags is None and "=" not in self.directory:
+            return text
+        return f"{text}={','.join(self.tags or ())}"
+
+
+def parse_image(text: str, is_directory: Callable[[str], bool] = os.path.isdir) -> ImageArgument:
+    """Read an IMAGE.
+
+    Args:
+        text: The argument.
+        is_directory: Tells whether a directory is there.
+
+    Raises:
+        InvalidInputError: It cannot be read, or in several ways, or is of a kind that is not supported.
+    """
+    for kind in _OTHER_KINDS:
+        if text.startswith(kind):
+            raise InvalidInputError(f"{kind} is not supported yet; use oci:DIR[:REF]")
+    if not text.startswith(_KIND):
+        raise InvalidInputError(
+            "images in a registry are not supported yet; use oci:DIR[:REF], the directory of an OCI image layout"
+        )
+    wanted, *others = _readings(text.removeprefix(_KIND))
+    others = [other for other in others if is_directory(other.directory)]
+    if others:
+        known = [wanted, *others] if is_directory(wanted.directory) else others
+        choices = " or ".join(each.written_out() for each in known)
+        raise InvalidInputError(f"it can be read in several ways; write {choices}")
+    if not wanted.directory:
+        raise InvalidInputError("the directory is missing: oci:DIR[:REF]")
+    _check_tags(wanted)
+    return wanted
+
+
+def _readings(text: str) -> Iterator[ImageArgument]:
+    """Yield in which ways the text after ``oci:`` can be read, first the one that the rules want."""
+    head, equals, tail = text.rpartition("=")
+    tags = tuple(tail.split(",")) if tail else ()
+    for split in _splits(head if equals else text):
+        yield ImageArgument(*split, tags if equals else None)
+    if tail and "::" not in text:
+        for directory, reference in _splits(text):
+            if "=" in directory and "=" not in reference:
+                yield ImageArgument(directory, reference)
+
+
+def _splits(text: str) -> list[tuple[str, str]]:
+    """Return in which ways DIR and REF can be told apart, first the one that the rules want."""
+    directory, colons, reference = text.rpartition("::")
+    if colons:
+        return [(directory, reference)]
+    if digest := _split_digest(text):
+        return [digest]
+    whole = (text, "")
+    splits = [(text[:i], text[i + 1 :]) for i, character in enumerate(text) if character == ":"]
+    wanted = splits[-1] if splits and "/" not in splits[-1][1] else whole
+    return [wanted, *(split for split in (whole, *splits) if split != wanted)]
+
+
+def _split_digest(text: str) -> tuple[str, str] | None:
+    for algorithm in ("sha256", "sha512"):
+        for separator in "@:":
+            directory, found, encoded = text.rpartition(f"{separator}{algorithm}:")
+            if found and "/" not in encoded:
+                return directory, f"{algorithm}:{encoded}"
+    return None
+
+
+def _check_tags(image: ImageArgument) -> None:
+    for tag in image.tags or ():
+        try:
+            _ = Reference.parse(tag).repo_tag
+        except InvalidInputError as error:
+            whole = f"{image}={','.join(image.tags or ())}="
+            raise InvalidInputError(f"{error} (if '=' belongs to the directory, write {whole})") from None

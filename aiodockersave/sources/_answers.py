@@ -1,0 +1,236 @@
+"""What registries and token servers say, read and made fit to be shown: pure functions of headers and small bodies.
+
+Nothing here believes what it reads. Text of a registry may hold anything, also what was sent to it: it is shown on one
+line, escaped, cut, and without what looks like a secret.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from email.utils import parsedate_to_datetime
+from typing import Final, NamedTuple
+from urllib.parse import urljoin, urlsplit
+
+__all__ = [
+    "ContentRange",
+    "ErrorBody",
+    "content_range",
+    "media_type",
+    "origin",
+    "parse_error_body",
+    "redirect_target",
+    "retry_after",
+    "shown",
+    "shown_url",
+]
+
+MAX_SHOWN: Final = 200
+"""Characters of foreign text in a message."""
+_MAX_CODES = 5
+_MAX_DIGITS = 19  # of a 63-bit number: more are no size or offset
+_HIDDEN = "***"
+
+# ── text ──
+
+_SPACES = re.compile(r"\s+")
+# The query of a signed URL, and the user information of any, give access.
+_URL_SECRETS = re.compile(
+    r"(?P<scheme>\b[a-z][a-z0-9+.-]{0,20}://)(?:[^\s/?#@]*@)?(?P<rest>[^\s?#]*)(?P<query>[?#]\S*)?",
+    re.IGNORECASE,
+)
+
+
+def shown(text: str, *, secrets: Collection[str] = (), limit: int = MAX_SHOWN) -> str:
+    """Return foreign text as it may stand in a message: one line, printable, short, without secrets.
+
+    Args:
+        text: The text.
+        secrets: Credentials that it may repeat.
+        limit: The longest result, in characters.
+    """
+    for secret in secrets:
+        text = text.replace(secret, _HIDDEN)
+    text = text[
+        : limit * 20
+    ]  # so that the work below is small; a secret must not be cut in two before it is found
+    text = _URL_SECRETS.sub(_without_secrets, _SPACES.sub(" ", text).strip())
+    # `isprintable` is false for controls, C1, bidirectional marks and what is not assigned.
+    text = "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
+    )
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def _without_secrets(match: re.Match[str]) -> str:
+    return match["scheme"] + match["rest"] + (f"?{_HIDDEN}" if match["query"] else "")
+
+
+def shown_url(url: str) -> str:
+    """Return a URL without user information, query and fragment, fit for a message."""
+    text = url.partition("#")[0].partition("?")[0]
+    scheme, separator, rest = text.partition("://")
+    host, slash, path = rest.partition("/")
+    return shown(f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}")
+
+
+# ── error bodies ──
+
+
+class ErrorBody(NamedTuple):
+    """What an error's body says (OCI distribution-spec, § Error Codes).
+
+    Attributes:
+        codes: Its codes, such as ``MANIFEST_UNKNOWN``.
+        message: Its text, fit for a message; empty where there is none.
+    """
+
+    codes: tuple[str, ...]
+    message: str
+
+
+def parse_error_body(body: bytes, secrets: Collection[str] = ()) -> ErrorBody:
+    """Read the body of an error; what is no such JSON, a proxy's page say, says nothing."""
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return ErrorBody((), "")
+    errors = _list(document.get("errors")) if isinstance(document, dict) else []
+    entries = [entry for entry in errors if isinstance(entry, dict)]
+    codes = [
+        shown(code, secrets=secrets, limit=40)
+        for entry in entries
+        if isinstance(code := entry.get("code"), str)
+    ]
+    texts = [_error_text(entry) for entry in entries]
+    if not entries and isinstance(document, dict):
+        # What token servers say: RFC 6749 § 5.2, or Docker Hub's own.
+        texts = [_text(document, name) for name in ("error_description", "error", "details", "message")][:4]
+        texts = [text for text in texts if text][:1]
+    return ErrorBody(tuple(codes[:_MAX_CODES]), shown("; ".join(filter(None, texts)), secrets=secrets))
+
+
+def _list(value: object) -> list[object]:
+    return value if isinstance(value, list) else []
+
+
+def _text(document: Mapping[str, object], name: str) -> str:
+    value = document.get(name)
+    return value if isinstance(value, str) else ""
+
+
+def _error_text(entry: Mapping[str, object]) -> str:
+    code, message = _text(entry, "code"), _text(entry, "message")
+    return f"{message} ({code})" if code and message else message or code
+
+
+# ── headers ──
+
+
+def number(text: str) -> int | None:
+    """Read a size or offset: ASCII digits only, and not more than any 63-bit number has."""
+    is_number = text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS
+    return int(text) if is_number else None
+
+
+def media_type(header: str | None) -> str:
+    """Return the type that a Content-Type names, without its parameters, in lower case."""
+    return (header or "").partition(";")[0].strip().lower()
+
+
+class ContentRange(NamedTuple):
+    """Which bytes of a blob an answer holds: ``first`` to ``last``, both included, of ``total``."""
+
+    first: int
+    last: int
+    total: int
+
+
+def content_range(values: Sequence[str]) -> ContentRange | None:
+    """Read the ``Content-Range`` of a part (RFC 9110 § 14.4); None if it is not exactly one, whole and possible."""
+    if len(values) != 1:
+        return None
+    unit, _, rest = values[0].strip().partition(" ")
+    span, slash, total = rest.strip().partition("/")
+    first, dash, last = span.partition("-")
+    numbers = [number(part) for part in (first, last, total)]
+    if unit.lower() != "bytes" or not slash or not dash or None in numbers:
+        return None
+    found = ContentRange(*(value or 0 for value in numbers))
+    return found if found.first <= found.last < found.total else None
+
+
+def unsatisfied_total(values: Sequence[str]) -> int | None:
+    """Read the size out of the ``Content-Range`` of a 416, ``bytes */SIZE``; None where there is none."""
+    if len(values) != 1 or not values[0].startswith("bytes */"):
+        return None
+    return number(values[0].removeprefix("bytes */").strip())
+
+
+def retry_after(header: str | None, now: float) -> float | None:
+    """Read a ``Retry-After`` (RFC 9110 § 10.2.3).
+
+    Args:
+        header: Seconds, or a date.
+        now: The time, in seconds since the epoch.
+
+    Returns:
+        Seconds from now, not negative; None where nothing can be read.
+    """
+    if header is None:
+        return None
+    seconds = number(header.strip())
+    if seconds is not None:
+        return float(seconds)
+    try:
+        return max(0.0, parsedate_to_datetime(header).timestamp() - now)
+    except (ValueError, OverflowError, IndexError, TypeError):
+        return None
+
+
+# ── locations ──
+
+Origin = tuple[str, str, int]
+"""Scheme, host in lower case, port: what credentials belong to."""
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_HOST = re.compile(r"[a-z0-9._-]+|\[?[0-9a-f:.]+(%[a-z0-9._~%-]+)?\]?")
+_CLEAN = re.compile("[!-~]+")
+
+
+def origin(url: str) -> Origin | None:
+    """Return the origin of an absolute URL; None for one that is not HTTP's, or names no proper host.
+
+    A URL with user information has none: what it would log in with is not ours to send.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return None
+    host = (parts.hostname or "").lower()
+    if parts.scheme not in _DEFAULT_PORTS or "@" in parts.netloc or not _HOST.fullmatch(host) or port == 0:
+        return None
+    return parts.scheme, host, port or _DEFAULT_PORTS[parts.scheme]
+
+
+def redirect_target(url: str, location: str | None) -> str | None:
+    """Return the absolute URL that a redirect from ``url`` leads to; None where it leads nowhere.
+
+    What is percent-encoded stays as it is, since signatures cover it. What must not stand in a request is encoded.
+    """
+    if not location:
+        return None
+    if not _CLEAN.fullmatch(location):
+        location = _encode(location)
+    try:
+        target = urljoin(url, location).partition("#")[0]
+    except ValueError:
+        return None
+    return target if origin(target) else None
+
+
+def _encode(text: str) -> str:
+    data = text.strip().encode("utf-8", "surrogateescape")
+    return "".join(chr(byte) if 0x21 <= byte <= 0x7E else f"%{byte:02X}" for byte in data)

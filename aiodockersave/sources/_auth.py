@@ -1,0 +1,369 @@
+"""How a registry is told who asks: challenges, and the tokens that answer them.
+
+::
+
+    GET /v2/…                          401, WWW-Authenticate: Bearer realm="https://auth.example.com/token",service="…"
+    GET https://auth.example.com/token?service=…&scope=repository:library/alpine:pull     {"token": …, "expires_in": 300}
+    GET /v2/…  Authorization: Bearer …                                                    200
+
+The registry chooses the realm, that is, who is shown the user's password. So a realm is checked before credentials are
+even looked up: https (http only inside this machine), no user information, and an address that the registry may point at.
+Sources: distribution's specification of token authentication; RFC 9110 § 11; CVE-2020-15157 and those after it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import math
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, NamedTuple
+from urllib.parse import urlencode
+
+from aiodockersave.errors import AuthenticationError
+
+from ._addresses import AddressClass, AddressRefusedError, is_loopback_name
+from ._answers import Origin, origin, shown, shown_url
+from ._recent import Recent
+from ._transport import Request, Transport
+
+if TYPE_CHECKING:
+    from .credentials import Credentials, CredentialStore
+
+__all__ = [
+    "Authorizer",
+    "Challenge",
+    "Token",
+    "parse_challenges",
+    "parse_token",
+    "realm_fault",
+    "token_request",
+]
+
+MAX_TOKEN_BODY: Final = 1 << 20
+"""Bytes of a token server's answer (containers/image has the same limit)."""
+_CLIENT_ID = "aiodockersave"
+_MAX_SCOPES = 1024
+_MAX_HEADER = 16 << 10
+_SHORTEST_LIFE = 60.0
+"""Seconds that a token is taken to live if it does not say: the specification's default, and its minimum."""
+_OK = 200
+_NO_GET = frozenset({404, 405})
+"""What a token server that only knows POST says to a GET."""
+_SHORTEST_SECRET = 4  # shorter ones are not hidden in messages: they would make holes in ordinary words
+
+# ── challenges ──
+
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105 - RFC 9110 § 5.6.2
+_SKIPPED = re.compile(r"[\s,]*")
+_NAME = re.compile(rf"({_TOKEN})(?:(?P<equals>\s*=\s*)(?=[^\s=,]))?")
+_VALUE = re.compile(rf'"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<plain>[^\s,"]+)', re.DOTALL)
+_TOKEN68 = re.compile(r"[ \t]+[A-Za-z0-9._~+/-]+=*(?=\s*(?:,|$))")
+
+
+class Challenge(NamedTuple):
+    """One way in which a server wants to be told who asks.
+
+    Attributes:
+        scheme: Its name, in lower case.
+        parameters: What it says besides, names in lower case.
+    """
+
+    scheme: str
+    parameters: Mapping[str, str]
+
+
+def parse_challenges(headers: Iterable[str]) -> list[Challenge]:
+    """Read ``WWW-Authenticate`` headers, each of which may hold several challenges (RFC 9110 § 11.6.1).
+
+    What cannot be read ends the header; what stands before it counts.
+    """
+    return [challenge for header in headers for challenge in _challenges(header[:_MAX_HEADER])]
+
+
+def _challenges(header: str) -> list[Challenge]:
+    found: list[tuple[str, dict[str, str]]] = []
+    at = 0
+    while name := _NAME.match(header, _end(_SKIPPED, header, at)):
+        at = name.end()
+        if name["equals"] is None:
+            found.append((name[1].lower(), {}))
+            at = _end(_TOKEN68, header, at)
+            continue
+        value = _VALUE.match(header, at)
+        if value is None or not found:
+            break
+        at = value.end()
+        text = (
+            value["plain"]
+            if value["quoted"] is None
+            else re.sub(r"\\(.)", r"\1", value["quoted"], flags=re.DOTALL)
+        )
+        found[-1][1].setdefault(name[1].lower(), text)
+    return [Challenge(*each) for each in found]
+
+
+def _end(pattern: re.Pattern[str], text: str, at: int) -> int:
+    match = pattern.match(text, at)
+    return match.end() if match else at
+
+
+def realm_fault(realm: str, registry: Origin, *, in_machine: bool) -> str | None:
+    """Say why credentials must not be sent to a realm, going by its URL alone; None if they may be.
+
+    Args:
+        realm: The URL of the token server.
+        registry: The registry that named it.
+        in_machine: Whether the registry was dialled at a loopback address.
+    """
+    found = origin(realm)
+    if found is None or "#" in realm:
+        return "is no proper URL"
+    is_safe = found[0] == "https" or found == registry or (in_machine and is_loopback_name(found[1]))
+    return None if is_safe else "is not https"
+
+
+# ── tokens ──
+
+
+class Token(NamedTuple):
+    """What a token server gave: the token, and for how many seconds it holds."""
+
+    text: str
+    lifetime: float
+
+
+def token_request(
+    realm: str, service: str, scope: str, credentials: Credentials | None, *, what: str
+) -> Request:
+    """Make the request for a token: a POST for an identity token, a GET for a password or for none."""
+    wanted = {"service": service, "scope": scope} if service else {"scope": scope}
+    if credentials is not None and credentials.identity_token:
+        form = {"grant_type": "refresh_token", **wanted, "client_id": _CLIENT_ID}
+        return _post(realm, form | {"refresh_token": credentials.identity_token}, what)
+    if credentials is None:
+        return Request(what, _with_query(realm, wanted))
+    return Request(
+        what, _with_query(realm, wanted | {"account": credentials.username}), authorization=basic(credentials)
+    )
+
+
+def password_request(realm: str, service: str, scope: str, credentials: Credentials, *, what: str) -> Request:
+    """Make the request for a token at a server that takes nothing but POST."""
+    form = {"grant_type": "password", "service": service, "scope": scope, "client_id": _CLIENT_ID}
+    return _post(realm, form | {"username": credentials.username, "password": credentials.password}, what)
+
+
+def _post(realm: str, form: Mapping[str, str], what: str) -> Request:
+    return Request(what, realm, form=urlencode(form).encode())
+
+
+def _with_query(url: str, parameters: Mapping[str, str]) -> str:
+    return f"{url}{'&' if '?' in url else '?'}{urlencode(parameters)}"
+
+
+def basic(credentials: Credentials) -> str:
+    """Return the header that shows username and password."""
+    pair = f"{credentials.username}:{credentials.password}".encode()
+    return f"Basic {base64.b64encode(pair).decode()}"
+
+
+def parse_token(body: bytes) -> Token | None:
+    """Read a token server's answer; None if there is no token in it that could stand in a header."""
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(document, dict):
+        return None
+    text = document.get("token") or document.get("access_token")
+    if not isinstance(text, str) or not re.fullmatch("[!-~]+", text):
+        return None
+    lifetime = document.get("expires_in")
+    is_number = isinstance(lifetime, int | float) and not isinstance(lifetime, bool)
+    return Token(text, max(_SHORTEST_LIFE, float(min(lifetime, 1e9))) if is_number else _SHORTEST_LIFE)
+
+
+# ── who knows what was granted ──
+
+
+@dataclass(frozen=True, slots=True)
+class _Grant:
+    """A header that was obtained, with what it takes to obtain it anew."""
+
+    header: str = field(repr=False)
+    expires: float
+    challenge: Challenge
+
+
+@dataclass(slots=True)
+class _Access:
+    """What is known for one repository. The lock is held while a grant is fetched, so that one fetch serves all."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    grant: _Grant | None = None
+    secrets: frozenset[str] = field(default=frozenset(), repr=False)
+
+
+class Authorizer:
+    """Gives the header that a registry wants, for one address of it.
+
+    Args:
+        registry: The name under which credentials for it are kept.
+        transport: Sends requests on the registry's behalf.
+        credentials: Knows credentials.
+        clock: Tells seconds, from any start.
+    """
+
+    def __init__(
+        self,
+        registry: str,
+        transport: Transport,
+        credentials: CredentialStore,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._registry = registry
+        self._transport = transport
+        self._credentials = credentials
+        self._clock = clock
+        self._accesses: Recent[str, _Access] = Recent(_MAX_SCOPES)
+
+    @property
+    def secrets(self) -> frozenset[str]:
+        """What must not be seen in a message, should the registry repeat it."""
+        return frozenset().union(*(access.secrets for access in self._accesses.values()))
+
+    async def header(self, request: Request, repository: str) -> str | None:
+        """Return the header that was granted last, fetched anew if it has expired; None if there was none.
+
+        Raises:
+            As :meth:`answer`.
+        """
+        access = self._access(repository)
+        grant = access.grant
+        if grant is None or grant.expires > self._clock():
+            return grant and grant.header
+        header, _ = await self.answer(request, repository, [grant.challenge], refused=grant.header)
+        return header
+
+    async def answer(
+        self, request: Request, repository: str, challenges: Sequence[Challenge], *, refused: str | None
+    ) -> tuple[str, bool]:
+        """Obtain another header than the one that was refused.
+
+        Returns:
+            The header, and whether it was fetched just now. If not, somebody else has fetched it meanwhile.
+
+        Raises:
+            AuthenticationError: There is none, or none that may be asked for.
+            InterruptedTransfer: The token server does not answer now.
+            DockerSaveError: It answers what it must not.
+
+        Cancel: nobody else is hindered: who waits for the same fetches it then.
+        """
+        access = self._access(repository)
+        async with access.lock:
+            grant = access.grant
+            if grant is not None and grant.header != refused and grant.expires > self._clock():
+                return grant.header, False
+            access.grant = grant = await self._obtain(access, request, repository, challenges)
+        if grant.header == refused:
+            raise _failed(request, "the credentials are refused")
+        return grant.header, True
+
+    def _access(self, repository: str) -> _Access:
+        access = self._accesses.get(repository)
+        if access is None:
+            access = _Access()
+            self._accesses.put(repository, access)
+        return access
+
+    async def _obtain(
+        self, access: _Access, request: Request, repository: str, challenges: Sequence[Challenge]
+    ) -> _Grant:
+        by_scheme = {challenge.scheme: challenge for challenge in reversed(challenges)}
+        if "bearer" in by_scheme:
+            return await self._bearer(access, request, repository, by_scheme["bearer"])
+        if "basic" not in by_scheme:
+            schemes = shown(", ".join(sorted(by_scheme)), limit=80) or "nothing that can be read"
+            raise _failed(request, f"it asks for {schemes}; only Bearer and Basic are known")
+        credentials = await self._credentials_for(access, repository)
+        if credentials is None or not credentials.password:
+            raise _failed(request, f"a password is needed; log in with: docker login {self._registry}")
+        return _Grant(basic(credentials), math.inf, by_scheme["basic"])
+
+    async def _bearer(
+        self, access: _Access, request: Request, repository: str, challenge: Challenge
+    ) -> _Grant:
+        realm = challenge.parameters.get("realm", "")
+        await self._check_realm(request, realm)
+        credentials = await self._credentials_for(access, repository)
+        if credentials is not None and credentials.registry_token:
+            return _Grant(f"Bearer {credentials.registry_token}", math.inf, challenge)
+        token = await self._fetch(access, request, challenge, f"repository:{repository}:pull", credentials)
+        access.secrets |= {token.text}
+        return _Grant(f"Bearer {token.text}", self._clock() + token.lifetime, challenge)
+
+    async def _check_realm(self, request: Request, realm: str) -> None:
+        """Refuse a realm before anything is looked up for it."""
+        registry, dialler = origin(request.url), self._transport.dialler
+        if registry is None:
+            raise AssertionError("what was asked has an origin")
+        in_machine = dialler.registry_class is AddressClass.LOOPBACK
+        fault = realm_fault(realm, registry, in_machine=in_machine)
+        found = origin(realm)
+        try:
+            if fault is None and found is not None:
+                await dialler.check(found)
+        except AddressRefusedError as exc:
+            fault = f"leads astray: {exc.strerror}"
+        except OSError:
+            pass  # a name that cannot be resolved now: asking it will tell
+        if fault is not None:
+            raise _failed(request, f"its token server {shown_url(realm)} {fault}")
+
+    async def _credentials_for(self, access: _Access, repository: str) -> Credentials | None:
+        credentials = await self._credentials.get(self._registry, repository)
+        if credentials is not None:
+            kept = (
+                credentials.password,
+                credentials.identity_token,
+                credentials.registry_token,
+                basic(credentials).removeprefix("Basic "),
+            )
+            access.secrets = frozenset(secret for secret in kept if len(secret) >= _SHORTEST_SECRET)
+        return credentials
+
+    async def _fetch(
+        self,
+        access: _Access,
+        request: Request,
+        challenge: Challenge,
+        scope: str,
+        credentials: Credentials | None,
+    ) -> Token:
+        realm, service = challenge.parameters["realm"], challenge.parameters.get("service", "")
+        what = f"token for {request.what}"
+        ask = token_request(realm, service, scope, credentials, what=what)
+        response = await self._transport.open(ask)
+        if response.status in _NO_GET and ask.form is None and credentials is not None:
+            await response.discard()
+            response = await self._transport.open(
+                password_request(realm, service, scope, credentials, what=what)
+            )
+        with contextlib.closing(response):
+            if response.status != _OK:
+                raise await response.failure(access.secrets)
+            token = parse_token(await response.read(MAX_TOKEN_BODY))
+        if token is None:
+            raise AuthenticationError(what, "it answers without a token", url=shown_url(response.url))
+        return token
+
+
+def _failed(request: Request, reason: str) -> AuthenticationError:
+    return AuthenticationError(request.what, reason, url=shown_url(request.url), status=401)

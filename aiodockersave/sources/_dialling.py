@@ -1,0 +1,281 @@
+"""Whom to connect to: the sessions of one address of a registry, kept apart by what they may dial.
+
+=========  ==================================  ==========================================================
+way        leads to                            which addresses are dialled
+=========  ==================================  ==========================================================
+named      the registry itself                 any: the user named it
+followed   redirects, token servers            public ones, and those of the registry's own class
+proxied    whatever the environment sends      the proxy's; a host that is itself an address is checked as
+           through a proxy                     above, a name is the proxy's to resolve
+lent       all of these, where the caller      as for named and followed, but the caller's connector dials:
+           gave a session                      names are resolved and checked just before
+=========  ==================================  ==========================================================
+
+Each way has connections of its own, so that one that was opened under a laxer rule is never used under a stricter one.
+
+A caller's session lends its connections only: headers, cookies and settings are ours, and its own are not touched. A
+resolver that changes its mind between the check and the caller's connector is not noticed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from aiodockersave.errors import MissingDependencyError
+
+from ._addresses import AddressClass, DialGuard, is_loopback_name, numeric
+from ._answers import Origin
+from ._proxies import Proxies
+
+if TYPE_CHECKING:
+    import aiohttp
+
+__all__ = ["Dialler", "Settings", "Timeouts", "load_aiohttp"]
+
+_READ_BUFFER = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long nothing may happen. There is no limit on the whole.
+
+    Attributes:
+        connect: For a connection, TLS included, in seconds.
+        silence: Between two pieces of an answer, in seconds.
+    """
+
+    connect: float = 10.0
+    silence: float = 60.0
+
+
+Tls = Callable[[str], Awaitable["ssl.SSLContext | bool"]]
+"""Gives the TLS context for ``HOST`` or ``HOST:PORT``; True for a caller's connector's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What all requests of a source have in common.
+
+    Attributes:
+        tls: Gives TLS contexts.
+        timeouts: The limits on silence.
+        guard: The rules for addresses.
+        proxies: The proxies of the environment.
+        session: A caller's session, whose connections are used.
+    """
+
+    tls: Tls
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    guard: DialGuard = field(default_factory=DialGuard)
+    proxies: Proxies = field(default_factory=Proxies)
+    session: aiohttp.ClientSession | None = None
+
+
+def load_aiohttp() -> Any:
+    """Import aiohttp, which takes long, when it is first needed.
+
+    Raises:
+        MissingDependencyError: It is not installed.
+    """
+    try:
+        import aiohttp  # noqa: PLC0415 - see above
+    except ImportError:
+        raise MissingDependencyError("a registry as a source", "registry") from None
+    return aiohttp
+
+
+class Dialler:
+    """The connections of one address of a registry.
+
+    Args:
+        host: The registry's host, in lower case.
+        port: Its port; None for that of the scheme.
+        settings: What holds for all.
+    """
+
+    def __init__(self, host: str, port: int | None, settings: Settings) -> None:
+        self._host = host
+        self._port = port
+        self._settings = settings
+        self._sessions: dict[str, aiohttp.ClientSession] = {}
+        self._dialled: AddressClass | None = None
+        self._is_closed = False
+
+    async def aclose(self) -> None:
+        """Close all connections. A cancel ends the wait for their ends, not their closing."""
+        self._is_closed = True
+        sessions, self._sessions = list(self._sessions.values()), {}
+        await asyncio.gather(*(session.close() for session in sessions))
+
+    async def options(self, target: Origin) -> dict[str, Any]:
+        """Return the options of requests to an origin: its proxy, its certificates.
+
+        Raises:
+            DockerSaveError: The certificates cannot be used.
+        """
+        options: dict[str, Any] = {"proxy": self._settings.proxies.find(target)}
+        if target[0] == "https":
+            options["ssl"] = await self._settings.tls(_host_port(target))
+        return options
+
+    async def choose(self, target: Origin) -> aiohttp.ClientSession:
+        """Choose the session for requests to an origin.
+
+        Raises:
+            AddressRefusedError: A registry may not point there.
+            OSError: The name cannot be resolved.
+        """
+        if self._is_closed:
+            raise RuntimeError("the source is closed")
+        is_proxied = self._settings.proxies.find(target) is not None
+        if is_proxied or self._settings.session is not None:
+            await self.check(target)
+        if self._settings.session is not None:
+            return self._session("lent")
+        return self._session("proxied" if is_proxied else "named" if self.is_named(target) else "followed")
+
+    # ── what may be dialled ──
+
+    def is_named(self, target: Origin) -> bool:
+        """Tell whether this is the host and port that the user named."""
+        default = 443 if target[0] == "https" else 80
+        return target[1:] == (self._host, self._port or default)
+
+    @property
+    def registry_class(self) -> AddressClass:
+        """The class of address at which the registry was dialled last; public where that is not known."""
+        if self._dialled is not None:
+            return self._dialled
+        address = "127.0.0.1" if is_loopback_name(self._host) else numeric(self._host)
+        return AddressClass.PUBLIC if address is None else self._settings.guard.classify(address)
+
+    async def check(self, target: Origin) -> None:
+        """Refuse a host that a registry may not point at, before anything is prepared for it.
+
+        Raises:
+            AddressRefusedError: It is one.
+            OSError: The name cannot be resolved.
+        """
+        guard = self._settings.guard
+        if self.is_named(target):
+            await self._look_up_registry()
+        elif self._settings.proxies.find(target) is not None:
+            guard.check_literal(target[1], self.registry_class)
+        else:
+            for address in await self._resolve(*target[1:]):
+                guard.check(address, self.registry_class)
+
+    async def _look_up_registry(self) -> None:
+        """Find the registry's class where a caller's connector, which does not tell, dials it."""
+        if self._settings.session is not None and self._dialled is None:
+            addresses = await self._resolve(self._host, self._port or 443)
+            kinds = {self._settings.guard.classify(address) for address in addresses}
+            self._dialled = kinds.pop() if len(kinds) == 1 else AddressClass.PUBLIC
+
+    async def _resolve(self, host: str, port: int) -> Sequence[str]:
+        try:
+            async with asyncio.timeout(self._settings.timeouts.connect):
+                return await self._settings.guard.resolve(numeric(host) or host, port)
+        except TimeoutError:
+            raise OSError(errno.ETIMEDOUT, "the resolver does not answer") from None
+
+    async def _resolve_followed(self, host: str, port: int) -> Sequence[str]:
+        """Resolve to what may be dialled; that is checked once more when it is."""
+        guard, registry = self._settings.guard, self.registry_class
+        addresses = await self._resolve(host, port)
+        allowed = [address for address in addresses if guard.may_follow(address, registry)]
+        if addresses and not allowed:
+            guard.check(addresses[0], registry)
+        return allowed
+
+    def _named_socket(self, info: Any) -> socket.socket:
+        self._dialled = self._settings.guard.classify(info[4][0])
+        return _new_socket(info)
+
+    def _followed_socket(self, info: Any) -> socket.socket:
+        self._settings.guard.check(info[4][0], self.registry_class)
+        return _new_socket(info)
+
+    # ── sessions ──
+
+    def _session(self, way: str) -> aiohttp.ClientSession:
+        session = self._sessions.get(way)
+        if session is None:
+            session = self._sessions[way] = self._new_session(way)
+        return session
+
+    def _new_session(self, way: str) -> aiohttp.ClientSession:
+        library = load_aiohttp()
+        lender = self._settings.session
+        timeouts = self._settings.timeouts
+        session: aiohttp.ClientSession = library.ClientSession(
+            connector=self._new_connector(way) if lender is None else lender.connector,
+            connector_owner=lender is None,
+            trace_configs=None if lender is None else lender.trace_configs,
+            cookie_jar=library.DummyCookieJar(),
+            timeout=library.ClientTimeout(
+                total=None, sock_connect=timeouts.connect, sock_read=timeouts.silence
+            ),
+            auto_decompress=False,
+            read_bufsize=_READ_BUFFER,
+        )
+        return session
+
+    def _new_connector(self, way: str) -> aiohttp.TCPConnector:
+        resolve, new_socket = {
+            "named": (self._resolve, self._named_socket),
+            "followed": (self._resolve_followed, self._followed_socket),
+            "proxied": (self._resolve, _new_socket),
+        }[way]
+        connector: aiohttp.TCPConnector = load_aiohttp().TCPConnector(
+            limit=0,  # who asks decides how much at once
+            use_dns_cache=False,  # its look-ups are tasks of the connector's own, which outlive a cancelled request
+            resolver=_resolver(resolve),
+            socket_factory=new_socket,
+        )
+        return connector
+
+
+def _new_socket(info: Any) -> socket.socket:
+    return socket.socket(*info[:3])
+
+
+def _resolver(resolve: Callable[[str, int], Awaitable[Sequence[str]]]) -> Any:
+    """Make a resolver of aiohttp's kind. It is not asked for what is an address already."""
+    from aiohttp.abc import AbstractResolver, ResolveResult  # noqa: PLC0415 - loaded late
+
+    class Resolver(AbstractResolver):
+        async def resolve(
+            self,
+            host: str,
+            port: int = 0,
+            family: socket.AddressFamily = socket.AF_UNSPEC,  # noqa: ARG002 - all are asked for
+        ) -> list[ResolveResult]:
+            return [
+                ResolveResult(
+                    hostname=host,
+                    host=address,
+                    port=port,
+                    family=socket.AF_INET6 if ":" in address else socket.AF_INET,
+                    proto=0,
+                    flags=socket.AI_NUMERICHOST,
+                )
+                for address in await resolve(host, port)
+            ]
+
+        async def close(self) -> None:
+            """Nothing is kept open."""
+
+    return Resolver()
+
+
+def _host_port(target: Origin) -> str:
+    scheme, host, port = target
+    host = f"[{host}]" if ":" in host else host
+    return host if (scheme, port) == ("https", 443) else f"{host}:{port}"

@@ -1,0 +1,123 @@
+"""What the faults of a connection mean: the only place that reads aiohttp's exceptions.
+
+They are turned into ours, not chained: theirs may hold whole URLs, whose queries give access.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Any, Final
+
+from aiodockersave.errors import AuthenticationError, DockerSaveError, RateLimitedError, RegistryError
+
+from ._addresses import AddressRefusedError
+from ._answers import ErrorBody, shown, shown_url
+from ._dialling import Timeouts, load_aiohttp
+from ._retrying import InterruptedTransfer
+
+__all__ = ["explain", "explain_status", "fault_kinds", "is_tls_refusal"]
+
+_PHRASES: Final = {
+    401: "access is not granted; log in, or check the name",
+    403: "access is denied",
+    404: "there is no such thing",
+    416: "there are no such bytes",
+    429: "there were too many requests",
+}
+
+# What a resolver says of a name that does not exist; anything else may be better next time.
+_NO_SUCH_NAME: Final = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
+
+
+def fault_kinds() -> tuple[type[Exception], ...]:
+    """Return what a request, or reading an answer, may raise: aiohttp's errors and the system's."""
+    return (load_aiohttp().ClientError, OSError, ValueError)
+
+
+def explain(
+    exc: Exception, *, what: str, url: str, timeouts: Timeouts
+) -> InterruptedTransfer | DockerSaveError:
+    """Turn a fault into what is raised: an interruption if another attempt may help, else an error."""
+    if isinstance(exc, DockerSaveError):
+        return exc
+    lasting = _lasting_reason(exc)
+    reason = lasting or _passing_reason(exc, timeouts)
+    error = RegistryError(what, reason, url=shown_url(url))
+    return error if lasting else InterruptedTransfer(error)
+
+
+_ACCESS = frozenset({401, 403})
+_PASSING = frozenset({408, 429, 500, 502, 503, 504})
+_OWN_LIMIT = 520  # to 599: what content delivery networks say of the servers behind them
+
+
+def explain_status(
+    status: int, said: ErrorBody, *, what: str, url: str, retry_after: float | None
+) -> InterruptedTransfer | DockerSaveError:
+    """Turn the status of an answer that is none into what is raised; as :func:`explain`."""
+    reason = f"{said.message or _PHRASES.get(status, 'this answer was not expected')} (status {status})"
+    where = {"url": shown_url(url), "codes": said.codes}
+    if status == 429:
+        limited = RateLimitedError(what, reason, **where, status=status, retry_after=retry_after)
+        return InterruptedTransfer(limited, retry_after=retry_after)
+    if status in _ACCESS:
+        return AuthenticationError(what, reason, **where, status=status)
+    error = RegistryError(what, reason, **where, status=status)
+    is_passing = status in _PASSING or status >= _OWN_LIMIT
+    return InterruptedTransfer(error, retry_after=retry_after) if is_passing else error
+
+
+def is_tls_refusal(exc: Exception) -> bool:
+    """Tell whether the other side does not speak TLS, rather than speaking it with a fault."""
+    aiohttp = load_aiohttp()
+    if isinstance(exc, aiohttp.ClientConnectorCertificateError) or not isinstance(
+        exc, aiohttp.ClientConnectorError
+    ):
+        return False
+    if isinstance(exc, aiohttp.ClientConnectorSSLError):
+        # An alert is TLS; "wrong version number" is how HTTP looks to it.
+        return "ALERT" not in (getattr(exc.os_error, "reason", None) or "")
+    return isinstance(exc.os_error, ConnectionResetError)
+
+
+def _lasting_reason(exc: Exception) -> str:
+    """Say why the same request will fail again; empty if it may not."""
+    aiohttp = load_aiohttp()
+    cause = exc.os_error if isinstance(exc, aiohttp.ClientConnectorError) else exc
+    if isinstance(cause, AddressRefusedError):
+        return str(cause.strerror)
+    if isinstance(exc, aiohttp.ClientConnectorCertificateError):
+        problem = getattr(exc.certificate_error, "verify_message", "") or str(exc.certificate_error)
+        return f"its certificate is not valid: {shown(problem)}"
+    if isinstance(exc, aiohttp.ClientConnectorSSLError):
+        reason = getattr(exc.os_error, "reason", None) or str(exc.os_error)
+        return f"TLS failed: {shown(reason)}"
+    if isinstance(cause, socket.gaierror) and cause.errno in _NO_SUCH_NAME:
+        return "there is no such host"
+    if isinstance(exc, aiohttp.ClientHttpProxyError) and exc.status < 500:
+        return f"the proxy refuses with status {exc.status}"
+    if isinstance(exc, aiohttp.ClientResponseError) and not isinstance(exc, aiohttp.ClientHttpProxyError):
+        return "it does not answer in HTTP, or with headers that are too long"
+    if isinstance(exc, ValueError):  # aiohttp's InvalidURL is one too
+        return "this address, or that of the proxy, cannot be used"
+    return ""
+
+
+def _passing_reason(exc: Exception, timeouts: Timeouts) -> str:
+    aiohttp = load_aiohttp()
+    if isinstance(exc, aiohttp.SocketTimeoutError):
+        return f"nothing came for {timeouts.silence:g} s"
+    if isinstance(exc, TimeoutError):
+        return f"no connection within {timeouts.connect:g} s"
+    if isinstance(exc, aiohttp.ClientHttpProxyError):
+        return f"the proxy fails with status {exc.status}"
+    if isinstance(exc, aiohttp.ClientConnectorError):
+        party = "the proxy" if isinstance(exc, aiohttp.ClientProxyConnectionError) else "it"
+        return f"{party} cannot be reached: {_system_reason(exc.os_error)}"
+    if isinstance(exc, OSError) and exc.strerror:
+        return f"the connection broke: {_system_reason(exc)}"
+    return "the connection was closed before the answer was whole"
+
+
+def _system_reason(exc: Any) -> str:
+    return shown(exc.strerror or str(exc) or type(exc).__name__)

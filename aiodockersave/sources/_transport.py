@@ -1,0 +1,253 @@
+"""One request and its redirects: what is sent to whom.
+
+Redirects are followed here and not by aiohttp, so that the headers of every hop are made anew: what gives access goes to
+the origin (scheme, host, port) that it is for, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from aiodockersave import __version__
+from aiodockersave.errors import ContentTooLargeError, DockerSaveError, RegistryError
+
+from ._addresses import AddressClass, is_loopback_name
+from ._answers import Origin, number, origin, parse_error_body, redirect_target, retry_after, shown, shown_url
+from ._dialling import Dialler, Settings, Timeouts
+from ._faults import explain, explain_status, fault_kinds, is_tls_refusal
+from ._retrying import InterruptedTransfer
+
+if TYPE_CHECKING:
+    import aiohttp
+    from yarl import URL
+
+__all__ = ["Request", "Response", "Transport"]
+
+MAX_REDIRECTS: Final = 10
+MAX_ERROR_BODY: Final = 1 << 20
+"""Bytes of an error's body that are read (containers/image has the same limit)."""
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_DRAINED = 16 << 10
+"""A body that is not wanted is read if it is not larger, which is cheaper than a new connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked.
+
+    Attributes:
+        what: What it is about, for errors.
+        url: An absolute URL, percent-encoded.
+        headers: Headers that every host on the way may see.
+        authorization: The header that only the origin of ``url`` may see.
+        form: The body of a POST; None for a GET. It may hold secrets, so a redirect of it is not followed.
+    """
+
+    what: str
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    authorization: str | None = field(default=None, repr=False)
+    form: bytes | None = field(default=None, repr=False)
+
+    def error(self, reason: str, *, at: str = "") -> RegistryError:
+        """Return the error that this request fails with, at ``at`` where a redirect led elsewhere."""
+        return RegistryError(self.what, reason, url=shown_url(at or self.url))
+
+
+class Response:
+    """An answer of which status and headers are there. Close it; closing before its end cuts the connection.
+
+    Attributes:
+        status: The status.
+        url: Where it came from, after redirects.
+        is_own: Whether that is the origin that was asked.
+    """
+
+    def __init__(self, raw: aiohttp.ClientResponse, request: Request, url: str, timeouts: Timeouts) -> None:
+        self.status = raw.status
+        self.url = url
+        self.is_own = origin(url) == origin(request.url)
+        self._raw = raw
+        self._what = request.what
+        self._timeouts = timeouts
+
+    def headers(self, name: str) -> Sequence[str]:
+        """Return every value of a header."""
+        return self._raw.headers.getall(name, [])
+
+    def header(self, name: str) -> str | None:
+        """Return the first value of a header."""
+        return self._raw.headers.get(name)
+
+    @property
+    def content_length(self) -> int | None:
+        """The announced size of the body, in bytes; None where there is none."""
+        return number((self.header("Content-Length") or "").strip())
+
+    async def chunk(self) -> bytes:
+        """Return what came since the last call; empty at the end.
+
+        Raises:
+            InterruptedTransfer: The body broke off.
+        """
+        try:
+            return await self._raw.content.readany()
+        except fault_kinds() as exc:
+            fault = explain(exc, what=self._what, url=self.url, timeouts=self._timeouts)
+        raise fault  # outside of the handler, so that it has no context
+
+    async def read(self, limit: int) -> bytes:
+        """Read the whole body. Its bytes are counted, whatever its headers say.
+
+        Raises:
+            ContentTooLargeError: It has more than ``limit`` bytes.
+            InterruptedTransfer: It broke off.
+        """
+        parts: list[bytes] = []
+        size = 0
+        while chunk := await self.chunk():
+            size += len(chunk)
+            if size > limit:
+                raise ContentTooLargeError(limit, what=f"{self._what} from {shown_url(self.url)}")
+            parts.append(chunk)
+        return b"".join(parts)
+
+    async def failure(self, secrets: Collection[str] = ()) -> InterruptedTransfer | DockerSaveError:
+        """Read the body of an answer that is none, and return what is to be raised.
+
+        Args:
+            secrets: What must not be seen in a message, should the body repeat it.
+        """
+        try:
+            body = await self.read(MAX_ERROR_BODY)
+        except (InterruptedTransfer, ContentTooLargeError):
+            body = b""  # the status says enough
+        finally:
+            self.close()
+        delay = retry_after(self.header("Retry-After"), time.time())
+        said = parse_error_body(body, secrets)
+        return explain_status(self.status, said, what=self._what, url=self.url, retry_after=delay)
+
+    async def discard(self) -> None:
+        """Finish with a body that is not wanted; the connection is kept where that is cheap."""
+        length = self.content_length
+        try:
+            if length is not None and length <= _DRAINED:
+                await self.read(_DRAINED)
+        except (InterruptedTransfer, ContentTooLargeError):
+            pass  # what was needed of this answer is known
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Close it; its connection is used again if the body was read to its end."""
+        self._raw.close()
+
+
+class Transport:
+    """Requests on behalf of one address of a registry.
+
+    Attributes:
+        dialler: Its connections.
+    """
+
+    def __init__(self, host: str, port: int | None, settings: Settings) -> None:
+        self.dialler = Dialler(host, port, settings)
+        self._timeouts = settings.timeouts
+
+    async def speaks_tls(self, request: Request) -> bool:
+        """Find out whether the registry takes TLS connections at all.
+
+        Raises:
+            InterruptedTransfer, RegistryError: It cannot be found out; a certificate that is not valid is an error.
+        """
+        try:
+            response = await self._send(request, request.url, {})
+        except _TlsRefusal:
+            return False
+        await response.discard()
+        return True
+
+    async def open(self, request: Request) -> Response:
+        """Send a request and follow its redirects; return the last answer, of which status and headers are there.
+
+        Raises:
+            InterruptedTransfer: The connection failed; another attempt may help.
+            RegistryError: It failed for good, or leads where we do not go.
+
+        Cancel: nothing stays open.
+        """
+        url = request.url
+        for _ in range(MAX_REDIRECTS + 1):
+            response = await self._send_or_fail(request, url)
+            if response.status not in _REDIRECTS:
+                return response
+            location = response.header("Location")
+            await response.discard()
+            url = self._next_hop(request, url, location)
+        raise request.error(f"there are more than {MAX_REDIRECTS} redirects", at=url)
+
+    def _next_hop(self, request: Request, url: str, location: str | None) -> str:
+        target = redirect_target(url, location)
+        found = origin(target) if target else None
+        if target is None or found is None:
+            raise request.error("it redirects to no proper URL", at=url)
+        if request.form is not None:
+            raise request.error("it redirects a request that holds a secret", at=url)
+        if found[0] == "http" and url.startswith("https:") and not self.may_be_plain(found):
+            raise request.error(f"it redirects from https to http, at {shown(found[1])}", at=url)
+        return target
+
+    def may_be_plain(self, target: Origin) -> bool:
+        """Tell whether http will do where https is the rule: inside one machine."""
+        return is_loopback_name(target[1]) and self.dialler.registry_class is AddressClass.LOOPBACK
+
+    async def _send_or_fail(self, request: Request, url: str) -> Response:
+        headers = dict(request.headers)
+        if request.authorization is not None and origin(url) == origin(request.url):
+            headers["Authorization"] = request.authorization
+        try:
+            return await self._send(request, url, headers)
+        except _TlsRefusal:
+            pass
+        raise request.error(
+            "it does not speak TLS; where that is right, plain http must be asked for", at=url
+        )
+
+    async def _send(self, request: Request, url: str, headers: Mapping[str, str]) -> Response:
+        target = origin(url)
+        if target is None:
+            raise request.error("this is no proper URL", at=url)
+        own = {"Accept-Encoding": "identity", "User-Agent": f"aiodockersave/{__version__}"}
+        if request.form is not None:
+            own["Content-Type"] = "application/x-www-form-urlencoded"
+        kinds = fault_kinds()
+        options = await self.dialler.options(target)
+        try:
+            session = await self.dialler.choose(target)
+            raw = await session.request(
+                "GET" if request.form is None else "POST",
+                _encoded(url),
+                headers={**own, **headers},
+                data=request.form,
+                allow_redirects=False,
+                **options,
+            )
+            return Response(raw, request, url, self._timeouts)
+        except kinds as exc:
+            is_refusal = target[0] == "https" and is_tls_refusal(exc)
+            fault = explain(exc, what=request.what, url=url, timeouts=self._timeouts)
+        raise _TlsRefusal if is_refusal else fault  # outside of the handler, so that it has no context
+
+
+class _TlsRefusal(Exception):  # noqa: N818 - it does not leave this module
+    """The other side does not speak TLS."""
+
+
+def _encoded(url: str) -> URL:
+    from yarl import URL  # noqa: PLC0415 - comes with aiohttp, which is loaded late
+
+    return URL(url, encoded=True)

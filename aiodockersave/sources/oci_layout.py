@@ -1,0 +1,283 @@
+"""Images out of an OCI image layout: a directory with blobs by digest, and an index of the images.
+
+::
+
+    DIR/oci-layout                    {"imageLayoutVersion": "1.0.0"}
+        index.json                    an index; its descriptors are named by an annotation (the REF)
+        blobs/<algorithm>/<encoded>
+
+OCI image-spec, image-layout.md. Symbolic links are followed, as build tools make layouts of links; whatever they
+lead to, its digest decides. Only regular files are read, so that a FIFO cannot hold a reader up.
+
+All file work is plain blocking code in threads: one call for a whole resolution, one thread for an open blob.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import stat
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from typing import Final, Self
+
+from aiodockersave import gojson
+from aiodockersave._aio import Worker, running_task
+from aiodockersave.documents import MAX_DOCUMENT_SIZE, ImageIndex, ImageManifest
+from aiodockersave.errors import (
+    BlobNotFoundError,
+    ContentTooLargeError,
+    ImageNotFoundError,
+    InvalidDigestError,
+    InvalidDocumentError,
+    InvalidInputError,
+    SizeMismatchError,
+    UnsupportedImageError,
+)
+from aiodockersave.model import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Digest, Platform
+
+from . import ResolvedImage, check_document, check_document_size, check_supported
+
+__all__ = ["OciLayoutSource"]
+
+REF_NAME: Final = "org.opencontainers.image.ref.name"
+
+CHUNK_SIZE = 512 << 10
+"""Bytes of one read: a hop to the thread is small beside it, and little memory is waiting."""
+_LAYOUT_TYPE = "application/vnd.oci.layout.header.v1+json"
+_VERSION = re.compile(r"1\.[0-9.]+")
+_MAX_HEADER = 64 << 10
+_MAX_DEPTH = 4
+"""Indexes below ``index.json``, one in the other; real ones have one."""
+_MAX_LISTED = 20
+
+
+class OciLayoutSource:
+    """The images of an OCI image layout."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Name the layout's directory; nothing is read yet."""
+        self._path = os.fspath(path)
+
+    async def resolve(self, reference: str, platform: Platform) -> ResolvedImage:
+        """Find an image.
+
+        Args:
+            reference: What the annotation ``org.opencontainers.image.ref.name`` says, or a digest; empty for the
+                only image of the layout.
+            platform: Which manifest of an index is taken.
+
+        Raises:
+            ImageNotFoundError: There is no layout, or not this image in it, or not one only.
+            PlatformNotFoundError: The image is not there for ``platform``.
+            UnsupportedImageError: What is there is no image.
+            InvalidDocumentError, ContentError: A document is not valid, or not the one that was promised.
+            BlobNotFoundError: A document is missing.
+        """
+        running_task()
+        return await Worker("aiodockersave-layout").run(self._resolve, reference, platform)
+
+    @contextlib.asynccontextmanager
+    async def open_blob(
+        self, descriptor: Descriptor, *, start: int = 0, stop: int | None = None
+    ) -> AsyncGenerator[AsyncIterator[bytes], None]:
+        """Open a blob; its bytes from ``start`` up to ``stop``, or to its end, are iterated inside the block.
+
+        Raises:
+            BlobNotFoundError: There is no such file.
+            SizeMismatchError: The file has another size than the descriptor.
+            OSError: It cannot be read.
+
+        Cancel: nothing stays open.
+        """
+        running_task()
+        if start < 0 or (stop is not None and stop < start):
+            raise InvalidInputError(f"no range of a blob: start={start}, stop={stop}")
+        worker = Worker("aiodockersave-read")
+        blob = _BlobFile(self._blob_path(descriptor.digest), descriptor)
+        with worker.held():
+            try:
+                await worker.run(blob.open)
+                yield _Chunks(worker, blob, start, stop)
+            finally:
+                await worker.run_always(blob.close)
+
+    # ── what blocks ──
+
+    def _resolve(self, reference: str, platform: Platform) -> ResolvedImage:
+        self._check_layout(reference)
+        descriptor = self._find(reference)
+        for _ in range(_MAX_DEPTH):
+            if descriptor.media_type not in INDEX_TYPES:
+                break
+            raw = self._read_document(descriptor, "index")
+            descriptor = ImageIndex.parse(raw, descriptor.media_type).select(platform)
+        if descriptor.media_type not in MANIFEST_TYPES:
+            raise UnsupportedImageError(self._name(reference), f"it is a {descriptor.media_type}")
+        manifest = ImageManifest.parse(self._read_document(descriptor, "manifest"), descriptor.media_type)
+        # Before the config is read, which may be anything where this is no image.
+        check_supported(manifest, self._name(reference))
+        return ResolvedImage(reference, manifest, self._read_document(manifest.config, "config"))
+
+    def _name(self, reference: str) -> str:
+        return f"oci:{_shown(self._path)}:{reference}" if reference else f"oci:{_shown(self._path)}"
+
+    def _not_found(self, reference: str, reason: str) -> ImageNotFoundError:
+        return ImageNotFoundError(self._name(reference), reason)
+
+    def _check_layout(self, reference: str) -> None:
+        path = os.path.join(self._path, "oci-layout")
+        try:
+            raw = _read_file(path, _MAX_HEADER)
+        except (FileNotFoundError, NotADirectoryError):
+            raise self._not_found(
+                reference, "this is no OCI image layout, as it has no file oci-layout"
+            ) from None
+        document = gojson.parse(raw, _LAYOUT_TYPE)
+        version = document.get("imageLayoutVersion") if isinstance(document, dict) else None
+        if not isinstance(version, str) or not _VERSION.fullmatch(version):
+            raise InvalidDocumentError(
+                _LAYOUT_TYPE, f"the version of the layout is {version!r:.100}, not 1.x"
+            )
+
+    def _find(self, reference: str) -> Descriptor:
+        path = os.path.join(self._path, "index.json")
+        try:
+            raw = _read_file(path, MAX_DOCUMENT_SIZE)
+        except FileNotFoundError:
+            raise self._not_found(reference, "the layout has no index.json") from None
+        images = ImageIndex.parse(raw).manifests
+        found = {image.digest: image for image in _matching(images, reference)}
+        if len(found) == 1:
+            return found.popitem()[1]
+        if found:
+            reason = "the layout has several, of which one must be named"
+        else:
+            reason = "the layout has none of that name" if reference else "the layout has none"
+        raise self._not_found(reference, f"{reason}; there are: {_listed(images)}")
+
+    def _blob_path(self, digest: Digest) -> str:
+        return os.path.join(self._path, "blobs", digest.algorithm, digest.encoded)
+
+    def _read_document(self, descriptor: Descriptor, what: str) -> bytes:
+        check_document_size(descriptor, what)
+        path = self._blob_path(descriptor.digest)
+        try:
+            raw = _read_file(path, MAX_DOCUMENT_SIZE)
+        except (FileNotFoundError, NotADirectoryError):
+            raise BlobNotFoundError(descriptor.digest, _shown(path)) from None
+        check_document(raw, descriptor, what)
+        return raw
+
+
+def _matching(images: Iterable[Descriptor], reference: str) -> list[Descriptor]:
+    if not reference:
+        return list(images)
+    named = [image for image in images if image.annotations.get(REF_NAME) == reference]
+    try:
+        digest = Digest.parse(reference)
+    except InvalidDigestError:
+        return named
+    return named or [image for image in images if image.digest == digest]
+
+
+def _listed(images: Iterable[Descriptor]) -> str:
+    names = list(dict.fromkeys(image.annotations.get(REF_NAME) or str(image.digest) for image in images))
+    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    return (", ".join(names[:_MAX_LISTED]) or "no images at all") + more
+
+
+class _Chunks:
+    """The bytes of an open blob, read in its thread."""
+
+    def __init__(self, worker: Worker, blob: _BlobFile, start: int, stop: int | None) -> None:
+        self._worker = worker
+        self._blob = blob
+        self._position = start
+        self._stop = stop
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        """Return the next chunk. A cancel is raised when the read has ended."""
+        size = CHUNK_SIZE if self._stop is None else min(CHUNK_SIZE, self._stop - self._position)
+        chunk = await self._worker.run(self._blob.read, self._position, size) if size else b""
+        if not chunk:
+            raise StopAsyncIteration
+        self._position += len(chunk)
+        return chunk
+
+
+class _BlobFile:
+    """The file of a blob; its methods block. The object is there before the file is open, to be closed in any case."""
+
+    def __init__(self, path: str, descriptor: Descriptor) -> None:
+        self._path = path
+        self._descriptor = descriptor
+        self._fd: int | None = None
+
+    def open(self) -> None:
+        digest, size = self._descriptor.digest, self._descriptor.size
+        try:
+            self._fd, actual = _open_regular(self._path)
+        except (FileNotFoundError, NotADirectoryError):
+            raise BlobNotFoundError(digest, _shown(self._path)) from None
+        if size not in (None, actual):
+            raise SizeMismatchError(size, actual, what=f"blob {digest} in {_shown(self._path)}")
+
+    def read(self, position: int, size: int) -> bytes:
+        if self._fd is None:
+            raise RuntimeError("the blob is closed: read it inside the block that opened it")
+        try:
+            return os.pread(self._fd, size, position)
+        except OSError as exc:
+            exc.filename = self._path
+            raise
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)
+
+
+def _open_regular(path: str) -> tuple[int, int]:
+    """Open a regular file for reading; return descriptor and size.
+
+    Raises:
+        OSError: It cannot be opened, or is something else.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)  # a FIFO is opened, and refused, at once
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", path)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, status.st_size
+
+
+def _read_file(path: str, limit: int) -> bytes:
+    """Return all of a regular file.
+
+    Raises:
+        ContentTooLargeError: It has more than ``limit`` bytes; not more are read.
+        OSError: It cannot be read.
+    """
+    fd, _ = _open_regular(path)
+    with open(fd, "rb", buffering=0) as file:
+        parts: list[bytes] = []
+        left = limit + 1
+        while left and (part := file.read(left)):
+            parts.append(part)
+            left -= len(part)
+    if not left:
+        raise ContentTooLargeError(limit, what=_shown(path))
+    return b"".join(parts)
+
+
+def _shown(path: str) -> str:
+    """Return a path as it may stand in a message of one line."""
+    return path if path.isprintable() else ascii(path)

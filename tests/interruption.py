@@ -1,0 +1,305 @@
+"""Interrupt a coroutine at its n-th suspension, in every way that asyncio and anyio have.
+
+::
+
+    driver = Driver(at=17)                       # and twice=True for a second cancel at the next suspension
+    await asyncio.create_task(by_timeout(driver, work))
+
+A way runs ``work`` under what its name says, fires when the driver reaches its suspension, and checks what came
+out: the right exception, and the task's count of cancels. The driver fires *before* it suspends, so that a
+cancel hits exactly there, a bare ``sleep(0)`` too.
+
+:class:`TickWorker` stands for a thread and is none: the same run twice is the same run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import types
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from typing import Any, ClassVar, ParamSpec, TypeVar
+
+import anyio
+
+from aiodockersave._aio import Worker
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Work = Callable[[], Coroutine[Any, Any, Any]]
+Way = Callable[["Driver", Work], Coroutine[Any, Any, None]]
+
+
+# ── ways to suspend ──
+
+
+@types.coroutine
+def suspend() -> Generator[None, None, None]:
+    """Give the loop one turn, by a bare yield."""
+    yield
+
+
+async def suspend_until_ready() -> None:
+    """Wait for a future that the loop's next turn makes ready."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[None] = loop.create_future()
+    loop.call_soon(_make_ready, future)
+    await future
+
+
+def _make_ready(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+# ── the driver ──
+
+
+class Driver:
+    """Runs a coroutine and fires at one of its suspensions.
+
+    Attributes:
+        at: The suspension to fire at, counted from 1; 0 for none.
+        fire: What to do there; set by the way.
+        cancelled_twice: Whether the second cancel was fired.
+        suspensions: How many there were.
+        thrown: What was thrown into the coroutine.
+        suspensions_after: How many there were after the first of these.
+    """
+
+    def __init__(
+        self, at: int = 0, *, twice: bool = False, on_hit: Callable[[], object] = lambda: None
+    ) -> None:
+        self.at = at
+        self.fire: Callable[[], object] = lambda: None
+        self.cancelled_twice = False
+        self.suspensions = 0
+        self.thrown: list[BaseException] = []
+        self.suspensions_after = 0
+        self._twice = twice
+        self._on_hit = on_hit
+
+    @types.coroutine
+    def drive(self, coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
+        """Forward everything between the coroutine and its task."""
+        resume: Callable[[Any], Any] = coroutine.send
+        value: Any = None
+        while True:
+            try:
+                waited_for = resume(value)
+            except StopIteration as stop:
+                return stop.value  # type: ignore[no-any-return]
+            self._suspending()
+            resume = coroutine.send
+            try:
+                value = yield waited_for
+            except GeneratorExit:
+                coroutine.close()
+                raise
+            except BaseException as exc:
+                if not self.thrown:
+                    self._on_hit()
+                self.thrown.append(exc)
+                resume, value = coroutine.throw, exc
+
+    def _suspending(self) -> None:
+        self.suspensions += 1
+        if self.thrown:
+            self.suspensions_after += 1
+        if self.suspensions == self.at:
+            self.fire()
+        elif self._twice and self.suspensions == self.at + 1:
+            self.cancelled_twice = running_task().cancel()
+
+
+def running_task() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    assert task is not None
+    return task
+
+
+async def outcome_of(waiting: Awaitable[object]) -> BaseException | None:
+    """Return what an awaitable raised."""
+    try:
+        await waiting
+    except BaseException as exc:
+        return exc
+    return None
+
+
+# ── ways to interrupt ──
+
+
+async def by_task_cancel(driver: Driver, work: Work) -> None:
+    driver.fire = running_task().cancel
+    with contextlib.suppress(asyncio.CancelledError):
+        await _cancelled(driver, work)
+
+
+async def by_task_cancel_when_ready(driver: Driver, work: Work) -> None:
+    """Cancel in the loop's next turn, when what is waited for is ready, and the task not yet resumed."""
+    loop = asyncio.get_running_loop()
+    driver.fire = lambda: loop.call_soon(running.cancel)
+    running = running_task()
+    with contextlib.suppress(asyncio.CancelledError):
+        await _cancelled(driver, work)
+
+
+async def _cancelled(driver: Driver, work: Work) -> None:
+    """Run the work; what a cancelled task must see is the cancel that was delivered to it."""
+    try:
+        await driver.drive(work())
+    except asyncio.CancelledError as exc:
+        assert exc in driver.thrown
+        assert driver.cancelled_twice or exc is driver.thrown[0]
+        assert running_task().cancelling() == 1 + driver.cancelled_twice
+        raise
+    else:
+        assert not driver.thrown, "a cancel was swallowed"
+
+
+async def by_timeout(driver: Driver, work: Work) -> None:
+    loop = asyncio.get_running_loop()
+
+    async def limited() -> None:
+        async with asyncio.timeout(None) as limit:
+            driver.fire = lambda: limit.reschedule(loop.time() - 1)
+            await driver.drive(work())
+
+    outcome = await outcome_of(limited())
+    if driver.cancelled_twice:
+        assert outcome in driver.thrown, "a cancel from elsewhere wins over the time-out"
+    else:
+        assert type(outcome) is (TimeoutError if driver.thrown else types.NoneType)
+    assert running_task().cancelling() == driver.cancelled_twice
+
+
+class SiblingError(Exception):
+    """What the other task of a group fails with."""
+
+
+async def by_task_group(driver: Driver, work: Work) -> None:
+    sibling: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    driver.fire = lambda: sibling.set_exception(SiblingError())
+
+    async def wait_for_sibling() -> None:
+        await sibling
+
+    async def worker() -> None:
+        try:
+            await _cancelled(driver, work)
+        finally:
+            _make_ready(sibling)
+
+    async def group() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(wait_for_sibling())
+            tasks.create_task(worker())
+
+    outcome = await outcome_of(group())
+    if sibling.exception() is not None:
+        assert isinstance(outcome, ExceptionGroup)
+        (error,) = outcome.exceptions
+        assert isinstance(error, SiblingError)
+    else:
+        assert outcome is None
+
+
+async def by_cancel_scope(driver: Driver, work: Work) -> None:
+    scope = anyio.CancelScope()
+    driver.fire = scope.cancel
+
+    async def scoped() -> None:
+        with scope:
+            await driver.drive(work())
+
+    outcome = await outcome_of(scoped())
+    if driver.cancelled_twice:
+        assert outcome in driver.thrown, "a cancel from elsewhere leaves the scope"
+    else:
+        assert outcome is None
+        assert scope.cancelled_caught is bool(driver.thrown)
+    assert running_task().cancelling() == driver.cancelled_twice
+
+
+WAYS: tuple[Way, ...] = (by_task_cancel, by_timeout, by_task_group, by_cancel_scope)
+
+
+# ── threads that are none ──
+
+
+class TickWorker(Worker):
+    """Runs its calls in order, each after some turns of the loop: what a thread does, but always the same.
+
+    Attributes:
+        unfinished: How many calls of all workers are under way.
+    """
+
+    unfinished: ClassVar[int] = 0
+
+    def __init__(self, name: str, ticks: int = 5) -> None:
+        super().__init__(name)
+        self._ticks = ticks
+        self._calls: deque[Callable[[], None]] = deque()
+
+    def submit(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        TickWorker.unfinished += 1
+        self._calls.append(lambda: self._finish(future, lambda: call(*args, **kwargs)))
+        if len(self._calls) == 1:
+            loop.call_soon(self._tick, loop, self._ticks)
+        return future
+
+    def _tick(self, loop: asyncio.AbstractEventLoop, ticks: int) -> None:
+        if ticks > 1:
+            loop.call_soon(self._tick, loop, ticks - 1)
+            return
+        self._calls[0]()
+        self._calls.popleft()
+        if self._calls:
+            loop.call_soon(self._tick, loop, self._ticks)
+
+    def _finish(self, future: asyncio.Future[T], call: Callable[[], T]) -> None:
+        outcome: list[T] = []
+        error: list[BaseException] = []
+        self._run(call, outcome, error)
+        TickWorker.unfinished -= 1
+        if future.done():
+            return
+        if error:
+            future.set_exception(error[0])
+        else:
+            future.set_result(outcome[0])
+
+    def _run(self, call: Callable[[], T], outcome: list[T], error: list[BaseException]) -> None:
+        try:
+            outcome.append(call())
+        except BaseException as exc:
+            error.append(exc)
+
+
+class ThreadedTickWorker(TickWorker):
+    """Blocks the loop while a real thread does the call: for calls that must not be made on the loop's thread."""
+
+    def _run(self, call: Callable[[], T], outcome: list[T], error: list[BaseException]) -> None:
+        thread = threading.Thread(target=super()._run, args=(call, outcome, error))
+        thread.start()
+        thread.join()
+
+
+# ── by hand ──
+
+
+def step(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that must not suspend to its end, and return its result."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]
+    finally:
+        coroutine.close()
+    raise AssertionError("it suspended")

@@ -1,0 +1,351 @@
+"""Certificates in the places and under the names that Docker and podman have for them, tried on real TLS servers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import pickle
+import ssl
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
+
+from aiodockersave.errors import ConfigurationError, InvalidInputError
+from aiodockersave.sources import certificates
+from aiodockersave.sources.certificates import tls_context
+
+HOST = "localhost"
+ANONYMOUS = "nobody"
+PODMAN_PLACE = ".config/containers/certs.d"
+
+
+# ── a registry's TLS ──
+
+
+@dataclass(frozen=True)
+class Keys:
+    """An authority, a server it signed, and clients."""
+
+    authority: trustme.CA
+    server: trustme.LeafCert
+    client: trustme.LeafCert
+    other_client: trustme.LeafCert
+
+
+@pytest.fixture(scope="module")
+def keys() -> Keys:
+    authority = trustme.CA()
+    return Keys(
+        authority,
+        authority.issue_cert(HOST, "127.0.0.1"),
+        authority.issue_cert(common_name="client", organization_name="client"),
+        authority.issue_cert(common_name="other", organization_name="other"),
+    )
+
+
+@contextlib.asynccontextmanager
+async def registry(keys: Keys, **settings: Any) -> AsyncIterator[int]:
+    """A TLS server that says who its client is; give its port."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    keys.server.configure_cert(context)
+    keys.authority.configure_trust(context)
+    context.verify_mode = ssl.CERT_OPTIONAL
+    for name, value in settings.items():
+        setattr(context, name, value)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        names = dict(part[0] for part in (writer.get_extra_info("peercert") or {}).get("subject", ()))
+        writer.write(names.get("commonName", ANONYMOUS).encode())
+        with contextlib.suppress(ConnectionError):
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+async def client_at(port: int, context: ssl.SSLContext, host: str = HOST) -> str:
+    """Who the server takes us for."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname=host)
+    try:
+        return (await asyncio.wait_for(reader.read(), 10)).decode()
+    finally:
+        writer.close()
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
+            await writer.wait_closed()
+
+
+def write_authority(keys: Keys, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(keys.authority.cert_pem.bytes())
+    return path
+
+
+def write_client(leaf: trustme.LeafCert, directory: Path, name: str = "client") -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / f"{name}.cert").write_bytes(b"".join(blob.bytes() for blob in leaf.cert_chain_pems))
+    (directory / f"{name}.key").write_bytes(leaf.private_key_pem.bytes())
+
+
+@pytest.fixture(autouse=True)
+def system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Path, Path]:
+    """The system's places, for podman and for Docker, in a folder of this test."""
+    places = tmp_path / "etc" / "containers", tmp_path / "etc" / "docker"
+    monkeypatch.setattr(certificates, "_SYSTEM_PLACES", tuple(map(str, places)))
+    return places
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    path = tmp_path / "home"
+    path.mkdir()
+    return path
+
+
+# ── who is trusted ──
+
+
+async def test_by_default_an_unknown_authority_is_refused(keys: Keys, home: Path) -> None:
+    context = await tls_context(HOST, home=home)
+    async with registry(keys) as port:
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await client_at(port, context)
+
+
+async def test_defaults_are_secure(keys: Keys, home: Path) -> None:
+    context = await tls_context(HOST, home=home)
+    assert context.check_hostname
+    assert context.verify_mode is ssl.CERT_REQUIRED
+    assert context.minimum_version is ssl.TLSVersion.TLSv1_2
+    assert not context.verify_flags & ssl.VERIFY_X509_STRICT
+    assert context.cert_store_stats()["x509"] == ssl.create_default_context().cert_store_stats()["x509"]
+
+
+async def test_an_authority_of_the_caller_is_trusted_and_the_name_is_checked(
+    keys: Keys, home: Path, tmp_path: Path
+) -> None:
+    system_authorities = (await tls_context(HOST, home=home)).cert_store_stats()["x509_ca"]
+    context = await tls_context(HOST, ca_file=write_authority(keys, tmp_path / "ca.pem"), home=home)
+    assert context.cert_store_stats()["x509_ca"] == system_authorities + 1  # besides the system's
+    async with registry(keys) as port:
+        assert await client_at(port, context) == ANONYMOUS
+        with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
+            await client_at(port, context, "example.com")
+
+
+async def test_tls_1_1_is_refused(keys: Keys, home: Path, tmp_path: Path) -> None:
+    context = await tls_context(HOST, ca_file=write_authority(keys, tmp_path / "ca.pem"), home=home)
+    with pytest.warns(DeprecationWarning):
+        old = ssl.TLSVersion.TLSv1_1
+        server = registry(keys, minimum_version=old, maximum_version=old)
+        async with server as port:
+            with pytest.raises((ssl.SSLError, ConnectionError)):
+                await client_at(port, context)
+
+
+async def test_an_intermediate_authority_is_trusted_alone(home: Path, tmp_path: Path) -> None:
+    """As Go does: what stands in ca.crt is trusted, whoever signed it."""
+    root = trustme.CA()
+    middle = root.create_child_ca()
+    keys = Keys(
+        middle, middle.issue_cert(HOST), middle.issue_cert("a.example"), middle.issue_cert("b.example")
+    )
+    context = await tls_context(HOST, ca_file=write_authority(keys, tmp_path / "ca.pem"), home=home)
+    async with registry(keys) as port:
+        assert await client_at(port, context) == ANONYMOUS
+
+
+async def test_a_file_may_have_several_authorities_and_words_between(
+    keys: Keys, home: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "ca.pem"
+    other = trustme.CA().cert_pem.bytes()
+    path.write_bytes("# Prüfstelle\n".encode() + other + b"# ours\n" + keys.authority.cert_pem.bytes())
+    async with registry(keys) as port:
+        assert await client_at(port, await tls_context(HOST, ca_file=path, home=home)) == ANONYMOUS
+
+
+# ── the places ──
+
+PODMAN = "podman's, the user's"
+SYSTEM = "podman's, the system's"
+DOCKER = "docker's"
+
+
+def directory_in(place: str, name: str, home: Path, system: tuple[Path, Path]) -> Path:
+    return {PODMAN: home / PODMAN_PLACE, SYSTEM: system[0], DOCKER: system[1]}[place] / name
+
+
+@pytest.mark.parametrize("name", ["localhost:5000", "registry.example.com", "[::1]:5000"])
+@pytest.mark.parametrize("place", [PODMAN, SYSTEM, DOCKER])
+async def test_the_default_places(
+    keys: Keys, home: Path, system: tuple[Path, Path], place: str, name: str
+) -> None:
+    """containers-certs.d(5), Docker's documentation: a directory by host and port, CAs in *.crt, pairs by name."""
+    directory = directory_in(place, name, home, system)
+    write_authority(keys, directory / "ca.crt")
+    write_client(keys.client, directory)
+    async with registry(keys) as port:
+        assert await client_at(port, await tls_context(name, home=home)) == "client"
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await client_at(port, await tls_context("other.example", home=home))
+
+
+@pytest.mark.parametrize(("first", "later"), [(PODMAN, SYSTEM), (SYSTEM, DOCKER), (PODMAN, DOCKER)])
+async def test_the_first_directory_counts_alone(
+    keys: Keys, home: Path, system: tuple[Path, Path], first: str, later: str
+) -> None:
+    """containers/image dockerCertDir: the first that is there."""
+    for place, client in ((first, keys.client), (later, keys.other_client)):
+        directory = directory_in(place, HOST, home, system)
+        write_authority(keys, directory / "any.crt")
+        write_client(client, directory)
+    async with registry(keys) as port:
+        assert await client_at(port, await tls_context(HOST, home=home)) == "client"
+
+
+async def test_a_named_directory_counts_alone(
+    keys: Keys, home: Path, tmp_path: Path, system: tuple[Path, Path]
+) -> None:
+    """skopeo's --cert-dir: the directory itself, without the host's name in it."""
+    write_client(keys.other_client, system[1] / HOST)
+    write_authority(keys, tmp_path / "certs" / "ca.crt")
+    write_client(keys.client, tmp_path / "certs", "anyname")
+    context = await tls_context(HOST, cert_dir=tmp_path / "certs", home=home)
+    async with registry(keys) as port:
+        assert await client_at(port, context) == "client"
+
+
+async def test_the_home_directory_is_the_users(
+    keys: Keys, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(home))
+    write_authority(keys, home / PODMAN_PLACE / HOST / "ca.crt")
+    async with registry(keys) as port:
+        assert await client_at(port, await tls_context(HOST)) == ANONYMOUS
+
+
+async def test_the_first_client_certificate_is_used_and_the_others_are_said(
+    keys: Keys, home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Docker tries them "in alphabetical order"."""
+    write_authority(keys, tmp_path / "certs" / "ca.crt")
+    write_client(keys.other_client, tmp_path / "certs", "b")
+    write_client(keys.client, tmp_path / "certs", "a")
+    context = await tls_context(HOST, cert_dir=tmp_path / "certs", home=home)
+    async with registry(keys) as port:
+        assert await client_at(port, context) == "client"
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "a.cert is used, not b.cert" in record.getMessage()
+
+
+async def test_a_place_that_cannot_be_looked_into_is_passed_over(
+    keys: Keys, home: Path, system: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """containers/image dockerCertDir passes over what it may not read."""
+    (home / PODMAN_PLACE).mkdir(parents=True)
+    (home / PODMAN_PLACE / HOST).symlink_to(HOST)  # a loop: not even root can look into it
+    write_authority(keys, system[1] / HOST / "ca.crt")
+    async with registry(keys) as port:
+        assert await client_at(port, await tls_context(HOST, home=home)) == ANONYMOUS
+    assert "is not used: Too many levels of symbolic links" in caplog.text
+
+
+async def test_other_files_do_not_count(home: Path, tmp_path: Path) -> None:
+    for name in ("README", "ca.pem", "crt", ".hidden"):
+        (tmp_path / name).write_bytes(b"nothing")
+    await tls_context(HOST, cert_dir=tmp_path, home=home)
+
+
+# ── what cannot be used ──
+
+Spoil = Callable[[Keys, Path], None]
+
+
+def encrypted(leaf: trustme.LeafCert) -> bytes:
+    key = load_pem_private_key(leaf.private_key_pem.bytes(), None)
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"word"))
+
+
+def writing(name: str, content: bytes) -> Spoil:
+    return lambda keys, folder: (folder / name).write_bytes(content) and None  # type: ignore[func-returns-value]
+
+
+@dataclass(frozen=True)
+class Fault:
+    id: str
+    spoil: Spoil
+    name: str
+    reason: str
+
+
+BAD_PEM = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+
+FAULTS = [
+    # Docker, containers/image: "missing key %s for client certificate %s. CA certificates must use the extension .crt"
+    Fault("cert without key", lambda keys, folder: (folder / "client.key").unlink(), "client.cert", "client.key is missing; an authority's certificate ends in .crt"),
+    # Docker, containers/image: "missing client certificate %s for key %s"
+    Fault("key without cert", lambda keys, folder: (folder / "client.cert").unlink(), "client.key", "its certificate, which ends in .cert, is missing"),
+    # ours, for the authorities: Docker and podman pass over what is none, and the connection fails without a reason
+    Fault("authority: empty", writing("ca.crt", b""), "ca.crt", "not made of valid certificates"),
+    Fault("authority: no PEM", writing("ca.crt", b"hello"), "ca.crt", "not made of valid certificates"),
+    Fault("authority: bad PEM", writing("ca.crt", BAD_PEM), "ca.crt", "not made of valid certificates"),
+    Fault("authority: bytes", writing("ca.crt", bytes(range(256))), "ca.crt", "not made of valid certificates"),
+    Fault("authority: too large", writing("ca.crt", b" " * (4 << 20) + b"x"), "ca.crt", "larger than 4194304 bytes"),
+    Fault("authority: a link to nothing", lambda keys, folder: (folder / "b.crt").symlink_to("none"), "b.crt", "No such file"),
+    Fault("authority: a directory", lambda keys, folder: (folder / "b.crt").mkdir(), "b.crt", "not a regular file"),
+    Fault("authority: a FIFO", lambda keys, folder: os.mkfifo(folder / "b.crt"), "b.crt", "not a regular file"),
+    Fault("certificate: no PEM", writing("client.cert", b"hello"), "client.cert", "not made of valid certificates"),
+    Fault("key: no PEM", writing("client.key", b"hello"), "client.key", "no valid private key"),
+    Fault("key: empty", writing("client.key", b""), "client.key", "no valid private key"),
+    Fault("key: a certificate", writing("client.key", BAD_PEM), "client.key", "no valid private key"),
+    Fault("key: a directory", lambda keys, folder: ((folder / "client.key").unlink(), (folder / "client.key").mkdir()) and None, "client.key", "not a regular file"),
+    Fault("key: another's", lambda keys, folder: (folder / "client.key").write_bytes(keys.other_client.private_key_pem.bytes()) and None, "client.key", "belongs to another certificate"),
+    Fault("key: encrypted", lambda keys, folder: (folder / "client.key").write_bytes(encrypted(keys.client)) and None, "client.key", "it is encrypted"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", ["named", "default"])
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.id)
+async def test_what_cannot_be_used_is_named(
+    keys: Keys, home: Path, tmp_path: Path, fault: Fault, place: str
+) -> None:
+    folder = home / PODMAN_PLACE / HOST
+    write_authority(keys, folder / "ca.crt")
+    write_client(keys.client, folder)
+    await tls_context(HOST, home=home)
+    fault.spoil(keys, folder)
+    with pytest.raises(ConfigurationError) as caught:
+        await tls_context(HOST, home=home, cert_dir=folder if place == "named" else None)
+    assert caught.value.path == str(folder / fault.name)
+    assert fault.reason in caught.value.reason
+    assert str(caught.value) == f"{caught.value.path}: {caught.value.reason}"
+    assert vars(pickle.loads(pickle.dumps(caught.value))) == vars(caught.value)
+
+
+async def test_a_named_file_or_directory_must_be_there(home: Path, tmp_path: Path) -> None:
+    for option in ("ca_file", "cert_dir"):
+        with pytest.raises(ConfigurationError, match="none: No such file or directory"):
+            await tls_context(HOST, home=home, **{option: tmp_path / "none"})
+
+
+@pytest.mark.parametrize(
+    "name", ["", "..", ".", "../x", "a/b", "a b", "a\0b", "-a", "a:", "a:b", "a:1:2", "[::1", "a\n"]
+)
+async def test_what_is_no_registry_becomes_no_path(home: Path, name: str) -> None:
+    with pytest.raises(InvalidInputError, match="no name of a registry"):
+        await tls_context(name, home=home)

@@ -1,0 +1,268 @@
+"""One call's end: what is undone first, who is told, and which of several faults the caller sees."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+import pytest
+
+from aiodockersave import ContentError, EventLoopError, WriterClosedError
+from aiodockersave._calls import Call, Calls
+from aiodockersave.content import OpenContent
+from tests.interruption import outcome_of, running_task, step, suspend
+
+
+class Diary:
+    """What happened during one call, in order."""
+
+    def __init__(self) -> None:
+        self.entries: list[str] = []
+        self.at_close: BaseException | None = None
+
+    async def content(self) -> AsyncGenerator[bytes, None]:
+        try:
+            yield b"data"
+        except (Exception, asyncio.CancelledError) as exc:
+            self.entries.append(f"told {type(exc).__name__}")
+            if self.at_close is not None:
+                raise self.at_close from None
+            raise
+
+    async def undo(self, fault: BaseException) -> None:
+        self.entries.append(f"undone for {type(fault).__name__}")
+
+    async def close(self) -> None:
+        self.entries.append("closed")
+
+    async def settle(self, call: Call, fault: BaseException | None = None, **options: Any) -> str:
+        """Settle a call that reads its content and then fails, or does not."""
+        opened = OpenContent(self.content)
+
+        async def work() -> Callable[[], str]:
+            await opened.open()
+            await opened.read()
+            if fault is not None:
+                raise fault
+            return self.commit
+
+        options = {"closing": [self.close]} | options
+        return await call.settle(work, undo=self.undo, content=opened, **options)
+
+    def commit(self) -> str:
+        self.entries.append("committed")
+        return "result"
+
+
+@pytest.fixture
+def diary() -> Diary:
+    return Diary()
+
+
+async def test_a_call_that_succeeds(diary: Diary) -> None:
+    assert await diary.settle(Call(running_task())) == "result"
+    assert diary.entries == ["committed", "closed"]
+
+
+async def test_what_was_done_is_undone_before_the_content_is_told(diary: Diary) -> None:
+    with pytest.raises(LookupError):
+        await diary.settle(Call(running_task()), LookupError())
+    assert diary.entries == ["undone for LookupError", "told LookupError", "closed"]
+
+
+async def test_what_the_content_raises_comes_before_the_fault(diary: Diary) -> None:
+    diary.at_close = TimeoutError()
+    with pytest.raises(TimeoutError):
+        await diary.settle(Call(running_task()), LookupError())
+
+
+async def test_a_cancel_comes_before_what_the_content_raises(diary: Diary) -> None:
+    diary.at_close = TimeoutError()
+    cancel = asyncio.CancelledError()
+
+    async def settle() -> None:
+        call = Call(running_task())
+        running_task().cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await suspend()  # where it is delivered
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await diary.settle(call, cancel)
+        assert caught.value is cancel
+
+    await asyncio.create_task(settle())
+    assert diary.entries == ["undone for CancelledError", "told CancelledError", "closed"]
+
+
+async def test_a_cancel_that_was_swallowed_is_found_before_the_commit(diary: Diary) -> None:
+    async def settle() -> None:
+        call = Call(running_task())
+        running_task().cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await suspend()
+        with pytest.raises(asyncio.CancelledError):
+            await diary.settle(call)
+
+    await asyncio.create_task(settle())
+    assert "committed" not in diary.entries
+
+
+async def test_a_cancel_from_before_the_call_is_not_its_own(diary: Diary) -> None:
+    async def settle() -> None:
+        running_task().cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await suspend()
+        assert await diary.settle(Call(running_task())) == "result"
+
+    await asyncio.create_task(settle())
+
+
+async def test_a_swallowed_cancel_keeps_the_fault_that_hid_it(diary: Diary) -> None:
+    fault = LookupError()
+
+    async def settle() -> None:
+        call = Call(running_task())
+        running_task().cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await suspend()
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await diary.settle(call, fault)
+        assert caught.value.__cause__ is fault
+
+    await asyncio.create_task(settle())
+
+
+async def test_a_cancel_that_nobody_asked_for_is_an_error(diary: Diary) -> None:
+    with pytest.raises(ContentError, match="gave no reason"):
+        await diary.settle(Call(running_task()), asyncio.CancelledError())
+
+
+async def test_everything_is_closed_whatever_fails(diary: Diary) -> None:
+    async def fail() -> None:
+        diary.entries.append("failed")
+        raise OSError("in the middle")
+
+    with pytest.raises(OSError, match="in the middle"):
+        await diary.settle(Call(running_task()), closing=[fail, diary.close])
+    assert diary.entries == ["committed", "failed", "closed"]
+
+
+async def test_a_coroutine_that_is_closed_awaits_nothing(diary: Diary) -> None:
+    async def wait_for_ever() -> None:
+        diary.entries.append("waiting")
+        await asyncio.Event().wait()
+
+    opened = OpenContent(diary.content)
+
+    async def work() -> Callable[[], str]:
+        await opened.open()
+        await asyncio.Event().wait()
+        return diary.commit
+
+    coroutine = Call(running_task()).settle(
+        work, undo=diary.undo, content=opened, closing=[wait_for_ever, diary.close]
+    )
+    coroutine.send(None)
+    coroutine.close()
+    assert diary.entries == ["waiting", "closed"]
+
+
+# ── who may interrupt ──
+
+
+async def test_a_call_that_is_interrupted_raises_the_reason() -> None:
+    calls = Calls()
+    entered = asyncio.Event()
+
+    async def work() -> BaseException | None:
+        async def call() -> None:
+            with calls.enter():
+                entered.set()
+                await asyncio.Event().wait()
+
+        outcome = await outcome_of(call())
+        assert running_task().cancelling() == 0
+        return outcome
+
+    task = asyncio.create_task(work())
+    await entered.wait()
+    calls.interrupt(aborted=True)
+    calls.interrupt(aborted=False)  # the first reason stays
+    await calls.wait()
+    outcome = await task
+    assert isinstance(outcome, WriterClosedError)
+    assert outcome.aborted
+
+
+async def test_a_call_that_ends_well_though_it_was_interrupted() -> None:
+    calls = Calls()
+
+    async def work() -> str:
+        with calls.enter() as call:
+            call.interrupt(WriterClosedError(aborted=True))
+            with pytest.raises(asyncio.CancelledError):
+                await suspend()
+        assert running_task().cancelling() == 0
+        return "result"
+
+    assert await asyncio.create_task(work()) == "result"
+
+
+async def test_a_call_that_fails_by_itself_though_it_was_interrupted() -> None:
+    calls = Calls()
+
+    async def work() -> None:
+        with calls.enter() as call:
+            call.interrupt(WriterClosedError(aborted=True))
+            with pytest.raises(asyncio.CancelledError):
+                await suspend()
+            raise LookupError("its own")
+
+    with pytest.raises(LookupError, match="its own"):
+        await asyncio.create_task(work())
+
+
+async def test_only_calls_that_stage_are_interrupted_where_that_is_asked() -> None:
+    calls = Calls()
+    go_on = asyncio.Event()
+
+    async def work(*, staging: bool) -> None:
+        with calls.enter() as call:
+            call.staging = staging
+            await go_on.wait()
+
+    tasks = [asyncio.create_task(work(staging=staging)) for staging in (True, False)]
+    await asyncio.sleep(0)
+    calls.interrupt(aborted=False, only_staging=True)
+    go_on.set()
+    outcomes = [await outcome_of(task) for task in tasks]
+    assert isinstance(outcomes[0], WriterClosedError)
+    assert outcomes[1] is None
+
+
+async def test_a_call_within_a_call_is_refused() -> None:
+    calls = Calls()
+    with calls.enter():
+        with pytest.raises(RuntimeError, match="must not call the writer that reads it"), calls.enter():
+            pass
+        with pytest.raises(RuntimeError):
+            calls.check_entry()
+    calls.check_entry()
+
+
+def test_a_call_needs_a_task() -> None:
+    with pytest.raises(EventLoopError), Calls().enter():
+        pass
+
+
+async def test_who_waits_is_woken_when_no_call_runs() -> None:
+    calls = Calls()
+    step(calls.wait())
+    with calls.enter():
+        waiting = [asyncio.create_task(calls.wait()) for _ in range(3)]
+        await asyncio.sleep(0)
+        waiting[0].cancel()
+        await asyncio.sleep(0)
+        assert not waiting[1].done()
+    assert isinstance(await outcome_of(waiting[0]), asyncio.CancelledError)
+    await asyncio.wait_for(asyncio.gather(*waiting[1:]), 5)

@@ -60,12 +60,17 @@ class Target:
             old = os.stat(self.path)
         except FileNotFoundError:
             old = None
-        if old is not None and stat.S_ISDIR(old.st_mode):
+        if self._names_directory(old):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), self.path)
         if old is None or stat.S_ISREG(old.st_mode):
             self._open_temporary(old)
         elif not stat.S_ISFIFO(old.st_mode):
             self.fd = os.open(self.path, os.O_WRONLY | os.O_NOCTTY)
+
+    def _names_directory(self, old: os.stat_result | None) -> bool:
+        if old is None:
+            return not os.path.basename(self.path)  # as in "new/", of which realpath would make "new"
+        return stat.S_ISDIR(old.st_mode)
 
     def _open_temporary(self, old: os.stat_result | None) -> None:
         parent, self._name = os.path.split(os.path.realpath(self.path))

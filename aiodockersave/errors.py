@@ -407,11 +407,10 @@ class RateLimitedError(RegistryError):
         reason: str,
         *,
         url: str,
-        status: int | None = 429,
         codes: Sequence[str] = (),
         retry_after: float | None = None,
     ) -> None:
-        super().__init__(what, reason, url=url, status=status, codes=codes)
+        super().__init__(what, reason, url=url, status=429, codes=codes)
         self.retry_after = retry_after
 
 

@@ -22,24 +22,21 @@ a full pipe ends when somebody reads, that is, perhaps never.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
-import functools
 import inspect
 import io
 import os
 import socket
 import stat
 import sys
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, runtime_checkable
 
 from ._aio import Worker
+from ._pipes import DescriptorSink, reopening_path
 from .errors import SinkError
 
 _MOVE_SIZE = 1 << 20
-_MASTER = os.makedev(5, 2)
-"""The device /dev/ptmx, of which Linux makes the masters of its terminals."""
 
 
 @runtime_checkable
@@ -209,12 +206,7 @@ def _flags(fd: int) -> int:
 
 def _is_readable(fd: int) -> bool:
     # A file that is open for writing only can be opened anew on Linux.
-    return _flags(fd) & os.O_ACCMODE == os.O_RDWR or os.access(_reopened(fd), os.R_OK)
-
-
-def _reopened(fd: int) -> str:
-    """Return the path by which Linux opens anew what a descriptor has open."""
-    return f"/proc/self/fd/{fd}"
+    return _flags(fd) & os.O_ACCMODE == os.O_RDWR or os.access(reopening_path(fd), os.R_OK)
 
 
 class FileSink:
@@ -271,7 +263,7 @@ class PatchableFileSink(FileSink):
         except OSError as exc:
             if exc.errno != errno.EBADF:  # it is open for writing only
                 raise
-        fd = os.open(_reopened(self._fd), os.O_RDONLY)
+        fd = os.open(reopening_path(self._fd), os.O_RDONLY)
         try:
             return os.pread(fd, size, position)
         finally:
@@ -318,94 +310,7 @@ class BlockingSink:
         return taken
 
 
-# ── what the loop writes ──
-
-
-class DescriptorSink:
-    """A pipe, FIFO, socket or terminal, written without blocking while it is held."""
-
-    def __init__(self, fd: int) -> None:
-        self.handed_over = 0
-        self._fd = fd
-        self._send: Callable[[memoryview], int] | None = None
-        self._waiting_fd = fd
-
-    @contextlib.contextmanager
-    def hold(self) -> Generator[None, None, None]:
-        """Keep the descriptor ready for writes without blocking."""
-        with contextlib.ExitStack() as stack:
-            self._waiting_fd, self._send = _nonblocking(self._fd, stack)
-            try:
-                yield
-            finally:
-                self._send = None
-
-    async def write(self, data: bytes, /) -> None:
-        """Write all of ``data``. A cancel stops it where it waits for room."""
-        if self._send is None:
-            with self.hold():
-                return await self.write(data)
-        view = memoryview(data)
-        while view:
-            try:
-                written = self._send(view)
-            except BlockingIOError:
-                await _writable(self._waiting_fd)
-            else:
-                self.handed_over += written
-                view = view[written:]
-        return None
-
-
-def _nonblocking(fd: int, stack: contextlib.ExitStack) -> tuple[int, Callable[[memoryview], int]]:
-    """Return a descriptor to wait on and a call that writes what there is room for.
-
-    O_NONBLOCK belongs to the open file, which other processes share: a shell's terminal, the other end of a pipeline.
-    So a file is opened anew, and a socket is asked call by call.
-    """
-    if stat.S_ISSOCK(os.fstat(fd).st_mode):
-        sock = stack.enter_context(socket.socket(fileno=os.dup(fd)))
-        return sock.fileno(), functools.partial(_send_now, sock)
-    if not os.get_blocking(fd):
-        return fd, functools.partial(os.write, fd)
-    own = _open_anew(fd)
-    if own is None:
-        os.set_blocking(fd, False)
-        stack.callback(os.set_blocking, fd, True)
-        return fd, functools.partial(os.write, fd)
-    stack.callback(os.close, own)
-    return own, functools.partial(os.write, own)
-
-
-def _send_now(sock: socket.socket, view: memoryview) -> int:
-    return sock.send(view, socket.MSG_DONTWAIT)
-
-
-def _open_anew(fd: int) -> int | None:
-    """Return another descriptor of a pipe or terminal, without blocking; None where it cannot be had.
-
-    That is where there is no Linux, where the pipe is another user's (``sudo -u``), and for a terminal's master.
-    """
-    if os.fstat(fd).st_rdev == _MASTER:  # each opening makes a new terminal
-        return None
-    try:
-        return os.open(_reopened(fd), os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
-    except (FileNotFoundError, PermissionError):
-        return None
-    except OSError as exc:
-        if exc.errno == errno.ENXIO:  # nobody reads the pipe
-            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) from None
-        raise
-
-
-async def _writable(fd: int) -> None:
-    loop = asyncio.get_running_loop()
-    event = asyncio.Event()
-    loop.add_writer(fd, event.set)
-    try:
-        await event.wait()
-    finally:
-        loop.remove_writer(fd)
+# ── streams ──
 
 
 class StreamWriterSink:

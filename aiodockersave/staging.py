@@ -6,6 +6,7 @@ temporary file, which is gone with it, whatever happens.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from typing import IO
@@ -62,6 +63,7 @@ class Stage:
         self._taken = 0
         self._file: IO[bytes] | None = None
         self._worker = Worker("aiodockersave-stage")
+        self._thread = contextlib.ExitStack()  # kept from the first spilled batch on
         self._reading = False
         self._unread = 0
         self.size = 0
@@ -75,6 +77,8 @@ class Stage:
             self._taken += len(batch)
             self._batches.append(batch)
         else:
+            if self._file is None:
+                self._thread.enter_context(self._worker.held())
             await self._worker.run(self._spill, batch)
             self._free()  # here, since the thread must not touch what all stages share
 
@@ -101,11 +105,15 @@ class Stage:
         """Free memory and file."""
         self._free()
         file, self._file = self._file, None
-        if file is not None:
-            await self._worker.run_always(file.close)
+        try:
+            if file is not None:
+                await self._worker.run_always(file.close)
+        finally:
+            self._thread.close()
 
     def abandon(self) -> None:
         """Close where nothing can be awaited. What still works on the file keeps it open until it has ended."""
+        self._thread.close()
         file, self._file = self._file, None
         if file is not None and not self._worker.is_busy:
             file.close()

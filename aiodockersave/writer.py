@@ -151,20 +151,25 @@ class ArchiveWriter:
         sink can rewind, and broken where it cannot. Once all bytes are out and verified, the layer is in, also where
         the content raises while it is closed.
         """
-        wanted = Wanted(
-            descriptor, Digest.parse(diff_id) if diff_id is not None and self._decompress else None
-        )
         opened = OpenContent(content)
-        with self._calls.enter() as call:
-            try:
+        try:
+            wanted = self._wanted(descriptor, diff_id)
+            with self._calls.enter() as call:
                 self._check_open()
                 if (stored := self._ledger.find(wanted)) is not None:
                     return stored
                 if stage or self._must_stage(wanted):
                     return await self._put_staged(call, opened, wanted)
                 return await self._put_streamed(call, opened, wanted)
-            finally:
-                await opened.discard()
+        finally:
+            await opened.discard()
+
+    def _wanted(self, descriptor: Descriptor | None, diff_id: Digest | str | None) -> Wanted:
+        if not isinstance(descriptor, Descriptor | None):
+            raise TypeError(f"descriptor is a Descriptor or None, not {type(descriptor).__qualname__}")
+        if diff_id is None or not self._decompress:
+            return Wanted(descriptor, None)
+        return Wanted(descriptor, Digest.parse(diff_id))
 
     def _must_stage(self, wanted: Wanted) -> bool:
         known = not self._decompress and wanted.descriptor is not None and wanted.descriptor.size is not None

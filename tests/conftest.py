@@ -168,9 +168,9 @@ MAY_BLOCK: tuple[tuple[str, str], ...] = (
     ("logging/__init__.py", "callHandlers"),
     # What is open already is looked at and opened anew through /proc: no disk is asked.
     ("aiodockersave/sinks.py", "_is_readable"),
-    ("aiodockersave/sinks.py", "_open_anew"),
+    ("aiodockersave/_pipes.py", "_open_anew"),
     # Sends what there is room for, whatever the mode of the descriptor (MSG_DONTWAIT).
-    ("aiodockersave/sinks.py", "_send_now"),
+    ("aiodockersave/_pipes.py", "_send_now"),
     # Opens a FIFO without waiting for its reader.
     ("aiodockersave/_target.py", "open_stream"),
 )

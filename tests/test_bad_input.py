@@ -582,3 +582,12 @@ def test_no_class_is_left_out() -> None:
     left = set(errors.__all__) - {cls.__name__ for cls in RAISED} - GROUPS
     of_registries = {name for name in left if issubclass(getattr(errors, name), OF_REGISTRIES)}
     assert left == of_registries
+
+
+async def test_a_descriptor_of_another_type_says_so_and_wastes_no_coroutine() -> None:
+    async def content() -> bytes:
+        return b"never read"
+
+    writer = ArchiveWriter(ListSink())
+    with pytest.raises(TypeError, match="descriptor is a Descriptor or None, not dict"):
+        await writer.put_layer(content(), {"digest": "sha256:…"})  # type: ignore[arg-type]

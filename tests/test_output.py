@@ -300,6 +300,20 @@ async def test_a_size_beyond_octal(layers: Any, known: bool, sink: Any, tmp_path
         assert (plan.size, plan.members) == (len(data), archive.report.members)
 
 
+@pytest.mark.usefixtures("low_limit")
+async def test_a_move_minds_what_is_behind_the_archive(tmp_path: Path) -> None:
+    path = tmp_path / "archive"
+    path.write_bytes(b"." * 10_000_000)
+    with path.open("r+b") as file:
+        file.seek(1000)
+        async with ArchiveWriter(file) as archive:
+            await archive.put_layer(SMALL.blob)
+            await archive.put_layer(LARGE.blob)
+            await archive.put_image(IMAGE.config, IMAGE.manifest, IMAGE.repo_tags)
+    expected = await archive_of([IMAGE])
+    assert path.read_bytes() == b"." * 1000 + expected + b"." * (10_000_000 - 1000 - len(expected))
+
+
 def _check_large(data: bytes, layer: Layer, layers: str) -> None:
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
         (member,) = (each for each in archive if each.size > 100_000)

@@ -30,6 +30,7 @@ from aiodockersave import (
     ContentError,
     SinkError,
     WriterBrokenError,
+    _pipes,
     as_sink,
     open_archive,
     plan_archive,
@@ -451,11 +452,18 @@ async def test_a_master_of_a_terminal_is_not_opened_anew() -> None:
     master, terminal = os.openpty()
     tty.setraw(terminal)
     expected = await archive_of([IMAGE])
-    with os.fdopen(master, "wb", buffering=0) as file, os.fdopen(terminal, "rb") as reader:
-        reading = asyncio.create_task(asyncio.to_thread(reader.read, len(expected)))
-        async with ArchiveWriter(file) as archive:
-            await put(archive, IMAGE)
-        assert await asyncio.wait_for(reading, TIME_LIMIT) == expected
+    received = bytearray()
+    with os.fdopen(master, "wb", buffering=0) as file, os.fdopen(terminal, "rb", buffering=0) as reader:
+        os.set_blocking(terminal, False)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(terminal, lambda: received.extend(reader.read(1 << 16)))
+        try:
+            async with asyncio.timeout(TIME_LIMIT), ArchiveWriter(file) as archive:
+                await put(archive, IMAGE)
+            await eventually(lambda: len(received) >= len(expected))
+        finally:
+            loop.remove_reader(terminal)
+    assert received == expected
 
 
 @contextlib.contextmanager
@@ -572,7 +580,7 @@ async def test_a_full_socket_is_waited_for() -> None:
 
 
 def _no_proc(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sinks, "_reopened", lambda fd: f"/nowhere/{fd}")
+    monkeypatch.setattr(_pipes, "reopening_path", lambda fd: f"/nowhere/{fd}")
 
 
 @pytest.mark.parametrize("proc", [True, False], ids=["with /proc", "without /proc"])
@@ -615,7 +623,7 @@ async def test_the_mode_of_a_pipe_stays_its_owners(
 
 
 async def test_an_error_of_opening_anew_comes_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(sinks, "_reopened", lambda fd: str(tmp_path))
+    monkeypatch.setattr(_pipes, "reopening_path", lambda fd: str(tmp_path))
     with pipe() as (_, file):
         archive = ArchiveWriter(file)
         with pytest.raises(IsADirectoryError):

@@ -22,7 +22,7 @@ PACKAGE = Path(aiodockersave.__file__).parent
 DECIDES = ("errors", "gojson", "model", "documents", "reference", "tar", "formats", "plan", "decompression")
 ACTS = (
     *("_aio", "content", "staging", "intake"),
-    *("sinks", "output", "ledger", "layers", "_calls", "_target", "writer", "archive_file"),
+    *("_pipes", "sinks", "output", "ledger", "layers", "_calls", "_target", "writer", "archive_file"),
     *("sources", "pipeline", "web", "cli"),
 )
 ROOMS = (*DECIDES, *ACTS)
@@ -46,7 +46,7 @@ OPTIONAL_DEPENDENCIES = {
     "click": {"cli"},
     "isal": {"decompression"},
     "rich": {"cli"},
-    "tenacity": {"sources"},
+    "yarl": {"sources"},
 }
 
 LONGEST_MODULE = 450  # lines: what one can still see as one thing

@@ -480,3 +480,10 @@ async def test_nothing_is_left_of_a_sink_that_cannot_be_made(tmp_path: Path) -> 
         async with open_archive(tmp_path / "app.tar", format="zip"):  # type: ignore[arg-type]
             raise AssertionError
     assert not list(tmp_path.iterdir())
+
+
+def test_a_name_that_ends_with_a_slash_is_no_file(tmp_path: Path) -> None:
+    target = Target(f"{tmp_path}/new/", fsync=False)
+    with pytest.raises(IsADirectoryError):
+        target.open()
+    assert list(tmp_path.iterdir()) == []

@@ -131,12 +131,3 @@ class DialGuard:
         address = "127.0.0.1" if is_loopback_name(host) else numeric(host)
         if address is not None:
             self.check(address, registry)
-
-    async def check_name(self, host: str, port: int, registry: AddressClass) -> None:
-        """Refuse a host if one of its addresses is refused; as :meth:`check`.
-
-        Raises:
-            OSError: It cannot be resolved.
-        """
-        for address in await self.resolve(numeric(host) or host, port):
-            self.check(address, registry)

@@ -52,6 +52,7 @@ _MAX_SCOPES = 1024
 _MAX_HEADER = 16 << 10
 _SHORTEST_LIFE = 60.0
 """Seconds that a token is taken to live if it does not say: the specification's default, and its minimum."""
+_LONGEST_LIFE = 1e9
 _OK = 200
 _NO_GET = frozenset({404, 405})
 """What a token server that only knows POST says to a GET."""
@@ -62,7 +63,7 @@ _SHORTEST_SECRET = 4  # shorter ones are not hidden in messages: they would make
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105 - RFC 9110 § 5.6.2
 _SKIPPED = re.compile(r"[\s,]*")
 _NAME = re.compile(rf"({_TOKEN})(?:(?P<equals>\s*=\s*)(?=[^\s=,]))?")
-_VALUE = re.compile(rf'"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<plain>[^\s,"]+)', re.DOTALL)
+_VALUE = re.compile(r'"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<plain>[^\s,"]+)', re.DOTALL)
 _TOKEN68 = re.compile(r"[ \t]+[A-Za-z0-9._~+/-]+=*(?=\s*(?:,|$))")
 
 
@@ -185,8 +186,8 @@ def parse_token(body: bytes) -> Token | None:
     if not isinstance(text, str) or not re.fullmatch("[!-~]+", text):
         return None
     lifetime = document.get("expires_in")
-    is_number = isinstance(lifetime, int | float) and not isinstance(lifetime, bool)
-    return Token(text, max(_SHORTEST_LIFE, float(min(lifetime, 1e9))) if is_number else _SHORTEST_LIFE)
+    seconds = lifetime if isinstance(lifetime, int | float) else 0
+    return Token(text, float(min(max(_SHORTEST_LIFE, seconds), _LONGEST_LIFE)))
 
 
 # ── who knows what was granted ──
@@ -247,7 +248,7 @@ class Authorizer:
         access = self._access(repository)
         grant = access.grant
         if grant is None or grant.expires > self._clock():
-            return grant and grant.header
+            return None if grant is None else grant.header
         header, _ = await self.answer(request, repository, [grant.challenge], refused=grant.header)
         return header
 

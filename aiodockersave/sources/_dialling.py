@@ -24,6 +24,7 @@ import errno
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -54,8 +55,8 @@ class Timeouts:
     silence: float = 60.0
 
 
-Tls = Callable[[str], Awaitable["ssl.SSLContext | bool"]]
-"""Gives the TLS context for ``HOST`` or ``HOST:PORT``; True for a caller's connector's own."""
+Tls = Callable[[str, bool], Awaitable["ssl.SSLContext | bool"]]
+"""Gives the TLS context for ``HOST`` or ``HOST:PORT``, which the user named, or not; True for a lent connector's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,17 +112,27 @@ class Dialler:
         """Close all connections. A cancel ends the wait for their ends, not their closing."""
         self._is_closed = True
         sessions, self._sessions = list(self._sessions.values()), {}
-        await asyncio.gather(*(session.close() for session in sessions))
+        # One after the other, in this task: a task of its own might be cancelled before it starts.
+        async with AsyncExitStack() as stack:
+            for session in sessions:
+                stack.push_async_callback(session.close)
 
     async def options(self, target: Origin) -> dict[str, Any]:
-        """Return the options of requests to an origin: its proxy, its certificates.
+        """Return the options of requests to an origin: its proxy, its certificates, and headers for the proxy.
 
         Raises:
             DockerSaveError: The certificates cannot be used.
         """
-        options: dict[str, Any] = {"proxy": self._settings.proxies.find(target)}
+        options: dict[str, Any] = {}
+        proxy = self._settings.proxies.find(target)
+        login = {"Proxy-Authorization": proxy.authorization} if proxy and proxy.authorization else {}
+        if proxy is not None:
+            options["proxy"] = proxy.url
         if target[0] == "https":
-            options["ssl"] = await self._settings.tls(_host_port(target))
+            options["ssl"] = await self._settings.tls(_host_port(target), self.is_named(target))
+            options["proxy_headers"] = login
+        else:  # a request by http is the proxy's to read
+            options["headers"] = login
         return options
 
     async def choose(self, target: Origin) -> aiohttp.ClientSession:
@@ -137,6 +148,8 @@ class Dialler:
         if is_proxied or self._settings.session is not None:
             await self.check(target)
         if self._settings.session is not None:
+            if self._settings.session.closed:
+                raise RuntimeError("the session that the source was given is closed")
             return self._session("lent")
         return self._session("proxied" if is_proxied else "named" if self.is_named(target) else "followed")
 

@@ -18,7 +18,7 @@ from ._retrying import InterruptedTransfer
 __all__ = ["explain", "explain_status", "fault_kinds", "is_tls_refusal"]
 
 _PHRASES: Final = {
-    401: "access is not granted; log in, or check the name",
+    401: "access is not granted",
     403: "access is denied",
     404: "there is no such thing",
     416: "there are no such bytes",
@@ -55,14 +55,15 @@ def explain_status(
     status: int, said: ErrorBody, *, what: str, url: str, retry_after: float | None
 ) -> InterruptedTransfer | DockerSaveError:
     """Turn the status of an answer that is none into what is raised; as :func:`explain`."""
-    reason = f"{said.message or _PHRASES.get(status, 'this answer was not expected')} (status {status})"
-    where = {"url": shown_url(url), "codes": said.codes}
+    phrase = _PHRASES.get(status, "this answer was not expected")
+    advice = "; log in, or check the name" if status == 401 else ""
+    reason = f"{said.message or phrase}{advice} (status {status})"
+    place = shown_url(url)
     if status == 429:
-        limited = RateLimitedError(what, reason, **where, status=status, retry_after=retry_after)
+        limited = RateLimitedError(what, reason, url=place, codes=said.codes, retry_after=retry_after)
         return InterruptedTransfer(limited, retry_after=retry_after)
-    if status in _ACCESS:
-        return AuthenticationError(what, reason, **where, status=status)
-    error = RegistryError(what, reason, **where, status=status)
+    kind = AuthenticationError if status in _ACCESS else RegistryError
+    error = kind(what, reason, url=place, status=status, codes=said.codes)
     is_passing = status in _PASSING or status >= _OWN_LIMIT
     return InterruptedTransfer(error, retry_after=retry_after) if is_passing else error
 
@@ -83,24 +84,34 @@ def is_tls_refusal(exc: Exception) -> bool:
 def _lasting_reason(exc: Exception) -> str:
     """Say why the same request will fail again; empty if it may not."""
     aiohttp = load_aiohttp()
-    cause = exc.os_error if isinstance(exc, aiohttp.ClientConnectorError) else exc
-    if isinstance(cause, AddressRefusedError):
-        return str(cause.strerror)
-    if isinstance(exc, aiohttp.ClientConnectorCertificateError):
-        problem = getattr(exc.certificate_error, "verify_message", "") or str(exc.certificate_error)
-        return f"its certificate is not valid: {shown(problem)}"
-    if isinstance(exc, aiohttp.ClientConnectorSSLError):
-        reason = getattr(exc.os_error, "reason", None) or str(exc.os_error)
-        return f"TLS failed: {shown(reason)}"
-    if isinstance(cause, socket.gaierror) and cause.errno in _NO_SUCH_NAME:
-        return "there is no such host"
-    if isinstance(exc, aiohttp.ClientHttpProxyError) and exc.status < 500:
-        return f"the proxy refuses with status {exc.status}"
-    if isinstance(exc, aiohttp.ClientResponseError) and not isinstance(exc, aiohttp.ClientHttpProxyError):
+    if isinstance(exc, aiohttp.ClientConnectorError):
+        return _lasting_connector_reason(exc)
+    if isinstance(exc, AddressRefusedError):
+        return str(exc.strerror)
+    if isinstance(exc, aiohttp.ClientHttpProxyError):
+        return "" if exc.status >= 500 else f"the proxy refuses with status {exc.status}"
+    if isinstance(exc, aiohttp.ClientResponseError):
         return "it does not answer in HTTP, or with headers that are too long"
     if isinstance(exc, ValueError):  # aiohttp's InvalidURL is one too
         return "this address, or that of the proxy, cannot be used"
-    return ""
+    return _no_such_name(exc)
+
+
+def _lasting_connector_reason(exc: Any) -> str:
+    aiohttp = load_aiohttp()
+    cause = exc.os_error
+    if isinstance(cause, AddressRefusedError):
+        return str(cause.strerror)
+    if isinstance(exc, aiohttp.ClientConnectorCertificateError):
+        return f"its certificate is not valid: {shown(getattr(cause, 'verify_message', '') or str(cause))}"
+    if isinstance(exc, aiohttp.ClientConnectorSSLError):
+        return f"TLS failed: {shown(getattr(cause, 'reason', None) or str(cause))}"
+    return _no_such_name(cause)
+
+
+def _no_such_name(exc: Exception) -> str:
+    is_final = isinstance(exc, socket.gaierror) and exc.errno in _NO_SUCH_NAME
+    return "there is no such host" if is_final else ""
 
 
 def _passing_reason(exc: Exception, timeouts: Timeouts) -> str:

@@ -7,14 +7,29 @@ with a port or without. This machine itself is always asked directly.
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from ._addresses import is_loopback_name
 from ._answers import Origin
 
-__all__ = ["Proxies"]
+__all__ = ["Proxies", "Proxy"]
+
+
+class Proxy(NamedTuple):
+    """A proxy.
+
+    Attributes:
+        url: Its URL, without user and password.
+        authorization: The header that logs in with them; None where there are none.
+    """
+
+    url: str
+    authorization: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +58,23 @@ class Proxies:
         names = [name.strip().lower() for name in exceptions.split(",")]
         return cls(_proxy_url(http), _proxy_url(https), tuple(filter(None, names)))
 
-    def find(self, origin: Origin) -> str | None:
-        """Return the proxy's URL for requests to an origin; None where it is asked directly."""
+    def find(self, origin: Origin) -> Proxy | None:
+        """Return the proxy for requests to an origin; None where it is asked directly."""
         scheme, host, port = origin
         proxy = self.https if scheme == "https" else self.http
         if not proxy or is_loopback_name(host) or any(_matches(rule, host, port) for rule in self.exceptions):
             return None
-        return proxy
+        return _split_login(proxy)
+
+
+def _split_login(url: str) -> Proxy:
+    parts = urlsplit(url)
+    login, at, host = parts.netloc.rpartition("@")
+    if not at:
+        return Proxy(url, None)
+    user, _, password = login.partition(":")
+    pair = f"{unquote(user)}:{unquote(password)}".encode()
+    return Proxy(urlunsplit(parts._replace(netloc=host)), f"Basic {base64.b64encode(pair).decode()}")
 
 
 def _proxy_url(text: str) -> str:

@@ -7,6 +7,7 @@ another turn. There is no wait before an address is asked that has not failed si
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from aiodockersave.errors import DockerSaveError, InvalidInputError, RateLimited
 __all__ = ["InterruptedTransfer", "Retries", "Turns"]
 
 P = TypeVar("P")
+T = TypeVar("T")
+
+logger = logging.getLogger("aiodockersave")
 
 Sleep = Callable[[float], Awaitable[object]]
 
@@ -77,6 +81,10 @@ class Turns(Generic[P]):
         places: The addresses, the one whose refusal counts most last.
         retries: When to give up.
         sleep: Waits for seconds.
+
+    Attributes:
+        failures: How many attempts broke off since there was progress.
+        last_error: What broke off the last one, whether or not there was progress since.
     """
 
     def __init__(self, what: str, places: Sequence[P], retries: Retries, sleep: Sleep) -> None:
@@ -85,7 +93,8 @@ class Turns(Generic[P]):
         self._retries = retries
         self._sleep = sleep
         self._turn = 0
-        self._failures = 0
+        self.failures = 0
+        self.last_error: DockerSaveError | None = None
         self._wanted_delay = 0.0
 
     @property
@@ -93,9 +102,22 @@ class Turns(Generic[P]):
         """Who is asked now."""
         return self._places[self._turn]
 
+    async def run(self, ask: Callable[[P], Awaitable[T]]) -> T:
+        """Ask one place after the other until one answers.
+
+        Raises:
+            DockerSaveError: None does.
+        """
+        while True:
+            try:
+                return await ask(self.place)
+            except (InterruptedTransfer, DockerSaveError) as exc:
+                fault = exc
+            await self.failed(fault)
+
     def progressed(self) -> None:
         """Note that something new came: the count of attempts starts again."""
-        self._failures = 0
+        self.failures = 0
         self._wanted_delay = 0.0
 
     async def failed(self, fault: InterruptedTransfer | DockerSaveError) -> None:
@@ -105,6 +127,7 @@ class Turns(Generic[P]):
             DockerSaveError: Nobody is left, or the attempts are used up.
         """
         delay = self.next_turn(fault)
+        logger.info("%s; next attempt in %.1f s", fault, delay)
         if delay > 0:
             await self._sleep(delay)
 
@@ -112,15 +135,16 @@ class Turns(Generic[P]):
         """Decide what :meth:`failed` does; return how long to wait."""
         if isinstance(fault, DockerSaveError):
             return self._drop(fault)
+        self.last_error = fault.error
         wanted = fault.retry_after or 0.0
         if wanted > self._retries.retry_after_limit:
             return self._drop(fault.error)
-        self._failures += 1
+        self.failures += 1
         self._wanted_delay = max(self._wanted_delay, wanted)
-        if self._failures >= self._retries.attempts * len(self._places):
+        if self.failures >= self._retries.attempts * len(self._places):
             raise self._given_up(fault) from fault.error if not fault.is_final else None
         self._turn = (self._turn + 1) % len(self._places)
-        rounds, rest = divmod(self._failures, len(self._places))
+        rounds, rest = divmod(self.failures, len(self._places))
         if rest:
             return 0.0
         delay = max(self._retries.delay(rounds), self._wanted_delay)
@@ -137,4 +161,4 @@ class Turns(Generic[P]):
     def _given_up(self, fault: InterruptedTransfer) -> DockerSaveError:
         if fault.is_final:
             return fault.error
-        return TransferError(self._what, self._failures, str(fault.error))
+        return TransferError(self._what, self.failures, str(fault.error))

@@ -87,6 +87,10 @@ class Response:
         """The announced size of the body, in bytes; None where there is none."""
         return number((self.header("Content-Length") or "").strip())
 
+    def error(self, reason: str) -> RegistryError:
+        """Return the error that this answer is."""
+        return RegistryError(self._what, reason, url=shown_url(self.url), status=self.status)
+
     async def chunk(self) -> bytes:
         """Return what came since the last call; empty at the end.
 
@@ -231,7 +235,7 @@ class Transport:
             raw = await session.request(
                 "GET" if request.form is None else "POST",
                 _encoded(url),
-                headers={**own, **headers},
+                headers={**own, **headers, **options.pop("headers", {})},
                 data=request.form,
                 allow_redirects=False,
                 **options,

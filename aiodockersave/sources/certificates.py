@@ -35,7 +35,7 @@ _USER_PLACE = (
     ".config/containers/certs.d"  # podman takes it from the home directory, whatever XDG_CONFIG_HOME says
 )
 _SYSTEM_PLACES = ("/etc/containers/certs.d", "/etc/docker/certs.d")
-_REGISTRY = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9.-]*|\[[0-9A-Fa-f:]+\])(?::[0-9]+)?")
+_REGISTRY = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9._-]*|\[[0-9A-Fa-f:]+\])(?::[0-9]+)?")
 
 logger = logging.getLogger("aiodockersave")
 
@@ -46,6 +46,7 @@ async def tls_context(
     ca_file: str | os.PathLike[str] | None = None,
     cert_dir: str | os.PathLike[str] | None = None,
     home: str | os.PathLike[str] | None = None,
+    shows_client: bool = True,
 ) -> ssl.SSLContext:
     """Make the context for TLS with a registry: its name is checked, TLS 1.2 and newer.
 
@@ -56,6 +57,8 @@ async def tls_context(
         ca_file: More authorities, in PEM, besides the system's.
         cert_dir: A directory of certificates, instead of the default places.
         home: The home directory, instead of the user's.
+        shows_client: Whether a client certificate in ``cert_dir`` is shown. It is for the registry, not for the hosts to
+            which that redirects.
 
     Raises:
         ConfigurationError: A file or directory that is named, or lies in its place, cannot be used.
@@ -71,6 +74,7 @@ async def tls_context(
         None if ca_file is None else os.fspath(ca_file),
         None if cert_dir is None else os.fspath(cert_dir),
         None if home is None else os.fspath(home),
+        shows_client=shows_client,
     )
 
 
@@ -78,7 +82,7 @@ async def tls_context(
 
 
 def _make_context(
-    registry: str, ca_file: str | None, cert_dir: str | None, home: str | None
+    registry: str, ca_file: str | None, cert_dir: str | None, home: str | None, *, shows_client: bool
 ) -> ssl.SSLContext:
     # Not `ssl.create_default_context`: from Python 3.13 it is stricter (VERIFY_X509_STRICT), and refuses authorities
     # that Docker and podman take. An intermediate one may be trusted alone, as there.
@@ -90,7 +94,8 @@ def _make_context(
     if ca_file is not None:
         _load_authorities(context, ca_file)
     if cert_dir is not None:
-        _load_directory(context, cert_dir, _list(cert_dir))
+        names = _list(cert_dir)
+        _load_directory(context, cert_dir, names if shows_client else _authorities(names))
     else:
         _load_default_directory(context, registry, home or os.path.expanduser("~"))
     return context
@@ -118,9 +123,8 @@ def _list(directory: str) -> Sequence[str]:
 
 
 def _load_directory(context: ssl.SSLContext, directory: str, names: Sequence[str]) -> None:
-    for name in sorted(names):
-        if name.endswith(".crt"):
-            _load_authorities(context, os.path.join(directory, name))
+    for name in sorted(_authorities(names)):
+        _load_authorities(context, os.path.join(directory, name))
     certificates = _client_certificates(directory, names)
     if len(certificates) > 1:  # OpenSSL has room for one; Docker tries one after the other, in this order
         unused = ", ".join(map(shown, certificates[1:]))
@@ -132,6 +136,10 @@ def _load_directory(context: ssl.SSLContext, directory: str, names: Sequence[str
         )
     for name in certificates[:1]:
         _load_client(context, os.path.join(directory, name), os.path.join(directory, _key_name(name)))
+
+
+def _authorities(names: Sequence[str]) -> Sequence[str]:
+    return [name for name in names if name.endswith(".crt")]
 
 
 def _client_certificates(directory: str, names: Sequence[str]) -> Sequence[str]:

@@ -135,6 +135,10 @@ async def _converse(
         )
     except OSError as error:
         raise HelperError(f"it cannot be started: {error.strerror}") from None
+    except asyncio.CancelledError:
+        # It was started, and asyncio has killed it, but waits for its end only until the next cancel.
+        await wait_out(conversation.gone)
+        raise
     try:
         _say(transport, question)
         await asyncio.wait([conversation.decided], timeout=time_limit)

@@ -1,29 +1,102 @@
-"""Images out of a registry, by the OCI distribution protocol."""
+"""Images out of registries, by the distribution protocol (OCI distribution-spec), over aiohttp.
+
+::
+
+    resolve("alpine:3.20", linux/arm64)
+        GET /v2/library/alpine/manifests/3.20          the registry itself: only it knows what a tag means
+        GET /v2/library/alpine/manifests/sha256:…      mirrors first from here on: the digest says what is right
+        GET /v2/library/alpine/blobs/sha256:…          the config
+    open_blob(layer)
+        GET /v2/library/alpine/blobs/sha256:…          with ranges, as often as it takes
+
+How it is asked is told by the modules beside: ``_endpoint`` (an address, and its scheme), ``_auth`` (logging in),
+``_transport`` (redirects), ``_dialling`` and ``_addresses`` (what may be connected to), ``_retrying`` and ``_blobs``
+(not giving up), ``_documents`` (manifests).
+"""
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Self
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, Self
 
-from aiodockersave.model import Descriptor, Platform
+from aiodockersave._aio import running_task
+from aiodockersave.documents import ImageIndex, ImageManifest
+from aiodockersave.errors import (
+    BlobNotFoundError,
+    DockerSaveError,
+    ImageNotFoundError,
+    InvalidDocumentError,
+    InvalidInputError,
+    RegistryError,
+    UnsupportedImageError,
+)
+from aiodockersave.model import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Digest, Platform
+from aiodockersave.reference import Reference
 
-from . import ResolvedImage
+from . import ResolvedImage, check_document_size, check_supported
 from ._addresses import DialGuard
-from ._retrying import Retries, Sleep
-from ._transport import Timeouts
+from ._answers import shown_url
+from ._blobs import BlobReader, Wanted
+from ._dialling import Settings, Timeouts
+from ._documents import fetch_config, fetch_manifest
+from ._endpoint import Endpoint, Place
+from ._proxies import Proxies
+from ._recent import Recent
+from ._retrying import Retries, Sleep, Turns
+from .certificates import tls_context
 
 if TYPE_CHECKING:
     import aiohttp
 
     from .credentials import CredentialStore
 
-__all__ = ["RegistrySource", "Retries", "Timeouts"]
+__all__ = ["DialGuard", "RegistrySource", "Retries", "Timeouts"]
+
+_MAX_DEPTH: Final = 4
+"""Indexes, one in the other; real ones have one."""
+_CACHE_SIZE: Final = 32 << 20
+"""Bytes of manifests and configs that are kept."""
+_MAX_BLOBS: Final = 1 << 16
+"""Blobs of which is kept where they are."""
+_MAX_HOLDERS: Final = 8
+_MAX_CONTEXTS: Final = 64
+_NOT_FOUND = 404
+
+Path = str | os.PathLike[str]
 
 
 class RegistrySource:
-    """The images of registries: skeleton, being written."""
+    """The images of any number of registries, and of their mirrors.
+
+    Leave it by ``async with``, or call :meth:`aclose`. It belongs to the event loop on which it is used first. Blobs are
+    looked for in the repositories of the images that were resolved with the same source.
+
+    Args:
+        credentials: Knows usernames and passwords; by default what Docker and podman keep.
+        session: A session of the caller's, whose connector is used. Nothing else of it is, and it is neither changed nor
+            closed. Its connector dials by itself, so what a registry points at is checked by resolving the name just
+            before (RELIABLE only with a resolver that does not change its mind).
+        plain_http: Whether registries are asked by http. Without it, only ``localhost`` and loopback addresses are, where
+            they refuse TLS and no authority is given.
+        ca_file: More certificate authorities, in PEM.
+        cert_dir: A directory of authorities and of a client certificate, laid out as Docker does.
+        mirrors: URLs of mirrors, which are asked first, in this order, for what is named by a digest; a path is what
+            stands before the names of repositories. What a tag means is asked of the registry itself.
+        timeouts: How long nothing may happen.
+        retries: How often is asked again.
+        guard: The rules for addresses that a registry points at.
+        sleep: Waits for seconds between attempts.
+
+    Proxies are taken from the environment, as Docker takes them.
+
+    Raises:
+        InvalidInputError: A mirror is no URL.
+    """
 
     def __init__(
         self,
@@ -31,14 +104,37 @@ class RegistrySource:
         credentials: CredentialStore | None = None,
         session: aiohttp.ClientSession | None = None,
         plain_http: bool = False,
-        ca_file: str | os.PathLike[str] | None = None,
-        cert_dir: str | os.PathLike[str] | None = None,
+        ca_file: Path | None = None,
+        cert_dir: Path | None = None,
         mirrors: Sequence[str] = (),
         timeouts: Timeouts | None = None,
         retries: Retries | None = None,
         guard: DialGuard | None = None,
         sleep: Sleep | None = None,
-    ) -> None: ...
+    ) -> None:
+        if isinstance(mirrors, str):
+            raise TypeError("mirrors is a list of URLs")
+        self._credentials = credentials or _default_credentials()
+        self._plain_http = plain_http
+        self._ca_file = ca_file
+        self._cert_dir = cert_dir
+        self._retries = retries or Retries()
+        self._sleep = sleep or asyncio.sleep
+        self._settings = Settings(
+            tls=self._tls,
+            timeouts=timeouts or Timeouts(),
+            guard=guard or DialGuard(),
+            proxies=Proxies.read(os.environ),
+            session=session,
+        )
+        self._contexts: Recent[tuple[str, bool], ssl.SSLContext] = Recent(_MAX_CONTEXTS)
+        self._mirrors = [Endpoint.of_mirror(url, self._settings, self._credentials) for url in mirrors]
+        self._registries: dict[str, Endpoint] = {}
+        self._manifests: Recent[Digest, ImageManifest | ImageIndex] = Recent(
+            _CACHE_SIZE, lambda document: len(document.raw)
+        )
+        self._configs: Recent[Digest, bytes] = Recent(_CACHE_SIZE, len)
+        self._holders: Recent[Digest, tuple[Reference, ...]] = Recent(_MAX_BLOBS)
 
     async def __aenter__(self) -> Self:
         return self
@@ -46,12 +142,226 @@ class RegistrySource:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def aclose(self) -> None: ...
+    async def aclose(self) -> None:
+        """Close all connections, but those of a caller's session. The source cannot be used any more.
+
+        Cancel: they are closed all the same, but not waited for.
+        """
+        async with AsyncExitStack() as stack:
+            for endpoint in (*self._mirrors, *self._registries.values()):
+                stack.push_async_callback(endpoint.aclose)
+
+    # ── images ──
 
     async def resolve(self, reference: str, platform: Platform) -> ResolvedImage:
-        raise NotImplementedError
+        """Find an image.
 
-    def open_blob(
+        Args:
+            reference: A name as Docker writes it; ``latest`` where there is neither tag nor digest. Beside a digest, a
+                tag is only the name that the image gets.
+            platform: Which manifest of an index is taken.
+
+        Raises:
+            InvalidReferenceError: It is no such name.
+            ImageNotFoundError: The registry has no such image.
+            PlatformNotFoundError: It is not there for ``platform``.
+            UnsupportedImageError: What is there is no image.
+            InvalidDocumentError, ContentError: A document is not valid, or not the one that was promised.
+            AuthenticationError, RateLimitedError, RegistryError: The registry refuses.
+            TransferError: It does not answer, for all attempts.
+            ConfigurationError: Credentials or certificates cannot be read.
+
+        Cancel: nothing stays open.
+        """
+        running_task()
+        image = Reference.parse(reference).with_default_tag()
+        manifest = await self._image_manifest(image, platform)
+        what = f"{image} (manifest {manifest.digest})"
+        # Before the config is fetched, which may be anything where this is no image.
+        check_supported(manifest, what)
+        config = await self._config(image, manifest.config)
+        for blob in manifest.layers:
+            self._remember(blob.digest, image)
+        return ResolvedImage(reference, manifest, config, _default_tags(image))
+
+    async def _image_manifest(self, image: Reference, platform: Platform) -> ImageManifest:
+        expected = None if image.digest is None else _by_digest(image.digest)
+        document = await self._document(image, expected)
+        for _ in range(_MAX_DEPTH):
+            if isinstance(document, ImageManifest):
+                return document
+            document = await self._document(image, document.select(platform))
+        raise UnsupportedImageError(f"{image} ({document.digest})", f"it is an index {_MAX_DEPTH} deep")
+
+    async def _document(self, image: Reference, expected: Descriptor | None) -> ImageManifest | ImageIndex:
+        what = f"manifest {image}"
+        if expected is None:
+            places, target = [self._registry(image)], str(image.tag)
+        else:
+            what = f"{what} ({expected.digest})" if expected.digest != image.digest else what
+            _check_manifest_type(expected, what)
+            check_document_size(expected, what)
+            if (known := self._manifests.get(expected.digest)) is not None:
+                return _of_type(known, expected, what)
+            places, target = self._places(image), str(expected.digest)
+
+        async def ask(place: Place) -> ImageManifest | ImageIndex:
+            return await fetch_manifest(place, target, what, expected)
+
+        try:
+            document = await Turns(what, places, self._retries, self._sleep).run(ask)
+        except RegistryError as exc:
+            if exc.status != _NOT_FOUND:
+                raise
+            raise ImageNotFoundError(str(image), f"{exc.url}: {exc.reason}") from exc
+        self._manifests.put(document.digest if expected is None else expected.digest, document)
+        return document if expected is None else _of_type(document, expected, what)
+
+    async def _config(self, image: Reference, descriptor: Descriptor) -> bytes:
+        what = f"config {descriptor.digest} of {image}"
+        check_document_size(descriptor, what)
+        known = self._configs.get(descriptor.digest)
+        if known is not None and descriptor.size == len(known):
+            return known
+
+        async def ask(place: Place) -> bytes:
+            return await fetch_config(place, descriptor, what)
+
+        try:
+            config = await Turns(what, self._places(image), self._retries, self._sleep).run(ask)
+        except RegistryError as exc:
+            if exc.status != _NOT_FOUND:
+                raise
+            raise BlobNotFoundError(descriptor.digest, f"{image.name} ({exc.url})") from exc
+        self._configs.put(descriptor.digest, config)
+        return config
+
+    # ── blobs ──
+
+    @asynccontextmanager
+    async def open_blob(
         self, descriptor: Descriptor, *, start: int = 0, stop: int | None = None
-    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        raise NotImplementedError
+    ) -> AsyncGenerator[AsyncIterator[bytes], None]:
+        """Open a layer of an image that was resolved; its bytes from ``start`` up to ``stop`` are iterated in the block.
+
+        What breaks off goes on where it broke. Not more bytes are given than ``descriptor`` promises; whether they are
+        the right ones is for the reader to verify.
+
+        Raises:
+            BlobNotFoundError: No repository has it, or no image that was resolved names it.
+            UnsupportedImageError: It is a foreign layer, which the registry does not have.
+            SizeMismatchError: It is longer or shorter than promised.
+            TransferError: It breaks off without end, or the registry sends far too much.
+            DockerSaveError: As :meth:`resolve`.
+
+        Cancel: nothing stays open.
+        """
+        running_task()
+        wanted = _wanted(descriptor, start, stop)
+        images = self._holders.get(descriptor.digest)
+        if images is None:
+            raise BlobNotFoundError(
+                descriptor.digest, "any image that was resolved here; resolve its image first"
+            )
+        places = [place for image in images for place in self._places(image)]
+        names = ", ".join(image.name for image in images)
+        reader = BlobReader(
+            f"blob {descriptor.digest} of {names}", descriptor, wanted, places, self._retries, self._sleep
+        )
+        try:
+            await _open(reader, descriptor, names)
+            yield reader
+        finally:
+            reader.close()
+
+    def _remember(self, digest: Digest, image: Reference) -> None:
+        known = self._holders.get(digest) or ()
+        others = tuple(each for each in known if each.name != image.name)
+        self._holders.put(digest, (*others, Reference(image.registry, image.repository))[-_MAX_HOLDERS:])
+
+    # ── places ──
+
+    def _places(self, image: Reference) -> list[Place]:
+        """Return where content is that is named by its digest."""
+        mirrors = [mirror.place(image.repository) for mirror in self._mirrors if mirror.is_answering]
+        return [*mirrors, self._registry(image)]
+
+    def _registry(self, image: Reference) -> Place:
+        endpoint = self._registries.get(image.registry)
+        if endpoint is None:
+            endpoint = self._registries[image.registry] = Endpoint.of_registry(
+                image.registry,
+                self._settings,
+                self._credentials,
+                plain_http=self._plain_http,
+                has_authorities=self._ca_file is not None or self._cert_dir is not None,
+            )
+        return endpoint.place(image.repository)
+
+    async def _tls(self, host_port: str, is_named: bool) -> ssl.SSLContext | bool:  # noqa: FBT001 - a callback
+        if self._settings.session is not None and self._ca_file is None and self._cert_dir is None:
+            return True  # as the caller's connector is set up
+        context = self._contexts.get((host_port, is_named))
+        if context is None:
+            context = await tls_context(
+                host_port, ca_file=self._ca_file, cert_dir=self._cert_dir, shows_client=is_named
+            )
+            self._contexts.put((host_port, is_named), context)
+        return context
+
+
+def _default_credentials() -> CredentialStore:
+    from .credentials import DockerCredentials  # noqa: PLC0415 - not needed where the caller has others
+
+    return DockerCredentials()
+
+
+def _default_tags(image: Reference) -> tuple[str, ...]:
+    return () if image.tag is None else (replace(image, digest=None).repo_tag,)
+
+
+def _by_digest(digest: Digest) -> Descriptor:
+    """Describe a document of which only the digest is known."""
+    return Descriptor(_ANY_TYPE, digest, None)
+
+
+_ANY_TYPE = "*/*"
+
+
+def _check_manifest_type(expected: Descriptor, what: str) -> None:
+    if expected.media_type not in {*MANIFEST_TYPES, *INDEX_TYPES, _ANY_TYPE}:
+        raise UnsupportedImageError(what, f"it is a {expected.media_type}, not an image")
+
+
+def _of_type(
+    document: ImageManifest | ImageIndex, expected: Descriptor, what: str
+) -> ImageManifest | ImageIndex:
+    if expected.media_type not in (_ANY_TYPE, document.media_type):
+        raise InvalidDocumentError(expected.media_type, f"{what}: it is a {document.media_type}")
+    return document
+
+
+def _wanted(descriptor: Descriptor, start: int, stop: int | None) -> Wanted:
+    size = descriptor.size
+    if size is None:
+        raise InvalidInputError(f"the size of blob {descriptor.digest} is not known")
+    stop = size if stop is None else min(stop, size)
+    if start < 0 or stop < start:
+        raise InvalidInputError(f"no range of a blob of {size} bytes: start={start}, stop={stop}")
+    return Wanted(start, stop, size)
+
+
+async def _open(reader: BlobReader, descriptor: Descriptor, names: str) -> None:
+    error: DockerSaveError
+    try:
+        await reader.open()
+    except RegistryError as exc:
+        if exc.status != _NOT_FOUND:
+            raise
+        if descriptor.urls:
+            elsewhere = ", ".join(shown_url(url) for url in descriptor.urls[:_MAX_HOLDERS])
+            reason = f"it is a foreign layer, which the registry does not have; it is at {elsewhere}, which is not asked"
+            error = UnsupportedImageError(f"layer {descriptor.digest} of {names} ({exc.url})", reason)
+        else:
+            error = BlobNotFoundError(descriptor.digest, f"{names} ({exc.url})")
+        raise error from exc

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.test_examples import EXAMPLES, environment, example
+
 from .programs import Podman, Registry, push_layout, run
 
 HELLO = EXAMPLES / "hello"

@@ -148,12 +148,15 @@ async def test_an_authority_of_the_caller_is_trusted_and_the_name_is_checked(
 
 async def test_tls_1_1_is_refused(keys: Keys, home: Path, tmp_path: Path) -> None:
     context = await tls_context(HOST, ca_file=write_authority(keys, tmp_path / "ca.pem"), home=home)
-    with pytest.warns(DeprecationWarning):
-        old = ssl.TLSVersion.TLSv1_1
-        server = registry(keys, minimum_version=old, maximum_version=old)
-        async with server as port:
-            with pytest.raises((ssl.SSLError, ConnectionError)):
-                await client_at(port, context)
+    with pytest.warns(DeprecationWarning, match="TLSv1_1 is deprecated"):
+        await only_old(keys, context)
+
+
+async def only_old(keys: Keys, context: ssl.SSLContext) -> None:
+    old = ssl.TLSVersion.TLSv1_1
+    async with registry(keys, minimum_version=old, maximum_version=old) as port:
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            await client_at(port, context)
 
 
 async def test_an_intermediate_authority_is_trusted_alone(home: Path, tmp_path: Path) -> None:
@@ -273,7 +276,7 @@ async def test_other_files_do_not_count(home: Path, tmp_path: Path) -> None:
 
 # ── what cannot be used ──
 
-Spoil = Callable[[Keys, Path], None]
+Spoil = Callable[[Keys, Path], object]
 
 
 def encrypted(leaf: trustme.LeafCert) -> bytes:
@@ -282,7 +285,15 @@ def encrypted(leaf: trustme.LeafCert) -> bytes:
 
 
 def writing(name: str, content: bytes) -> Spoil:
-    return lambda keys, folder: (folder / name).write_bytes(content) and None  # type: ignore[func-returns-value]
+    return lambda keys, folder: (folder / name).write_bytes(content)
+
+
+def replacing_by_a_directory(name: str) -> Spoil:
+    def spoil(keys: Keys, folder: Path) -> None:
+        (folder / name).unlink()
+        (folder / name).mkdir()
+
+    return spoil
 
 
 @dataclass(frozen=True)
@@ -313,9 +324,9 @@ FAULTS = [
     Fault("key: no PEM", writing("client.key", b"hello"), "client.key", "no valid private key"),
     Fault("key: empty", writing("client.key", b""), "client.key", "no valid private key"),
     Fault("key: a certificate", writing("client.key", BAD_PEM), "client.key", "no valid private key"),
-    Fault("key: a directory", lambda keys, folder: ((folder / "client.key").unlink(), (folder / "client.key").mkdir()) and None, "client.key", "not a regular file"),
-    Fault("key: another's", lambda keys, folder: (folder / "client.key").write_bytes(keys.other_client.private_key_pem.bytes()) and None, "client.key", "belongs to another certificate"),
-    Fault("key: encrypted", lambda keys, folder: (folder / "client.key").write_bytes(encrypted(keys.client)) and None, "client.key", "it is encrypted"),
+    Fault("key: a directory", replacing_by_a_directory("client.key"), "client.key", "not a regular file"),
+    Fault("key: another's", lambda keys, folder: (folder / "client.key").write_bytes(keys.other_client.private_key_pem.bytes()), "client.key", "belongs to another certificate"),
+    Fault("key: encrypted", lambda keys, folder: (folder / "client.key").write_bytes(encrypted(keys.client)), "client.key", "it is encrypted"),
 ]  # fmt: skip
 
 

@@ -7,7 +7,6 @@ waited for, and silence is short, so that all of them together take less than a 
 from __future__ import annotations
 
 import asyncio
-import functools
 import itertools
 import random
 import re
@@ -23,6 +22,7 @@ from aiodockersave import (
     AuthenticationError,
     BlobNotFoundError,
     ContentTooLargeError,
+    DecompressionError,
     DigestMismatchError,
     DockerSaveError,
     ImageNotFoundError,
@@ -131,7 +131,6 @@ def oddity_of(choose: random.Random) -> Fault:
     return choose.choice(
         [
             no_length().of(choose.choice(["manifest", "config", "blob"])),
-            label_gzip(),
             digest_header(None).of("manifest"),
             redirect("{elsewhere}{path}", status),
             redirect("{elsewhere}{path}?signature=abc", status).of("blob", "config"),
@@ -167,10 +166,13 @@ Errors = tuple[type[DockerSaveError], ...]
 BROKEN_OFF = drop(0.5, "close").often(1)
 """What makes a client ask for the rest of a blob."""
 
+OTHER_BYTES: Errors = (DigestMismatchError, DecompressionError)
+"""A checksum inside the blob may speak before its digest does."""
+
 FATAL: dict[str, tuple[list[Fault], Errors]] = {
     # other bytes than were promised
-    "blob flipped": ([flip(0.3)], (DigestMismatchError,)),
-    "last bit of the blob": ([flip(1)], (DigestMismatchError,)),
+    "blob flipped": ([flip(0.3)], OTHER_BYTES),
+    "last bit of the blob": ([flip(1)], OTHER_BYTES),
     "config flipped": ([flip(0.5).of("config")], (DigestMismatchError,)),
     "manifest flipped": ([flip(0.5).of("manifest")], (DigestMismatchError,)),
     "blob longer": ([resize(+1)], (SizeMismatchError,)),
@@ -189,8 +191,9 @@ FATAL: dict[str, tuple[list[Fault], Errors]] = {
     "endless blob": ([endless()], (SizeMismatchError,)),
     "endless config": ([endless().of("config")], (SizeMismatchError, ContentTooLargeError)),
     "endless manifest": ([endless().of("manifest")], (ContentTooLargeError,)),
+    "labelled gzip": ([label_gzip()], (RegistryError,)),
     # another part than was asked for
-    "wrong part": ([BROKEN_OFF, wrong_part()], (DigestMismatchError,)),
+    "wrong part": ([BROKEN_OFF, wrong_part()], OTHER_BYTES),
     "later start": ([BROKEN_OFF, start_at(+1)], (TransferError, RegistryError)),
     "total too large": ([BROKEN_OFF, wrong_total(+1)], (TransferError, RegistryError, SizeMismatchError)),
     "total too small": ([BROKEN_OFF, wrong_total(-1)], (TransferError, RegistryError, SizeMismatchError)),
@@ -220,7 +223,8 @@ FATAL: dict[str, tuple[list[Fault], Errors]] = {
     "denied": ([refuse(403, code="DENIED").of("manifest")], (AuthenticationError,)),
     "unauthorized": ([refuse(401, code="UNAUTHORIZED")], (AuthenticationError,)),
     # redirects that lead nowhere
-    "redirected in a circle": ([redirect("{path}")], (RegistryError,)),
+    # A token may be used up on the way.
+    "redirected in a circle": ([redirect("{path}")], (RegistryError, AuthenticationError)),
     "redirected to a file": ([redirect("file:///etc/passwd")], (RegistryError,)),
     "redirected to nothing": ([redirect("")], (RegistryError,)),
     "redirected to a host that is no name": ([redirect("http://[::1/x")], (RegistryError,)),
@@ -284,9 +288,14 @@ class Run:
         return f"{self.image}, {self.layers}, {self.auth} ({self.token_uses} uses) → {wanted}: {faults}"
 
 
-@functools.cache
-def archive_from_memory(image: str, layers: Layers) -> bytes:
-    return asyncio.run(archive_of([IMAGES[image].tagged(NAME)], layers=layers))
+_archives: dict[tuple[str, Layers], bytes] = {}
+
+
+async def archive_from_memory(image: str, layers: Layers) -> bytes:
+    """Return the right archive, made once."""
+    if (image, layers) not in _archives:
+        _archives[image, layers] = await archive_of([IMAGES[image].tagged(NAME)], layers=layers)
+    return _archives[image, layers]
 
 
 class Naps:
@@ -344,13 +353,13 @@ async def test_run(seed: int, tmp_path: Path) -> None:
         await closed(registry)
     asks = "\n".join(map(str, [*registry.asks, *registry.other.asks]))
     told = f"seed {seed}: {run}\nended in {error!r}\n{asks}"
-    check_outcome(run, registry, target, error, told)
+    await check_outcome(run, registry, target, error, told)
     check_secrets(registry, error, told)
     check_naps(run, naps, told)
     assert all(fault.fired for fault in run.faults), f"a fault that did not happen: {told}"
 
 
-def check_outcome(
+async def check_outcome(
     run: Run, registry: FaultyRegistry, target: Path, error: BaseException | None, told: str
 ) -> None:
     if run.fatal:
@@ -360,7 +369,7 @@ def check_outcome(
         assert len(str(error).splitlines()) == 1, told
     else:
         assert error is None, told
-        assert target.read_bytes() == archive_from_memory(run.image, run.layers), told
+        assert target.read_bytes() == await archive_from_memory(run.image, run.layers), told
 
 
 def check_secrets(registry: FaultyRegistry, error: BaseException | None, told: str) -> None:
@@ -406,6 +415,12 @@ async def save_small(
         await save([ImageRequest(source, f"{registry.address}/team/app:1", [NAME])], target, fsync=False)
 
 
+def tasks_but_the_servers() -> set[asyncio.Task[Any]]:
+    """Return the tasks of this loop, without those in which the registry accepts and answers."""
+    servers = ("_accept_connection2", "RequestHandler.start", "RequestHandler._handle_request")
+    return {task for task in asyncio.all_tasks() if not task.get_coro().__qualname__.endswith(servers)}  # type: ignore[union-attr]
+
+
 async def each_suspension(
     way: Way,
     work: Callable[[], Any],
@@ -433,18 +448,17 @@ async def test_cancelled_anywhere(
 ) -> None:
     """No connection, task or file is left."""
     target, expected = tmp_path / "app.tar", await archive_of([SMALL.tagged(NAME)])
-    tasks = asyncio.all_tasks()
+    tasks = tasks_but_the_servers()
 
     def prepare() -> None:
         registry.faults = faults()
 
     async def check() -> None:
+        assert tasks_but_the_servers() == tasks
         assert not target.exists() or target.read_bytes() == expected
         target.unlink(missing_ok=True)
         assert list(tmp_path.iterdir()) == []
         await closed(registry)
-        await asyncio.sleep(0)
-        assert asyncio.all_tasks() == tasks
 
     suspensions = await each_suspension(
         way, lambda: save_small(registry, target), twice=twice, check=check, prepare=prepare

@@ -503,7 +503,9 @@ class FaultyRegistry:
 
     def _answer_here(self, request: web.BaseRequest, body: str) -> Answer:
         ask = self._note(self.here, request, body)
-        return self._with_faults(ask, self._refusal(ask) or self._right(ask))
+        answer = self._with_faults(ask, self._refusal(ask) or self._right(ask))
+        self._count_use(ask, answer)
+        return answer
 
     def _answer_elsewhere(self, request: web.BaseRequest, body: str) -> Answer:
         ask = self._note(self.other, request, body)
@@ -566,7 +568,8 @@ class FaultyRegistry:
         if self.auth == "basic":
             challenge = 'Basic realm="faulty"'
             return None if given == BASIC else _error(401, "UNAUTHORIZED", WWW_Authenticate=challenge)
-        if self._use_token(given.removeprefix("Bearer ")):
+        uses = self._token_uses.get(given.removeprefix("Bearer "))
+        if uses is not None and (self.token_uses is None or uses < self.token_uses):
             return None
         name = ask.path.removeprefix("/v2/").partition("/manifests/")[0].partition("/blobs/")[0]
         challenge = f'Bearer realm="{self.here.url}/token",service="faulty",scope="repository:{name}:pull"'
@@ -574,11 +577,11 @@ class FaultyRegistry:
             challenge += ',error="invalid_token"'
         return _error(401, "UNAUTHORIZED", WWW_Authenticate=challenge)
 
-    def _use_token(self, token: str) -> bool:
-        if token not in self._token_uses:
-            return False
-        self._token_uses[token] += 1
-        return self.token_uses is None or self._token_uses[token] <= self.token_uses
+    def _count_use(self, ask: Ask, answer: Answer) -> None:
+        token = ask.headers.get("Authorization", "").removeprefix("Bearer ")
+        # Where nothing at all is answered, aiohttp's client sends the same request again by itself.
+        if token in self._token_uses and answer.sent != -1:
+            self._token_uses[token] += 1
 
     def _token(self, ask: Ask) -> Answer:
         if ask.headers.get("Authorization") != BASIC:

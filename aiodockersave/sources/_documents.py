@@ -1,0 +1,151 @@
+"""Manifests, indexes and configs out of a registry, each verified before it is believed.
+
+A document's digest is that of the bytes that came. What the registry says about it besides, in ``Docker-Content-Digest``
+and ``Content-Type``, may be missing; what is there must agree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from aiodockersave import gojson
+from aiodockersave._aio import Worker
+from aiodockersave.documents import MAX_DOCUMENT_SIZE, ImageIndex, ImageManifest, parse_document
+from aiodockersave.errors import (
+    DigestMismatchError,
+    InvalidDigestError,
+    InvalidDocumentError,
+    UnsupportedImageError,
+)
+from aiodockersave.model import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Digest
+
+from . import check_document
+from ._answers import media_type, shown
+from ._endpoint import Place
+from ._transport import Response
+
+__all__ = ["Stated", "fetch_config", "fetch_manifest", "read_manifest"]
+
+SCHEMA_1_TYPES: Final = frozenset(
+    {
+        "application/vnd.docker.distribution.manifest.v1+json",
+        "application/vnd.docker.distribution.manifest.v1+prettyjws",
+    }
+)
+# Schema 1 is asked for too, so that a registry that has nothing else says so, instead of "not found".
+_ACCEPT: Final = ", ".join([*sorted(MANIFEST_TYPES | INDEX_TYPES), *sorted(SCHEMA_1_TYPES)])
+# What servers of plain files say of any document: it is no statement about this one.
+_VAGUE_TYPES: Final = frozenset({"", "application/json", "application/octet-stream", "text/plain"})
+_OK = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Stated:
+    """What headers say of a document.
+
+    Attributes:
+        content_type: ``Content-Type``.
+        digests: Every ``Docker-Content-Digest``.
+    """
+
+    content_type: str | None = None
+    digests: Sequence[str] = ()
+
+
+async def fetch_manifest(
+    place: Place, target: str, what: str, expected: Descriptor | None
+) -> ImageManifest | ImageIndex:
+    """Fetch a manifest or index from one place.
+
+    Args:
+        place: The place.
+        target: A tag or a digest.
+        what: What it is, for errors.
+        expected: What it must be, as far as that is known.
+
+    Raises:
+        InterruptedTransfer: Another attempt may help.
+        DockerSaveError: It is not there, or not what it must be.
+    """
+    response = await place.open(what, f"manifests/{target}", {"Accept": _ACCEPT})
+    raw = await _read(place, response)
+    stated = Stated(response.header("Content-Type"), response.headers("Docker-Content-Digest"))
+    return await Worker("aiodockersave-document").run(read_manifest, raw, stated, what, expected)
+
+
+async def fetch_config(place: Place, descriptor: Descriptor, what: str) -> bytes:
+    """Fetch a config from one place; errors as :func:`fetch_manifest`."""
+    response = await place.open(what, f"blobs/{descriptor.digest}", {"Accept": "*/*"})
+    raw = await _read(place, response)
+    await Worker("aiodockersave-document").run(check_document, raw, descriptor, what)
+    return raw
+
+
+async def _read(place: Place, response: Response) -> bytes:
+    with contextlib.closing(response):
+        if response.status != _OK:
+            raise await place.endpoint.failure(response)
+        encoding = response.header("Content-Encoding") or "identity"
+        if encoding.strip().lower() != "identity":
+            raise response.error(f"it answers with Content-Encoding {shown(encoding, limit=40)}")
+        return await response.read(MAX_DOCUMENT_SIZE)
+
+
+# ── what a document is ──
+
+
+def read_manifest(
+    raw: bytes, stated: Stated, what: str, expected: Descriptor | None = None
+) -> ImageManifest | ImageIndex:
+    """Verify a manifest or index, and parse it.
+
+    Args:
+        raw: The bytes that came.
+        stated: What the headers say.
+        what: What it is, for errors.
+        expected: Its digest and, if known, size and media type (else an empty one).
+
+    Raises:
+        ContentError: It is another document than was asked for, or than its headers say.
+        UnsupportedImageError: It is of schema 1.
+        InvalidDocumentError: It is no manifest, or not a valid one.
+    """
+    if expected is not None:
+        check_document(raw, expected, what)
+    for text in stated.digests:
+        _check_stated_digest(raw, text, what)
+    claimed = media_type(stated.content_type)
+    if claimed in SCHEMA_1_TYPES:
+        raise _schema_1(what)
+    try:
+        return parse_document(raw, None if claimed in _VAGUE_TYPES else claimed)
+    except InvalidDocumentError as exc:
+        fault = InvalidDocumentError(exc.media_type, f"{what}: {exc.reason}")
+    raise _schema_1(what) if _is_schema_1(raw) else fault
+
+
+def _check_stated_digest(raw: bytes, text: str, what: str) -> None:
+    try:
+        stated = Digest.parse(text.strip())
+    except InvalidDigestError as exc:
+        raise InvalidDocumentError("Docker-Content-Digest", f"{what}: {exc.reason}") from None
+    actual = Digest.of(raw, stated.algorithm)
+    if actual != stated:
+        raise DigestMismatchError(stated, actual, what=f"{what} (by its header Docker-Content-Digest)")
+
+
+def _schema_1(what: str) -> UnsupportedImageError:
+    return UnsupportedImageError(
+        what, "it is of Docker's schema 1, which no registry should have any more; push it anew"
+    )
+
+
+def _is_schema_1(raw: bytes) -> bool:
+    try:
+        document = gojson.parse(raw, "")
+    except InvalidDocumentError:
+        return False
+    return isinstance(document, dict) and document.get("schemaVersion") == 1

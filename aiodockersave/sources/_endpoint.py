@@ -1,0 +1,172 @@
+"""One address of a registry: how its URLs are made, which scheme it speaks, and who asks it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+from aiodockersave.errors import DockerSaveError, InvalidInputError
+
+from ._addresses import is_loopback_name
+from ._answers import origin, shown_url
+from ._auth import Authorizer, Challenge, parse_challenges
+from ._dialling import Settings
+from ._retrying import InterruptedTransfer
+from ._transport import Request, Response, Transport
+
+if TYPE_CHECKING:
+    from .credentials import CredentialStore
+
+__all__ = ["Endpoint", "Place"]
+
+_HUB: Final = {"docker.io": "registry-1.docker.io"}
+"""What a registry is called, and which host answers for it."""
+_MAX_LOGINS = 3
+"""Tokens that are tried for one request: one may have expired when it is used, or been used up by others."""
+_SHUNNED: Final = 60.0
+"""Seconds for which a mirror that cannot be reached is not asked for other content."""
+_UNAUTHORIZED = 401
+
+
+class Endpoint:
+    """A registry, or a mirror of it, as the user named it.
+
+    Args:
+        name: The name under which credentials for it are kept.
+        authority: Its host and perhaps port.
+        scheme: ``http`` or ``https``; None where that is found out: https first, http if TLS is refused.
+        settings: What all requests have in common.
+        credentials: Knows credentials.
+        prefix: What stands before the names of repositories at a mirror, such as ``hub/``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        authority: str,
+        scheme: str | None,
+        settings: Settings,
+        credentials: CredentialStore,
+        *,
+        prefix: str = "",
+    ) -> None:
+        parts = urlsplit(f"//{authority.lower()}")
+        self._authority = authority.lower()
+        self._scheme = scheme
+        self._prefix = prefix
+        self._transport = Transport(parts.hostname or "", parts.port, settings)
+        self._authorizer = Authorizer(name, self._transport, credentials)
+        self._silent_until = 0.0
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether it was not out of reach just now: waiting for a dead mirror anew for every layer helps nobody."""
+        return time.monotonic() >= self._silent_until
+
+    @classmethod
+    def of_registry(
+        cls,
+        name: str,
+        settings: Settings,
+        credentials: CredentialStore,
+        *,
+        plain_http: bool,
+        has_authorities: bool,
+    ) -> Endpoint:
+        """Make the endpoint of a registry by its name in references."""
+        authority = _HUB.get(name, name)
+        host = urlsplit(f"//{authority}").hostname or ""
+        scheme: str | None = "https"
+        if plain_http:
+            scheme = "http"
+        elif is_loopback_name(host) and not has_authorities:
+            scheme = None
+        return cls(name, authority, scheme, settings, credentials)
+
+    @classmethod
+    def of_mirror(cls, url: str, settings: Settings, credentials: CredentialStore) -> Endpoint:
+        """Make the endpoint of a mirror by its URL; a path is what stands before the names of repositories.
+
+        Raises:
+            InvalidInputError: It is no URL of a mirror.
+        """
+        if origin(url) is None or "?" in url or "#" in url:
+            raise InvalidInputError(
+                f"no URL of a mirror, such as https://mirror.example.com: {shown_url(url)!r}"
+            )
+        parts = urlsplit(url)
+        path = parts.path.strip("/")
+        prefix = f"{path}/" if path else ""
+        return cls(parts.netloc, parts.netloc, parts.scheme, settings, credentials, prefix=prefix)
+
+    def place(self, repository: str) -> Place:
+        """Return where a repository is at this address."""
+        return Place(self, self._prefix + repository)
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._transport.dialler.aclose()
+
+    async def open(self, what: str, repository: str, path: str, headers: Mapping[str, str]) -> Response:
+        """Ask for something in a repository, logging in where that is wanted; any status may come back.
+
+        Raises:
+            InterruptedTransfer: Another attempt may help.
+            DockerSaveError: It cannot be asked.
+
+        Cancel: nothing stays open.
+        """
+        try:
+            return await self._open(what, repository, path, headers)
+        except InterruptedTransfer as exc:
+            fault = exc
+            self._silent_until = time.monotonic() + _SHUNNED
+        raise fault
+
+    async def _open(self, what: str, repository: str, path: str, headers: Mapping[str, str]) -> Response:
+        url = f"{await self._base(what)}{repository}/{path}"
+        request = Request(what, url, headers, await self._authorizer.header(Request(what, url), repository))
+        was_fresh = False
+        for _ in range(_MAX_LOGINS):
+            response = await self._transport.open(request)
+            challenges = parse_challenges(response.headers("WWW-Authenticate"))
+            # What another host asks for after a redirect is not ours to give.
+            is_asked = response.status == _UNAUTHORIZED and response.is_own and challenges
+            if not is_asked or (was_fresh and not any(map(_is_expiry, challenges))):
+                return response
+            await response.discard()
+            header, was_fresh = await self._authorizer.answer(
+                request, repository, challenges, refused=request.authorization
+            )
+            request = replace(request, authorization=header)
+        return await self._transport.open(request)
+
+    async def failure(self, response: Response) -> InterruptedTransfer | DockerSaveError:
+        """Return what is to be raised for an answer with a status that is none of success."""
+        return await response.failure(self._authorizer.secrets)
+
+    async def _base(self, what: str) -> str:
+        if self._scheme is None:
+            probe = Request(what, f"https://{self._authority}/v2/")
+            self._scheme = "https" if await self._transport.speaks_tls(probe) else "http"
+        return f"{self._scheme}://{self._authority}/v2/"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A repository at one address."""
+
+    endpoint: Endpoint
+    repository: str
+
+    async def open(self, what: str, path: str, headers: Mapping[str, str]) -> Response:
+        """Ask for ``path`` in the repository; as :meth:`Endpoint.open`."""
+        return await self.endpoint.open(what, self.repository, path, headers)
+
+
+def _is_expiry(challenge: Challenge) -> bool:
+    """Tell whether a token is refused for its age, and not for what it allows (RFC 6750 § 3.1)."""
+    return challenge.parameters.get("error") == "invalid_token"

@@ -402,13 +402,7 @@ class RateLimitedError(RegistryError):
     """
 
     def __init__(
-        self,
-        what: str,
-        reason: str,
-        *,
-        url: str,
-        codes: Sequence[str] = (),
-        retry_after: float | None = None,
+        self, what: str, reason: str, *, url: str, codes: Sequence[str] = (), retry_after: float | None = None
     ) -> None:
         super().__init__(what, reason, url=url, status=429, codes=codes)
         self.retry_after = retry_after

@@ -16,7 +16,7 @@ import pytest
 from aiodockersave import Digest, __version__, cli
 from aiodockersave.cli import terminal
 from aiodockersave.cli.commands import command
-from aiodockersave.cli.image_argument import ImageArgument, parse_image
+from aiodockersave.cli.image_argument import LayoutImage, RegistryImage, parse_image
 from aiodockersave.cli.terminal import Reporter, Terminal, printable
 from aiodockersave.errors import InvalidInputError
 from aiodockersave.pipeline import LayerAdvanced, LayerFinished
@@ -66,40 +66,40 @@ def run(capfd: pytest.CaptureFixture[str]) -> Run:
 # ── IMAGE ──
 
 
-IMAGES: list[tuple[str, set[str], ImageArgument]] = [
+IMAGES: list[tuple[str, set[str], LayoutImage]] = [
     # argument, directories that are there, how it is read
-    ("oci:dir", set(), ImageArgument("dir")),
-    ("oci:dir", {"dir"}, ImageArgument("dir")),
-    ("oci:/a/b.c/dir", set(), ImageArgument("/a/b.c/dir")),
-    ("oci:.", {"."}, ImageArgument(".")),
-    ("oci:dir:ref", set(), ImageArgument("dir", "ref")),
-    ("oci:dir:", set(), ImageArgument("dir")),
-    ("oci:./a/dir:1.0-rc_1", {"./a/dir"}, ImageArgument("./a/dir", "1.0-rc_1")),
-    ("oci:/data/12:30/dir:ref", {"/data/12:30/dir"}, ImageArgument("/data/12:30/dir", "ref")),
-    ("oci:/data/12:30/dir", {"/data/12:30/dir"}, ImageArgument("/data/12:30/dir")),
-    ("oci:a:b:c", set(), ImageArgument("a:b", "c")),
-    ("oci:a:b:c", {"a:b"}, ImageArgument("a:b", "c")),
-    (f"oci:dir@sha256:{HEX}", {"dir"}, ImageArgument("dir", f"sha256:{HEX}")),
-    (f"oci:dir:sha256:{HEX}", {"dir"}, ImageArgument("dir", f"sha256:{HEX}")),
-    (f"oci:a@b/dir@sha512:{HEX}{HEX}", set(), ImageArgument("a@b/dir", f"sha512:{HEX}{HEX}")),
-    ("oci:sha256:1/dir", {"sha256:1/dir"}, ImageArgument("sha256:1/dir")),
+    ("oci:dir", set(), LayoutImage("dir")),
+    ("oci:dir", {"dir"}, LayoutImage("dir")),
+    ("oci:/a/b.c/dir", set(), LayoutImage("/a/b.c/dir")),
+    ("oci:.", {"."}, LayoutImage(".")),
+    ("oci:dir:ref", set(), LayoutImage("dir", "ref")),
+    ("oci:dir:", set(), LayoutImage("dir")),
+    ("oci:./a/dir:1.0-rc_1", {"./a/dir"}, LayoutImage("./a/dir", "1.0-rc_1")),
+    ("oci:/data/12:30/dir:ref", {"/data/12:30/dir"}, LayoutImage("/data/12:30/dir", "ref")),
+    ("oci:/data/12:30/dir", {"/data/12:30/dir"}, LayoutImage("/data/12:30/dir")),
+    ("oci:a:b:c", set(), LayoutImage("a:b", "c")),
+    ("oci:a:b:c", {"a:b"}, LayoutImage("a:b", "c")),
+    (f"oci:dir@sha256:{HEX}", {"dir"}, LayoutImage("dir", f"sha256:{HEX}")),
+    (f"oci:dir:sha256:{HEX}", {"dir"}, LayoutImage("dir", f"sha256:{HEX}")),
+    (f"oci:a@b/dir@sha512:{HEX}{HEX}", set(), LayoutImage("a@b/dir", f"sha512:{HEX}{HEX}")),
+    ("oci:sha256:1/dir", {"sha256:1/dir"}, LayoutImage("sha256:1/dir")),
     # tags
-    ("oci:dir=a", set(), ImageArgument("dir", "", ("a",))),
-    ("oci:dir:ref=a/b:1", set(), ImageArgument("dir", "ref", ("a/b:1",))),
-    ("oci:dir=a:1,localhost:5000/b:2", {"dir"}, ImageArgument("dir", "", ("a:1", "localhost:5000/b:2"))),
-    ("oci:dir=", set(), ImageArgument("dir", "", ())),
-    ("oci:dir:ref=", set(), ImageArgument("dir", "ref", ())),
-    (f"oci:dir@sha256:{HEX}=a:1", {"dir"}, ImageArgument("dir", f"sha256:{HEX}", ("a:1",))),
-    ("oci:a=b=c:1", set(), ImageArgument("a=b", "", ("c:1",))),
-    ("oci:a=b=", {"a=b"}, ImageArgument("a=b", "", ())),
-    ("oci:a=b:ref=c:1", {"a=b"}, ImageArgument("a=b", "ref", ("c:1",))),
+    ("oci:dir=a", set(), LayoutImage("dir", "", ("a",))),
+    ("oci:dir:ref=a/b:1", set(), LayoutImage("dir", "ref", ("a/b:1",))),
+    ("oci:dir=a:1,localhost:5000/b:2", {"dir"}, LayoutImage("dir", "", ("a:1", "localhost:5000/b:2"))),
+    ("oci:dir=", set(), LayoutImage("dir", "", ())),
+    ("oci:dir:ref=", set(), LayoutImage("dir", "ref", ())),
+    (f"oci:dir@sha256:{HEX}=a:1", {"dir"}, LayoutImage("dir", f"sha256:{HEX}", ("a:1",))),
+    ("oci:a=b=c:1", set(), LayoutImage("a=b", "", ("c:1",))),
+    ("oci:a=b=", {"a=b"}, LayoutImage("a=b", "", ())),
+    ("oci:a=b:ref=c:1", {"a=b"}, LayoutImage("a=b", "ref", ("c:1",))),
     # written out, whatever directories there are
-    ("oci:dir::ref", {"dir:", "dir", "dir::ref"}, ImageArgument("dir", "ref")),
-    ("oci:dir::example.com/app:1.0", {"dir::example.com/app"}, ImageArgument("dir", "example.com/app:1.0")),
-    ("oci:a:b::", {"a"}, ImageArgument("a:b")),
-    ("oci:a::b::ref", {"a"}, ImageArgument("a::b", "ref")),
-    ("oci:a::=b", {"a::=b", "a=b"}, ImageArgument("a", "", ("b",))),
-    ("oci:a=b::ref=", {"a"}, ImageArgument("a=b", "ref", ())),
+    ("oci:dir::ref", {"dir:", "dir", "dir::ref"}, LayoutImage("dir", "ref")),
+    ("oci:dir::example.com/app:1.0", {"dir::example.com/app"}, LayoutImage("dir", "example.com/app:1.0")),
+    ("oci:a:b::", {"a"}, LayoutImage("a:b")),
+    ("oci:a::b::ref", {"a"}, LayoutImage("a::b", "ref")),
+    ("oci:a::=b", {"a::=b", "a=b"}, LayoutImage("a", "", ("b",))),
+    ("oci:a=b::ref=", {"a"}, LayoutImage("a=b", "ref", ())),
 ]  # fmt: skip
 
 
@@ -108,12 +108,29 @@ IMAGES: list[tuple[str, set[str], ImageArgument]] = [
     IMAGES,
     ids=[f"{text}{sorted(directories) or ''}" for text, directories, _ in IMAGES],
 )
-def test_image(text: str, directories: set[str], expected: ImageArgument) -> None:
+def test_image(text: str, directories: set[str], expected: LayoutImage) -> None:
     image = parse_image(text, directories.__contains__)
     assert image == expected
-    everything = parse_image(image.written_out(), lambda _: True)
-    assert (everything.directory, everything.reference) == (image.directory, image.reference)
-    assert everything.tags == (image.tags if "=" not in image.directory else image.tags or ())
+    everything = parse_image(expected.written_out(), lambda _: True)
+    assert isinstance(everything, LayoutImage)
+    assert (everything.directory, everything.reference) == (expected.directory, expected.reference)
+    assert everything.tags == (expected.tags if "=" not in expected.directory else expected.tags or ())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("alpine", RegistryImage("alpine")),
+        ("docker://alpine:3.20", RegistryImage("alpine:3.20")),
+        ("localhost:5000/a/b:1", RegistryImage("localhost:5000/a/b:1")),
+        ("alpine:3.20=x:1,y", RegistryImage("alpine:3.20", ("x:1", "y"))),
+        ("alpine=", RegistryImage("alpine", ())),
+        (f"app@sha256:{HEX}=app:1", RegistryImage(f"app@sha256:{HEX}", ("app:1",))),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_image_in_a_registry(text: str, expected: RegistryImage) -> None:
+    assert parse_image(text, lambda _: True) == expected
 
 
 AMBIGUOUS = [
@@ -140,20 +157,21 @@ def test_an_image_that_can_be_read_in_several_ways(text: str, directories: set[s
         parse_image(text, directories.__contains__)
     assert str(caught.value) == f"it can be read in several ways; write {' or '.join(ways)}"
     read = [parse_image(way, lambda _: True) for way in ways]
-    assert {image.directory for image in read} == directories
+    assert {image.directory for image in read if isinstance(image, LayoutImage)} == directories
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "images in a registry are not supported yet; use oci:DIR[:REF]"),
-        ("alpine", "images in a registry are not supported yet"),
-        ("alpine:3.20=x:1", "images in a registry are not supported yet"),
-        ("./layout", "images in a registry are not supported yet"),
-        ("docker://alpine", "docker:// is not supported yet; use oci:DIR[:REF]"),
-        ("docker-archive:file.tar", "docker-archive: is not supported yet; use oci:DIR[:REF]"),
-        ("docker-daemon:alpine:3.20", "docker-daemon: is not supported yet"),
-        ("oci-archive:file.tar", "oci-archive: is not supported yet"),
+        ("", "it is empty"),
+        ("=a:1", "it is empty"),
+        ("./layout", "an OCI image layout is written oci:./layout"),
+        ("/layout", "an OCI image layout is written oci:/layout"),
+        ("alpine:3.20=x:1=y:1", "invalid reference"),
+        ("alpine=UPPER", "must be lowercase"),
+        ("docker-archive:file.tar", "docker-archive: is not supported; use oci:DIR[:REF]"),
+        ("docker-daemon:alpine:3.20", "docker-daemon: is not supported"),
+        ("oci-archive:file.tar", "oci-archive: is not supported"),
         ("oci:", "the directory is missing"),
         ("oci::ref", "the directory is missing"),
         ("oci:=a:1", "the directory is missing"),
@@ -181,7 +199,8 @@ def test_no_image(text: str, reason: str) -> None:
         (["save", "oci:x"], "Missing option '-o' / '--output'"),
         (["save", "oci:x", "-o", ""], "-o takes the name of a file"),
         (["save", "oci:x", "-o", "folder/"], "-o takes the name of a file"),
-        (["save", "alpine", "-o", "x"], "alpine: images in a registry are not supported yet"),
+        (["save", "Alpine", "-o", "x"], "must be lowercase"),
+        (["save", "alpine", "-o", "x", "--ca-file", "."], "'.' is a directory"),
         (["save", "oci:x", "-o", "x", "--layers", "squash"], "'squash' is not one of"),
         (["save", "oci:x", "-o", "x", "--format", "oci"], "'oci' is not"),
         (["save", "oci:x", "-o", "x", "--platform", "linux"], "write os/architecture[/variant]"),

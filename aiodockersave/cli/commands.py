@@ -5,9 +5,11 @@ What does the work is imported by the command that needs it: a wrong option is t
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -16,9 +18,9 @@ from aiodockersave.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from aiodockersave.model import Platform
-    from aiodockersave.pipeline import ImageRequest
 
     from .image_argument import ImageArgument
+    from .sources import RegistryOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -75,10 +77,44 @@ def _common(function: F) -> F:
             show_default=True,
             help="Layout of the archive.",
         ),
+        _option(
+            "--mirror",
+            "mirrors",
+            multiple=True,
+            metavar="URL",
+            help="Ask this mirror first, for what a digest names; may be given several times.",
+        ),
+        _option(
+            "--authfile",
+            type=click.Path(dir_okay=False),
+            help="Credentials, as docker login and podman login write them.",
+        ),
+        _option(
+            "--cert-dir",
+            type=click.Path(file_okay=False),
+            help="Authorities (*.crt) and a client certificate (*.cert, *.key) for registries.",
+        ),
+        _option(
+            "--ca-file", type=click.Path(dir_okay=False), help="More authorities for registries, in PEM."
+        ),
+        _option("--plain-http", is_flag=True, help="Ask registries by http."),
         click.argument("images", nargs=-1, required=True, callback=_read_images, metavar="IMAGE..."),
     ):
         function = declare(function)
-    return function
+    return _gathered(function)
+
+
+def _gathered(function: F) -> F:
+    """Pass the options of registries as one argument."""
+
+    @functools.wraps(function)
+    def gather(**options: Any) -> Any:
+        from .sources import RegistryOptions  # noqa: PLC0415 - see the head of this file
+
+        names = [field.name for field in dataclasses.fields(RegistryOptions)]
+        return function(registries=RegistryOptions(**{name: options.pop(name) for name in names}), **options)
+
+    return cast("F", gather)
 
 
 @click.group(context_settings={"max_content_width": 100})
@@ -111,6 +147,7 @@ def command() -> None:
 def save(
     *,
     images: list[ImageArgument],
+    registries: RegistryOptions,
     output: str,
     progress: str,
     no_fsync: bool,
@@ -120,27 +157,31 @@ def save(
 ) -> int:
     """Save images into one archive.
 
-    IMAGE is oci:DIR[:REF][=NAME:TAG[,NAME:TAG...]]: the directory of an OCI image layout, which image in it, and the
-    names that it gets. An existing FILE is not touched before the archive is whole.
+    IMAGE is an image in a registry, as Docker writes it (alpine:3.20), or oci:DIR[:REF], one in an OCI image layout.
+    =NAME:TAG[,NAME:TAG...] behind it gives it other names. An existing FILE is not touched before the archive is whole.
     """
     from aiodockersave import pipeline  # noqa: PLC0415 - see the head of this file
 
     from .running import run  # noqa: PLC0415
+    from .sources import Sources  # noqa: PLC0415
     from .terminal import Reporter, Terminal, summary  # noqa: PLC0415
 
     target = _target(output)
     terminal = Terminal(quiet=quiet, verbose=verbose)
     reporter = Reporter(terminal, lines=progress != "none")
-    requests = [_request(image) for image in images]
 
     async def work() -> None:
-        report = await pipeline.save(
-            requests, target, fsync=not no_fsync, checksum=True, progress=reporter, **options
-        )
-        for image in images:
-            if image.tags is None:
-                terminal.say(f"{image} has no name in the archive; write {image}=NAME:TAG to give it one")
+        async with Sources(registries) as sources:
+            requests = await sources.requests(images)
+            report = await pipeline.save(
+                requests, target, fsync=not no_fsync, checksum=True, progress=reporter, **options
+            )
         if reporter.prepared is not None:
+            for image in reporter.prepared.images:
+                if image.request.tags is None and not image.image.repo_tags:
+                    terminal.say(
+                        f"{image.request} has no name in the archive; write {image.request}=NAME:TAG to give it one"
+                    )
             name = "standard output" if output == "-" else output
             terminal.say(summary(name, report, reporter.prepared))
 
@@ -159,20 +200,21 @@ def _target(output: str) -> Any:
     return sys.stdout.buffer
 
 
-def _request(image: ImageArgument) -> ImageRequest:
-    from aiodockersave.pipeline import ImageRequest  # noqa: PLC0415 - see the head of this file
-    from aiodockersave.sources.oci_layout import OciLayoutSource  # noqa: PLC0415
-
-    return ImageRequest(OciLayoutSource(image.directory), image.reference, image.tags, str(image))
-
-
 # ── plan ──
 
 
 @command.command()
 @_common
 @_option("--json", "as_json", is_flag=True, help="Print JSON.")
-def plan(*, images: list[ImageArgument], as_json: bool, quiet: bool, verbose: bool, **options: Any) -> int:
+def plan(
+    *,
+    images: list[ImageArgument],
+    registries: RegistryOptions,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    **options: Any,
+) -> int:
     """Show size, ETag and members of an archive ahead of time.
 
     IMAGE is as for "save", which writes exactly this with --layers keep. No layer is read.
@@ -180,10 +222,12 @@ def plan(*, images: list[ImageArgument], as_json: bool, quiet: bool, verbose: bo
     from aiodockersave.pipeline import prepare  # noqa: PLC0415 - see the head of this file
 
     from .running import run  # noqa: PLC0415
+    from .sources import Sources  # noqa: PLC0415
     from .terminal import Terminal, plan_json, plan_text, print_data  # noqa: PLC0415
 
     async def work() -> None:
-        prepared = await prepare([_request(image) for image in images], **options)
+        async with Sources(registries) as sources:
+            prepared = await prepare(await sources.requests(images), **options)
         if prepared.plan is not None:
             print_data((plan_json if as_json else plan_text)(prepared, prepared.plan))
 

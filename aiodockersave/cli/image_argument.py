@@ -1,4 +1,4 @@
-"""IMAGE of the command line: ``oci:DIR[:REF][=NAME:TAG[,NAME:TAG…]]``.
+"""IMAGE of the command line: a reference as Docker writes it, or ``oci:DIR[:REF]``; ``=NAME:TAG[,NAME:TAG…]`` may follow.
 
 The last ``=`` splits off the tags, the last ``:`` after the last ``/`` the REF; a digest may be the REF too. Names of
 directories may have both characters, so what can be read in another way, and names a directory that is there, is
@@ -16,19 +16,35 @@ from aiodockersave.errors import InvalidInputError
 from aiodockersave.reference import Reference
 
 _KIND = "oci:"
+_REGISTRY = "docker://"
 _OTHER_KINDS = (
     "containers-storage:",
     "dir:",
     "docker-archive:",
     "docker-daemon:",
-    "docker://",
     "oci-archive:",
 )
 
 
 @dataclass(frozen=True, slots=True)
-class ImageArgument:
-    """An IMAGE.
+class RegistryImage:
+    """An IMAGE in a registry.
+
+    Attributes:
+        reference: The reference as it was written, such as ``alpine:3.20``.
+        tags: The names that the image gets; None where there is no ``=``.
+    """
+
+    reference: str
+    tags: tuple[str, ...] | None = None
+
+    def __str__(self) -> str:
+        return self.reference
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutImage:
+    """An IMAGE in an OCI image layout.
 
     Attributes:
         directory: The directory of an OCI image layout.
@@ -51,6 +67,9 @@ class ImageArgument:
         return f"{text}={','.join(self.tags or ())}"
 
 
+ImageArgument = RegistryImage | LayoutImage
+
+
 def parse_image(text: str, is_directory: Callable[[str], bool] = os.path.isdir) -> ImageArgument:
     """Read an IMAGE.
 
@@ -63,11 +82,29 @@ def parse_image(text: str, is_directory: Callable[[str], bool] = os.path.isdir) 
     """
     for kind in _OTHER_KINDS:
         if text.startswith(kind):
-            raise InvalidInputError(f"{kind} is not supported yet; use oci:DIR[:REF]")
-    if not text.startswith(_KIND):
-        raise InvalidInputError(
-            "images in a registry are not supported yet; use oci:DIR[:REF], the directory of an OCI image layout"
-        )
+            raise InvalidInputError(f"{kind} is not supported; use oci:DIR[:REF], or an image in a registry")
+    return _parse_layout(text, is_directory) if text.startswith(_KIND) else _parse_registry(text)
+
+
+def _parse_registry(text: str) -> RegistryImage:
+    reference, equals, tags = text.removeprefix(_REGISTRY).partition("=")
+    try:
+        Reference.parse(reference)
+    except InvalidInputError as error:
+        if reference.startswith((".", "/")):
+            raise InvalidInputError(f"{error} (an OCI image layout is written oci:{reference})") from None
+        raise
+    image = RegistryImage(reference, _split_tags(tags) if equals else None)
+    for tag in image.tags or ():
+        _ = Reference.parse(tag).repo_tag
+    return image
+
+
+def _split_tags(text: str) -> tuple[str, ...]:
+    return tuple(text.split(",")) if text else ()
+
+
+def _parse_layout(text: str, is_directory: Callable[[str], bool]) -> LayoutImage:
     wanted, *others = _readings(text.removeprefix(_KIND))
     others = [other for other in others if is_directory(other.directory)]
     if others:
@@ -80,16 +117,16 @@ def parse_image(text: str, is_directory: Callable[[str], bool] = os.path.isdir) 
     return wanted
 
 
-def _readings(text: str) -> Iterator[ImageArgument]:
+def _readings(text: str) -> Iterator[LayoutImage]:
     """Yield in which ways the text after ``oci:`` can be read, first the one that the rules want."""
     head, equals, tail = text.rpartition("=")
-    tags = tuple(tail.split(",")) if tail else ()
+    tags = _split_tags(tail)
     for split in _splits(head if equals else text):
-        yield ImageArgument(*split, tags if equals else None)
+        yield LayoutImage(*split, tags if equals else None)
     if tail and "::" not in text:
         for directory, reference in _splits(text):
             if "=" in directory and "=" not in reference:
-                yield ImageArgument(directory, reference)
+                yield LayoutImage(directory, reference)
 
 
 def _splits(text: str) -> list[tuple[str, str]]:
@@ -114,7 +151,7 @@ def _split_digest(text: str) -> tuple[str, str] | None:
     return None
 
 
-def _check_tags(image: ImageArgument) -> None:
+def _check_tags(image: LayoutImage) -> None:
     for tag in image.tags or ():
         try:
             _ = Reference.parse(tag).repo_tag

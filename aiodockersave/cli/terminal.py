@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import sys
 import time
 import traceback
@@ -44,6 +45,14 @@ class Terminal:
     def __init__(self, *, quiet: bool, verbose: bool) -> None:
         self._quiet = quiet
         self._verbose = verbose
+        self._show_log(logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING)
+
+    def _show_log(self, level: int) -> None:
+        """Print what the library says while it works: one bad credential, another attempt."""
+        handler = _LogHandler()
+        log = logging.getLogger("aiodockersave")
+        log.handlers = [each for each in log.handlers if not isinstance(each, _LogHandler)] + [handler]
+        log.setLevel(level)
 
     def say(self, line: str) -> None:
         """Print a line, unless only errors are wanted."""
@@ -55,6 +64,13 @@ class Terminal:
         print_error(f"aiodockersave: {line}")
         if self._verbose:
             print_error("".join(traceback.format_exception(error)).rstrip(), keep="\n")
+
+
+class _LogHandler(logging.Handler):
+    """Prints each record as one line on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print_error(f"aiodockersave: {record.getMessage()}")
 
 
 def print_error(text: str, keep: str = "") -> None:

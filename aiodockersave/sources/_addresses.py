@@ -69,8 +69,10 @@ def classify(address: str) -> AddressClass:
 def numeric(host: str) -> str | None:
     """Return the address that a host stands for without a resolver; None for a name.
 
-    The C library takes ``2130706433``, ``0x7f000001`` and ``127.1`` for 127.0.0.1, so they are read as it reads them.
+    The C library takes ``2130706433``, ``0x7f000001`` and ``127.1`` for 127.0.0.1, so they are read as it reads them. A dot
+    at the end, which makes a name absolute, does not make an address a name.
     """
+    host = host.rstrip(".")
     try:
         return str(ipaddress.ip_address(host.partition("%")[0]))
     except ValueError:

@@ -178,9 +178,9 @@ class Dialler:
         guard = self._settings.guard
         if self.is_named(target):
             await self._look_up_registry()
-        elif self._settings.proxies.find(target) is not None:
-            guard.check_literal(target[1], self.registry_class)
-        else:
+            return
+        guard.check_literal(target[1], self.registry_class)
+        if self._settings.proxies.find(target) is None:
             for address in await self._resolve(*target[1:]):
                 guard.check(address, self.registry_class)
 

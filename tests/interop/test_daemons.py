@@ -97,7 +97,7 @@ async def test_kept_zstd_is_refused_by_docker_20(dockerd: Dockerd, tmp_path: Pat
     assert version
     if int(version[1]) > 20:
         pytest.skip("a dockerd that reads zstd")
-    with pytest.raises(ProgramError, match="unexpected EOF"):
+    with pytest.raises(ProgramError, match=r"unexpected EOF|invalid tar header"):
         dockerd.load(archive)
     assert dockerd.ask("GET", "/images/json") == b"[]\n"
 

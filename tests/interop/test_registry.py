@@ -57,6 +57,8 @@ pytestmark = pytest.mark.interop("docker-registry", "skopeo")
 
 NAME, OTHER = "example.com/app:1.0", "example.com/app:2.0"
 AMD64 = Platform("linux", "amd64")
+REFUSED_ZSTD = "unexpected EOF|invalid tar header"
+"""What Docker 20.10 says of a zstd layer: it takes it for a tar."""
 HTPASSWD = "gordon:$2b$04$igPVqjKG.DnBaUJWlYZJ0uZunb9PI5zaQzh13r0DFI/7Q3N8jOZvi"
 """``USER`` and ``PASSWORD``, by ``htpasswd -B``."""
 
@@ -157,7 +159,7 @@ class Consumers:
             names = consumer.load(archive)
             assert {name: consumer.loaded(name) for name in names} == wanted, type(consumer).__name__
         if zstd:
-            with pytest.raises(ProgramError, match="unexpected EOF"):
+            with pytest.raises(ProgramError, match=REFUSED_ZSTD):
                 self.dockerd.load(archive)
         else:
             read = {name: skopeo_loaded(f"docker-archive:{archive}:{name}") for name in images}
@@ -236,10 +238,8 @@ async def test_shared_layers_are_fetched_once(
         await save(requests, archive, layers=layers, fsync=False, progress=events.append)
     counts = Counter(type(event) for event in events)
     assert (counts[LayerFinished], counts[LayerReused]) == (1, 2)
-    got = docker_registry.log.read_text().count(
-        f'"GET","http.request.uri":"/v2/{repository}/blobs/{BASE.descriptor.digest}"'
-    )
-    assert got == 1, "by the registry's own account"
+    fetched = f'"GET /v2/{repository}/blobs/{BASE.descriptor.digest} HTTP'
+    assert docker_registry.log.read_text().count(fetched) == 1, "by the registry's own account"
     consumers.check(archive, {NAME: one, OTHER: two})
 
 
@@ -406,7 +406,7 @@ async def test_tls_of_an_unknown_authority(
         for ca_file in (None, tmp_path / "other.pem"):
             with pytest.raises((RegistryError, TransferError), match="certificate"):
                 await save_one(f"{registry.address}/{hello}", tmp_path / "app.tar", ca_file=ca_file)
-        assert '"http.request.method":"GET"' not in registry.log.read_text()
+        assert '"GET /v2' not in registry.log.read_text()
 
 
 async def test_plain_http_is_not_tried_where_a_ca_is_given(

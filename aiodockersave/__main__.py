@@ -11,7 +11,7 @@ import sys
 from .errors import MissingDependencyError
 
 # What the extra brings: one of these missing is a matter of installing, any other a fault of ours.
-_BROUGHT_BY_EXTRA = frozenset({"aiohttp", "click", "rich", "tenacity"})
+_BROUGHT_BY_EXTRA = frozenset({"aiohttp", "click"})
 
 
 def main() -> None:

@@ -200,7 +200,8 @@ def _naming(request: ImageRequest) -> Generator[None, None, None]:
     try:
         yield
     except DockerSaveError as exc:
-        exc.add_note(f"image {request}")
+        name = str(request)
+        exc.add_note(f"image {name if name.isprintable() else ascii(name):.300}")
         raise
 
 

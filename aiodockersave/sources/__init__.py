@@ -114,9 +114,11 @@ def check_supported(manifest: ImageManifest, what: str) -> None:
     config = manifest.config.media_type
     strange = [layer.media_type for layer in manifest.layers if not is_layer_media_type(layer.media_type)]
     if config not in _CONFIG_TYPES:
-        raise UnsupportedImageError(what, f"it is an artifact, not an image: its config is {config}")
+        raise UnsupportedImageError(what, f"it is an artifact, not an image: its config is {config:.200}")
     if strange:
-        raise UnsupportedImageError(what, f"it is an artifact, not an image: it has a layer {strange[0]}")
+        raise UnsupportedImageError(
+            what, f"it is an artifact, not an image: it has a layer {strange[0]:.200}"
+        )
 
 
 def check_document_size(descriptor: Descriptor, what: str) -> None:

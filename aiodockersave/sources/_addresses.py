@@ -63,7 +63,8 @@ def classify(address: str) -> AddressClass:
     if ip.is_multicast or ip.is_unspecified or (ip.is_reserved and ip.version == 4):
         return AddressClass.RESERVED
     # What is neither, such as 100.64.0.0/10 between carriers, is not for a stranger to point at either.
-    return AddressClass.PUBLIC if ip.is_global else AddressClass.PRIVATE
+    is_public = ip.is_global and not getattr(ip, "is_site_local", False)
+    return AddressClass.PUBLIC if is_public else AddressClass.PRIVATE
 
 
 def numeric(host: str) -> str | None:
@@ -98,7 +99,10 @@ Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
 async def resolve_by_system(host: str, port: int) -> Sequence[str]:
     """Ask the system's resolver."""
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+    try:
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+    except UnicodeError:  # a label of more than 63 characters, or none
+        raise socket.gaierror(socket.EAI_NONAME, "no name of a host") from None
     return list(dict.fromkeys(str(info[4][0]) for info in found))
 
 

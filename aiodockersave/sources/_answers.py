@@ -195,7 +195,7 @@ Origin = tuple[str, str, int]
 """Scheme, host in lower case, port: what credentials belong to."""
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-_HOST = re.compile(r"[a-z0-9._-]+|\[?[0-9a-f:.]+(%[a-z0-9._~%-]+)?\]?")
+_HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f]*:[0-9a-f:.]*(?:%(?:25)?[a-z0-9._~-]+)?")
 _CLEAN = re.compile("[!-~]+")
 
 

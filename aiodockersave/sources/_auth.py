@@ -114,12 +114,12 @@ def _end(pattern: re.Pattern[str], text: str, at: int) -> int:
     return match.end() if match else at
 
 
-def realm_fault(realm: str, registry: Origin, *, in_machine: bool) -> str | None:
+def realm_fault(realm: str, registry: Origin | None, *, in_machine: bool) -> str | None:
     """Say why credentials must not be sent to a realm, going by its URL alone; None if they may be.
 
     Args:
         realm: The URL of the token server.
-        registry: The registry that named it.
+        registry: The origin of the registry that named it.
         in_machine: Whether the registry was dialled at a loopback address.
     """
     found = origin(realm)
@@ -312,11 +312,9 @@ class Authorizer:
 
     async def _check_realm(self, request: Request, realm: str) -> None:
         """Refuse a realm before anything is looked up for it."""
-        registry, dialler = origin(request.url), self._transport.dialler
-        if registry is None:
-            raise AssertionError("what was asked has an origin")
+        dialler = self._transport.dialler
         in_machine = dialler.registry_class is AddressClass.LOOPBACK
-        fault = realm_fault(realm, registry, in_machine=in_machine)
+        fault = realm_fault(realm, origin(request.url), in_machine=in_machine)
         found = origin(realm)
         try:
             if fault is None and found is not None:
@@ -330,6 +328,7 @@ class Authorizer:
 
     async def _credentials_for(self, access: _Access, repository: str) -> Credentials | None:
         credentials = await self._credentials.get(self._registry, repository)
+        access.secrets = frozenset()  # those of before are used no more
         if credentials is not None:
             kept = (
                 credentials.password,

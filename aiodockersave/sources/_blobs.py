@@ -237,12 +237,12 @@ class BlobReader:
         return b""
 
     def _take(self, chunk: bytes) -> bytes:
-        self._count(len(chunk))
         skipped = min(self._skip, len(chunk))
         self._skip -= skipped
         left = self._wanted.stop - self._position
         if len(chunk) - skipped > left and self._reaches == self._wanted.stop:
             raise self._too_long(len(chunk) - skipped - left)
+        self._count(len(chunk))
         return chunk[skipped : skipped + left] if skipped or len(chunk) > left else chunk
 
     def _count(self, size: int) -> None:

@@ -28,7 +28,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from aiodockersave.errors import MissingDependencyError
+from aiodockersave.errors import InvalidInputError, MissingDependencyError
 
 from ._addresses import AddressClass, DialGuard, is_loopback_name, numeric
 from ._answers import Origin
@@ -127,6 +127,10 @@ class Dialler:
         proxy = self._settings.proxies.find(target)
         login = {"Proxy-Authorization": proxy.authorization} if proxy and proxy.authorization else {}
         if proxy is not None:
+            if not proxy.url.startswith(("http://", "https://")):
+                raise InvalidInputError(
+                    "only proxies by http and https are known; the environment names another"
+                )
             options["proxy"] = proxy.url
         if target[0] == "https":
             options["ssl"] = await self._settings.tls(_host_port(target), self.is_named(target))

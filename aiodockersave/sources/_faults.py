@@ -38,8 +38,6 @@ def explain(
     exc: Exception, *, what: str, url: str, timeouts: Timeouts
 ) -> InterruptedTransfer | DockerSaveError:
     """Turn a fault into what is raised: an interruption if another attempt may help, else an error."""
-    if isinstance(exc, DockerSaveError):
-        return exc
     lasting = _lasting_reason(exc)
     reason = lasting or _passing_reason(exc, timeouts)
     error = RegistryError(what, reason, url=shown_url(url))
@@ -118,7 +116,7 @@ def _passing_reason(exc: Exception, timeouts: Timeouts) -> str:
     aiohttp = load_aiohttp()
     if isinstance(exc, aiohttp.SocketTimeoutError):
         return f"nothing came for {timeouts.silence:g} s"
-    if isinstance(exc, TimeoutError):
+    if isinstance(exc, aiohttp.ServerTimeoutError):
         return f"no connection within {timeouts.connect:g} s"
     if isinstance(exc, aiohttp.ClientHttpProxyError):
         return f"the proxy fails with status {exc.status}"
@@ -126,7 +124,8 @@ def _passing_reason(exc: Exception, timeouts: Timeouts) -> str:
         party = "the proxy" if isinstance(exc, aiohttp.ClientProxyConnectionError) else "it"
         return f"{party} cannot be reached: {_system_reason(exc.os_error)}"
     if isinstance(exc, OSError) and exc.strerror:
-        return f"the connection broke: {_system_reason(exc)}"
+        event = "the connection broke" if isinstance(exc, aiohttp.ClientError) else "it cannot be reached"
+        return f"{event}: {_system_reason(exc)}"
     return "the connection was closed before the answer was whole"
 
 

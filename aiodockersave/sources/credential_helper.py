@@ -21,7 +21,7 @@ import shutil
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeAlias
 
 from aiodockersave import gojson
 from aiodockersave._aio import Worker, wait_out
@@ -116,13 +116,19 @@ class _Conversation(asyncio.SubprocessProtocol):
             self.decided.set_result(None)
 
 
+_Started: TypeAlias = tuple[asyncio.SubprocessTransport, _Conversation]
+
+
 async def _converse(
     program: str, question: bytes, environ: Mapping[str, str], time_limit: float
 ) -> tuple[int, bytes]:
     """Run the program to its end; return its exit status and its output."""
     conversation = _Conversation()
-    try:
-        transport, _ = await asyncio.get_running_loop().subprocess_exec(
+    loop = asyncio.get_running_loop()
+    # A task of its own, which ends by itself: what a cancel interrupts here, asyncio kills without its children, and
+    # leaves half way at the next cancel.
+    starting = loop.create_task(
+        loop.subprocess_exec(
             lambda: conversation,
             program,
             "get",
@@ -130,33 +136,38 @@ async def _converse(
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
             env=dict(environ),
-            # Its children go with it, and the terminal's Ctrl-C is ours to handle.
-            start_new_session=True,
+            start_new_session=True,  # its children go with it, and the terminal's Ctrl-C is ours to handle
         )
-    except OSError as error:
-        raise HelperError(f"it cannot be started: {error.strerror}") from None
-    except asyncio.CancelledError:
-        # It was started, and asyncio has killed it, but waits for its end only until the next cancel.
-        await wait_out(conversation.gone)
-        raise
+    )
     try:
+        transport, _ = await wait_out(starting)
         _say(transport, question)
         await asyncio.wait([conversation.decided], timeout=time_limit)
         is_silent = not conversation.decided.done()
+    except OSError as error:
+        raise HelperError(f"it cannot be started: {error.strerror}") from None
     finally:
-        if not conversation.gone.done():
-            # Whoever holds its output open is of its session, so that the number is still this one's.
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(transport.get_pid(), signal.SIGKILL)
-        transport.close()
-        await wait_out(conversation.gone)
+        await _end(starting, conversation)
     if is_silent:
-        raise HelperError(f"it does not answer within {time_limit:g} seconds")
+        raise HelperError(f"it does not answer within {time_limit:g} s")
     if conversation.is_too_long:
         raise HelperError(f"it answers with more than {MAX_ANSWER} bytes")
     status = transport.get_returncode()
     assert status is not None, "it is gone"  # noqa: S101
     return status, bytes(conversation.output)
+
+
+async def _end(starting: asyncio.Task[_Started], conversation: _Conversation) -> None:
+    """Kill what is left of a program, and wait until it is gone."""
+    if starting.cancelled() or starting.exception() is not None:
+        return
+    transport, _ = starting.result()
+    if not conversation.gone.done():
+        # Whoever holds its output open is of its session, so that the number is still this one's.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(transport.get_pid(), signal.SIGKILL)
+    transport.close()
+    await wait_out(conversation.gone)
 
 
 def _say(transport: asyncio.SubprocessTransport, question: bytes) -> None:

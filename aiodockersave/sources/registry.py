@@ -79,8 +79,8 @@ class RegistrySource:
     Args:
         credentials: Knows usernames and passwords; by default what Docker and podman keep.
         session: A session of the caller's, whose connector is used. Nothing else of it is, and it is neither changed nor
-            closed. Its connector dials by itself, so what a registry points at is checked by resolving the name just
-            before (RELIABLE only with a resolver that does not change its mind).
+            closed. Its connector dials by itself, so whether a registry may point at a host is checked by resolving the
+            name just before: a resolver that then changes its mind is not noticed, as it is without a session.
         plain_http: Whether registries are asked by http. Without it, only ``localhost`` and loopback addresses are, where
             they refuse TLS and no authority is given.
         ca_file: More certificate authorities, in PEM.

@@ -7,9 +7,12 @@ Every archive loads into dockerd, containerd, podman and skopeo with the image I
 from __future__ import annotations
 
 import asyncio
+import base64
 import functools
 import gzip
+import json
 import random
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
@@ -47,6 +50,7 @@ from .programs import (
     ProgramError,
     Registry,
     htpasswd_auth,
+    run,
     running_registry,
     skopeo,
     skopeo_loaded,
@@ -471,6 +475,58 @@ async def test_token_refused(
     credentials = StaticCredentials(USER, password) if password else MappingCredentials({})
     with opened(auth=token_server.registry_auth(tmp_path)) as registry, pytest.raises(AuthenticationError):
         await save_one(f"{registry.address}/{hello}", tmp_path / "app.tar", credentials=credentials)
+
+
+# ── the command ──
+
+
+def command(*args: str | Path, **env: str) -> str:
+    """Run the command; return what it says on standard output."""
+    return run(sys.executable, "-m", "aiodockersave", *args, env=env).decode()
+
+
+def test_command(docker_registry: Registry, hello: str, consumers: Consumers, tmp_path: Path) -> None:
+    """On a loopback address TLS is tried first; the name in the archive is the reference."""
+    archive, reference = tmp_path / "app.tar", f"{docker_registry.address}/{hello}"
+    command("save", reference, "--platform", "linux/amd64", "-o", archive)
+    consumers.check(archive, {reference: HELLO})
+
+
+def test_command_with_everything(
+    opened: Open, hello: str, hello_archive: bytes, tmp_path: Path, authority: Authority
+) -> None:
+    """TLS, an authority of its own, and a password that podman has kept."""
+    archive, authfile = tmp_path / "app.tar", tmp_path / "auth.json"
+    with opened(certificate=authority.certificate, auth=htpasswd_auth(tmp_path, HTPASSWD)) as registry:
+        login = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+        authfile.write_text(json.dumps({"auths": {registry.address: {"auth": login}}}))
+        options: list[str | Path] = [
+            "--ca-file",
+            authority.ca_file,
+            "--authfile",
+            authfile,
+            "--platform",
+            "linux/amd64",
+        ]
+        command("save", *options, f"{registry.address}/{hello}={NAME}", "-o", archive)
+        planned = json.loads(command("plan", *options, f"{registry.address}/{hello}={NAME}", "--json"))
+    assert archive.read_bytes() == hello_archive
+    assert planned["size"] == len(hello_archive)
+
+
+@pytest.mark.parametrize("login", [None, "wrong horse"])
+def test_command_that_may_not(opened: Open, hello: str, tmp_path: Path, login: str | None) -> None:
+    """One line that says who refuses; nothing under the target's name; no password."""
+    authfile = tmp_path / "auth.json"
+    with opened(auth=htpasswd_auth(tmp_path, HTPASSWD)) as registry:
+        auth = base64.b64encode(f"{USER}:{login}".encode()).decode()
+        authfile.write_text(json.dumps({"auths": {registry.address: {"auth": auth}} if login else {}}))
+        with pytest.raises(ProgramError, match="exit code 1") as caught:
+            command("save", "--authfile", authfile, f"{registry.address}/{hello}", "-o", tmp_path / "app.tar")
+    (line,) = caught.value.output.decode().splitlines()
+    assert registry.address in line
+    assert "horse" not in line
+    assert not (tmp_path / "app.tar").exists()
 
 
 # ── the fake of the other tests ──

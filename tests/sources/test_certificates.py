@@ -232,6 +232,17 @@ async def test_a_named_directory_counts_alone(
         assert await client_at(port, context) == "client"
 
 
+async def test_a_client_certificate_is_not_shown_where_it_should_not(
+    keys: Keys, home: Path, tmp_path: Path
+) -> None:
+    """A host that a registry redirects to is trusted by the same authorities, and told nothing."""
+    write_authority(keys, tmp_path / "certs" / "ca.crt")
+    write_client(keys.client, tmp_path / "certs")
+    context = await tls_context(HOST, cert_dir=tmp_path / "certs", home=home, shows_client=False)
+    async with registry(keys) as port:
+        assert await client_at(port, context) == ANONYMOUS
+
+
 async def test_the_home_directory_is_the_users(
     keys: Keys, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -349,9 +360,11 @@ async def test_what_cannot_be_used_is_named(
 
 
 async def test_a_named_file_or_directory_must_be_there(home: Path, tmp_path: Path) -> None:
-    for option in ("ca_file", "cert_dir"):
-        with pytest.raises(ConfigurationError, match="none: No such file or directory"):
-            await tls_context(HOST, home=home, **{option: tmp_path / "none"})
+    missing = tmp_path / "none"
+    with pytest.raises(ConfigurationError, match="none: No such file or directory"):
+        await tls_context(HOST, home=home, ca_file=missing)
+    with pytest.raises(ConfigurationError, match="none: No such file or directory"):
+        await tls_context(HOST, home=home, cert_dir=missing)
 
 
 @pytest.mark.parametrize(

@@ -572,7 +572,8 @@ class FaultyRegistry:
         if uses is not None and (self.token_uses is None or uses < self.token_uses):
             return None
         name = ask.path.removeprefix("/v2/").partition("/manifests/")[0].partition("/blobs/")[0]
-        challenge = f'Bearer realm="{self.here.url}/token",service="faulty",scope="repository:{name}:pull"'
+        realm = f"{self.here.scheme}://{ask.headers.get('Host')}/token"
+        challenge = f'Bearer realm="{realm}",service="faulty",scope="repository:{name}:pull"'
         if given:
             challenge += ',error="invalid_token"'
         return _error(401, "UNAUTHORIZED", WWW_Authenticate=challenge)

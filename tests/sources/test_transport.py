@@ -1,0 +1,628 @@
+"""One request and its redirects, against real servers: what is sent to whom, and what faults of a connection mean."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import socket
+import ssl
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import pytest
+import trustme
+from aiohttp import web
+
+from aiodockersave import (
+    ContentTooLargeError,
+    DockerSaveError,
+    InvalidInputError,
+    MissingDependencyError,
+    RegistryError,
+)
+from aiodockersave.sources._addresses import AddressClass, DialGuard, classify
+from aiodockersave.sources._dialling import Settings, Timeouts
+from aiodockersave.sources._proxies import Proxies
+from aiodockersave.sources._retrying import InterruptedTransfer
+from aiodockersave.sources._transport import MAX_REDIRECTS, Request, Response, Transport
+
+TIMEOUTS = Timeouts(connect=0.3, silence=0.3)
+AUTHORIZATION = "Bearer the-token"
+
+
+@dataclass
+class Server:
+    """Answers as told, and notes what it was asked.
+
+    Attributes:
+        answer: What is answered.
+        asks: Every request.
+    """
+
+    answer: Callable[[web.BaseRequest], web.StreamResponse] = field(default=lambda _: web.Response(text="ok"))
+    asks: list[web.BaseRequest] = field(default_factory=list)
+    scheme: str = "http"
+    host: str = "127.0.0.1"
+    port: int = 0
+
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://{self.host}:{self.port}"
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        await request.read()
+        self.asks.append(request)
+        return self.answer(request)
+
+
+@asynccontextmanager
+async def serving(server: Server, tls: ssl.SSLContext | None = None) -> AsyncIterator[Server]:
+    runner = web.ServerRunner(web.Server(server.handle), shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, server.host, 0, ssl_context=tls).start()
+    server.scheme = "https" if tls else "http"
+    server.port = runner.addresses[0][1]
+    try:
+        yield server
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def answering_raw(answer: bytes, *, then_wait: bool = False) -> AsyncIterator[str]:
+    """Answer the first bytes of a client with ``answer``, whatever they are, and close or fall silent."""
+    done = asyncio.Event()
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1 << 16)
+        writer.write(answer)
+        if then_wait:
+            await done.wait()
+        writer.close()
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        done.set()
+        server.close()
+        await server.wait_closed()
+
+
+def trusting(ca: trustme.CA | None = None) -> Callable[[str, bool], Any]:
+    async def tls(host_port: str, is_named: bool) -> ssl.SSLContext:
+        context = ssl.create_default_context()
+        if ca is not None:
+            ca.configure_trust(context)
+        return context
+
+    return tls
+
+
+@pytest.fixture
+async def stack() -> AsyncIterator[AsyncExitStack]:
+    async with AsyncExitStack() as stack:
+        yield stack
+
+
+Connect = Callable[..., Transport]
+
+
+@pytest.fixture
+def connect(stack: AsyncExitStack) -> Connect:
+    """Make a transport for a registry, closed at the end."""
+
+    def make(url: str, **settings: Any) -> Transport:
+        host, _, port = url.rpartition("://")[2].rpartition(":")
+        settings.setdefault("tls", trusting())
+        transport = Transport(host, int(port), Settings(timeouts=TIMEOUTS, **settings))
+        stack.push_async_callback(transport.dialler.aclose)
+        return transport
+
+    return make
+
+
+async def fetch(transport: Transport, url: str, **options: Any) -> bytes:
+    response = await transport.open(Request("blob", url, **options))
+    try:
+        return await response.read(1 << 20)
+    finally:
+        response.close()
+
+
+def redirect(location: str, status: int = 307) -> Callable[[web.BaseRequest], web.StreamResponse]:
+    return lambda _: web.Response(status=status, headers={"Location": location})
+
+
+def sequence(
+    *answers: Callable[[web.BaseRequest], web.StreamResponse],
+) -> Callable[[web.BaseRequest], web.StreamResponse]:
+    left = list(answers)
+
+    def answer(request: web.BaseRequest) -> web.StreamResponse:
+        return left.pop(0)(request)
+
+    return answer
+
+
+# ── what is sent ──
+
+
+async def test_headers(stack: AsyncExitStack, connect: Connect) -> None:
+    server = await stack.enter_async_context(serving(Server()))
+    url = f"{server.url}/v2/a%2Fb/?x=%20&y=+"
+    assert (
+        await fetch(connect(server.url), url, headers={"Range": "bytes=1-"}, authorization=AUTHORIZATION)
+        == b"ok"
+    )
+    (ask,) = server.asks
+    assert ask.raw_path == "/v2/a%2Fb/?x=%20&y=+"
+    assert ask.headers["Accept-Encoding"] == "identity"
+    assert ask.headers["Authorization"] == AUTHORIZATION
+    assert ask.headers["Range"] == "bytes=1-"
+    assert ask.headers["User-Agent"].startswith("aiodockersave/")
+    assert "Cookie" not in ask.headers
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_credentials_stay_at_their_origin(stack: AsyncExitStack, connect: Connect, status: int) -> None:
+    other = await stack.enter_async_context(serving(Server()))
+    server = await stack.enter_async_context(serving(Server()))
+    server.answer = sequence(
+        redirect("/same", status), redirect(f"{other.url}/other?signature=a%2Fb", status)
+    )
+    transport = connect(server.url)
+    response = await transport.open(Request("blob", f"{server.url}/x", {"Range": "bytes=1-"}, AUTHORIZATION))
+    assert (await response.read(10), response.is_own) == (b"ok", False)
+    assert [ask.headers["Authorization"] for ask in server.asks] == [AUTHORIZATION] * 2
+    (ask,) = other.asks
+    assert (ask.method, ask.raw_path) == ("GET", "/other?signature=a%2Fb")
+    assert not {"Authorization", "Cookie", "Referer"} & set(ask.headers)
+    assert ask.headers["Range"] == "bytes=1-"
+    response.close()
+
+
+async def test_cookies_are_not_kept(stack: AsyncExitStack, connect: Connect) -> None:
+    server = await stack.enter_async_context(serving(Server()))
+    server.answer = lambda _: web.Response(headers={"Set-Cookie": "a=b; Path=/"})
+    transport = connect("127.0.0.1:1")
+    for _ in range(2):
+        await fetch(transport, server.url)
+    assert "Cookie" not in server.asks[1].headers
+
+
+@pytest.mark.parametrize(
+    ("location", "message"),
+    [
+        ("", "redirects to no proper URL"),
+        ("ftp://127.0.0.1/", "redirects to no proper URL"),
+        ("http://user:pw@127.0.0.1/", "redirects to no proper URL"),
+        ("http://8.8.8.8:0/", "redirects to no proper URL"),
+        ("/again?token=abc", "more than 10 redirects"),
+        ("http://10.0.0.1/", "the private address 10.0.0.1 is not dialled"),
+        ("http://169.254.169.254/latest", "the link-local address 169.254.169.254 is not dialled"),
+        ("http://0.0.0.0:80/", "the reserved address 0.0.0.0 is not dialled"),
+        ("http://[fd00::1]/", "the private address fd00::1 is not dialled"),
+        ("http://167772161/", "10.0.0.1 is not dialled|cannot be used"),
+    ],
+)
+async def test_redirects_that_are_not_followed(
+    stack: AsyncExitStack, connect: Connect, location: str, message: str
+) -> None:
+    server = await stack.enter_async_context(serving(Server(redirect(location))))
+    with pytest.raises(RegistryError, match=message) as caught:
+        await fetch(connect(server.url), f"{server.url}/x?secret=1")
+    assert len(server.asks) == (MAX_REDIRECTS + 1 if location.startswith("/") else 1)
+    assert not {"secret", "token", "pw"} & set(str(caught.value).replace("=", " ").replace("?", " ").split())
+    assert caught.value.__context__ is None
+
+
+async def test_a_redirect_without_location(stack: AsyncExitStack, connect: Connect) -> None:
+    server = await stack.enter_async_context(serving(Server(lambda _: web.Response(status=302))))
+    with pytest.raises(RegistryError, match="no proper URL"):
+        await fetch(connect(server.url), server.url)
+
+
+# ── what is dialled ──
+
+
+def small_world(*public: str, table: dict[str, Sequence[str]] | None = None) -> DialGuard:
+    """Make some loopback addresses count as public, and some names resolve."""
+    names = table or {}
+
+    async def resolve(host: str, port: int) -> Sequence[str]:
+        if host not in names and not host[0].isdigit():
+            raise socket.gaierror(socket.EAI_NONAME, "not known")
+        return names.get(host, [host])
+
+    return DialGuard(lambda each: AddressClass.PUBLIC if each in public else classify(each), resolve)
+
+
+@pytest.mark.parametrize("is_lent", [False, True], ids=["own session", "lent session"])
+@pytest.mark.parametrize("target", ["127.0.0.1", "localhost", "rebound.example"])
+async def test_a_public_registry_does_not_lead_into_this_machine(
+    stack: AsyncExitStack, connect: Connect, target: str, is_lent: bool
+) -> None:
+    inner = await stack.enter_async_context(serving(Server()))
+    server = await stack.enter_async_context(
+        serving(Server(redirect(f"http://{target}:{inner.port}/")), None)
+    )
+    server.host = "127.0.0.2"
+    outer = await stack.enter_async_context(
+        serving(Server(redirect(f"http://{target}:{inner.port}/"), host="127.0.0.2"))
+    )
+    guard = small_world("127.0.0.2", table={"rebound.example": ["127.0.0.1"], "localhost": ["127.0.0.1"]})
+    session = await stack.enter_async_context(aiohttp.ClientSession()) if is_lent else None
+    with pytest.raises(RegistryError, match=r"the loopback address 127.0.0.1 is not dialled"):
+        await fetch(connect(outer.url, guard=guard, session=session), f"{outer.url}/")
+    assert (len(outer.asks), len(inner.asks)) == (1, 0)
+
+
+async def test_of_several_addresses_the_allowed_one_is_dialled(
+    stack: AsyncExitStack, connect: Connect
+) -> None:
+    other = await stack.enter_async_context(serving(Server(host="127.0.0.3")))
+    server = await stack.enter_async_context(
+        serving(Server(redirect(f"http://both.example:{other.port}/"), host="127.0.0.2"))
+    )
+    guard = small_world("127.0.0.2", "127.0.0.3", table={"both.example": ["127.0.0.1", "127.0.0.3"]})
+    assert await fetch(connect(server.url, guard=guard), server.url) == b"ok"
+
+
+async def test_a_connection_of_the_registry_is_not_used_for_a_redirect(
+    stack: AsyncExitStack, connect: Connect
+) -> None:
+    """Two registries on one host: each may be named, and neither may lead to the other where it could not dial it."""
+    named = await stack.enter_async_context(serving(Server()))
+    server = await stack.enter_async_context(serving(Server(redirect(named.url), host="127.0.0.2")))
+    guard = small_world("127.0.0.2")
+    one, two = connect(named.url, guard=guard), connect(server.url, guard=guard)
+    assert await fetch(one, named.url) == b"ok"
+    with pytest.raises(RegistryError, match="not dialled"):
+        await fetch(two, server.url)
+    assert len(named.asks) == 1
+
+
+async def test_a_registry_leads_to_itself_whatever_its_address(
+    stack: AsyncExitStack, connect: Connect
+) -> None:
+    server = await stack.enter_async_context(serving(Server()))
+    server.answer = sequence(redirect(f"{server.url}/same"), lambda _: web.Response(text="ok"))
+
+    def classify_oddly(address: str) -> AddressClass:
+        return AddressClass.RESERVED
+
+    assert await fetch(connect(server.url, guard=DialGuard(classify_oddly)), server.url) == b"ok"
+
+
+# ── a lent session ──
+
+
+async def test_nothing_of_a_lent_session_is_used_but_its_connections(
+    stack: AsyncExitStack, connect: Connect
+) -> None:
+    server = await stack.enter_async_context(serving(Server()))
+    server.answer = lambda _: web.Response(headers={"Set-Cookie": "a=b; Path=/"})
+    session = aiohttp.ClientSession(
+        headers={"Authorization": "Basic mine", "X-Mine": "1"},
+        cookies={"mine": "1"},
+        cookie_jar=aiohttp.CookieJar(unsafe=True),
+        raise_for_status=True,
+    )
+    async with session:
+        transport = connect(server.url, session=session)
+        await fetch(transport, server.url)
+        await transport.dialler.aclose()
+        assert not {"Authorization", "X-Mine", "Cookie"} & set(server.asks[0].headers)
+        assert not session.closed
+        assert [cookie.key for cookie in session.cookie_jar] == ["mine"]
+        async with session.get(server.url) as response:
+            assert response.status == 200
+        assert server.asks[1].transport is server.asks[0].transport
+        assert server.asks[1].headers["X-Mine"] == "1"
+
+
+async def test_a_lent_session_that_is_closed(connect: Connect) -> None:
+    session = aiohttp.ClientSession()
+    await session.close()
+    with pytest.raises(RuntimeError, match="session that the source was given is closed"):
+        await fetch(connect("http://127.0.0.1:1", session=session), "http://127.0.0.1:1/")
+
+
+async def test_a_closed_transport(connect: Connect) -> None:
+    transport = connect("http://127.0.0.1:1")
+    await transport.dialler.aclose()
+    with pytest.raises(RuntimeError, match="the source is closed"):
+        await fetch(transport, "http://127.0.0.1:1/")
+
+
+# ── proxies ──
+
+
+async def test_a_proxy_is_told_what_is_for_it(stack: AsyncExitStack, connect: Connect) -> None:
+    proxy = await stack.enter_async_context(serving(Server()))
+    login = f"http://user:p%40ss@{proxy.url.removeprefix('http://')}"
+    transport = connect("http://registry.example:80", proxies=Proxies.read({"HTTP_PROXY": login}))
+    for _ in range(2):  # the second time over the same connection
+        assert await fetch(transport, "http://registry.example/v2/", authorization=AUTHORIZATION) == b"ok"
+    for ask in proxy.asks:
+        assert ask.raw_path == "http://registry.example/v2/"
+        assert ask.headers["Proxy-Authorization"] == f"Basic {base64.b64encode(b'user:p@ss').decode()}"
+        assert ask.headers["Authorization"] == AUTHORIZATION
+
+
+async def test_a_proxy_resolves_the_names_of_redirects(stack: AsyncExitStack, connect: Connect) -> None:
+    proxy = await stack.enter_async_context(serving(Server()))
+    proxy.answer = sequence(redirect("http://other.example/"), lambda _: web.Response(text="ok"))
+    transport = connect("http://registry.example:80", proxies=Proxies.read({"HTTP_PROXY": proxy.url}))
+    assert await fetch(transport, "http://registry.example/", authorization=AUTHORIZATION) == b"ok"
+    assert [ask.raw_path for ask in proxy.asks] == ["http://registry.example/", "http://other.example/"]
+    assert "Authorization" not in proxy.asks[1].headers
+
+
+@pytest.mark.parametrize("host", ["10.0.0.1", "169.254.169.254"])
+async def test_a_proxy_is_not_made_to_dial_what_we_would_not(
+    stack: AsyncExitStack, connect: Connect, host: str
+) -> None:
+    proxy = await stack.enter_async_context(serving(Server(redirect(f"http://{host}/"))))
+    transport = connect("http://registry.example:80", proxies=Proxies.read({"HTTP_PROXY": proxy.url}))
+    with pytest.raises(RegistryError, match=f"address {host} is not dialled"):
+        await fetch(transport, "http://registry.example/")
+    assert len(proxy.asks) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "message"),
+    [
+        (407, RegistryError, "the proxy refuses with status 407"),
+        (502, InterruptedTransfer, "the proxy fails with status 502"),
+    ],
+)
+async def test_a_proxy_that_does_not_connect(
+    stack: AsyncExitStack, connect: Connect, status: int, error: type[Exception], message: str
+) -> None:
+    answer = f"HTTP/1.1 {status} No\r\nContent-Length: 0\r\n\r\n".encode()
+    url = await stack.enter_async_context(answering_raw(answer))
+    proxies = Proxies.read({"HTTPS_PROXY": url.replace("http://", "http://user:pw@")})
+    with pytest.raises(error, match=message) as caught:
+        await fetch(connect("https://registry.example:443", proxies=proxies), "https://registry.example/")
+    assert "pw" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("proxy", "error", "message"),
+    [
+        ("http://127.0.0.1:1", InterruptedTransfer, "the proxy cannot be reached"),
+        ("socks5://127.0.0.1:1", InvalidInputError, "only proxies by http and https"),
+    ],
+)
+async def test_a_proxy_that_is_none(
+    connect: Connect, proxy: str, error: type[Exception], message: str
+) -> None:
+    transport = connect("https://registry.example:443", proxies=Proxies.read({"HTTPS_PROXY": proxy}))
+    with pytest.raises(error, match=message):
+        await fetch(transport, "https://registry.example/")
+
+
+# ── TLS ──
+
+
+@pytest.fixture(scope="module")
+def ca() -> trustme.CA:
+    return trustme.CA()
+
+
+def certified(ca: trustme.CA, *names: str) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    ca.issue_cert(*names).configure_cert(context)
+    return context
+
+
+async def test_certificates_are_checked(stack: AsyncExitStack, connect: Connect, ca: trustme.CA) -> None:
+    server = await stack.enter_async_context(serving(Server(), certified(ca, "127.0.0.1")))
+    assert await fetch(connect(server.url, tls=trusting(ca)), server.url) == b"ok"
+    with pytest.raises(
+        RegistryError, match="its certificate is not valid: unable to get local issuer certificate"
+    ):
+        await fetch(connect(server.url), server.url)
+    with pytest.raises(RegistryError, match="certificate is not valid"):
+        await connect(server.url).speaks_tls(Request("probe", server.url))
+    other = await stack.enter_async_context(serving(Server(), certified(ca, "other.example")))
+    with pytest.raises(RegistryError, match="certificate is not valid: IP address mismatch"):
+        await fetch(connect(other.url, tls=trusting(ca)), other.url)
+
+
+async def test_who_speaks_tls(stack: AsyncExitStack, connect: Connect, ca: trustme.CA) -> None:
+    secure = await stack.enter_async_context(serving(Server(), certified(ca, "127.0.0.1")))
+    plain = await stack.enter_async_context(serving(Server()))
+    closing = await stack.enter_async_context(answering_raw(b""))
+    for url, speaks in ((secure.url, True), (plain.url, False), (closing, False)):
+        request = Request("probe", url.replace("http://", "https://"))
+        assert await connect(url, tls=trusting(ca)).speaks_tls(request) is speaks
+    with pytest.raises(RegistryError, match="it does not speak TLS"):
+        await fetch(connect(plain.url), plain.url.replace("http", "https"))
+
+
+async def test_tls_with_a_fault_is_tls(stack: AsyncExitStack, connect: Connect) -> None:
+    alert = bytes([0x15, 3, 3, 0, 2, 2, 70])  # fatal: protocol version
+    url = (await stack.enter_async_context(answering_raw(alert, then_wait=True))).replace("http", "https")
+    with pytest.raises(RegistryError, match=r"TLS failed: .*ALERT"):
+        await connect(url).speaks_tls(Request("probe", url))
+
+
+async def test_from_https_to_http(stack: AsyncExitStack, connect: Connect, ca: trustme.CA) -> None:
+    plain = await stack.enter_async_context(serving(Server()))
+    secure = await stack.enter_async_context(
+        serving(Server(redirect(f"{plain.url}/?signature=1")), certified(ca, "127.0.0.1"))
+    )
+    assert await fetch(connect(secure.url, tls=trusting(ca)), secure.url) == b"ok"  # all inside this machine
+    guard = small_world("127.0.0.1")
+    with pytest.raises(RegistryError, match=r"it redirects from https to http, at 127.0.0.1"):
+        await fetch(connect(secure.url, tls=trusting(ca), guard=guard), secure.url)
+
+
+async def test_certificates_are_for_the_host_that_is_asked(
+    stack: AsyncExitStack, connect: Connect, ca: trustme.CA
+) -> None:
+    other = await stack.enter_async_context(serving(Server(host="127.0.0.2"), certified(ca, "127.0.0.2")))
+    server = await stack.enter_async_context(serving(Server(redirect(other.url)), certified(ca, "127.0.0.1")))
+    asked = []
+
+    async def tls(host_port: str, is_named: bool) -> ssl.SSLContext:
+        asked.append((host_port, is_named))
+        context: ssl.SSLContext = await trusting(ca)(host_port, is_named)
+        return context
+
+    assert await fetch(connect(server.url, tls=tls), server.url) == b"ok"
+    assert asked == [(f"127.0.0.1:{server.port}", True), (f"127.0.0.2:{other.port}", False)]
+
+
+# ── faults of a connection ──
+
+FAULTS: dict[str, tuple[bytes, bool, type[Exception], str]] = {
+    "closed": (b"", False, InterruptedTransfer, "closed before the answer was whole"),
+    "no HTTP": (b"SSH-2.0-OpenSSH_9.2\r\n", False, RegistryError, "does not answer in HTTP"),
+    "long header": (
+        b"HTTP/1.1 200 OK\r\nX: " + b"x" * 20_000 + b"\r\n\r\n",
+        False,
+        RegistryError,
+        "headers that are too long",
+    ),
+    "header flood": (
+        b"HTTP/1.1 200 OK\r\n" + b"X: x\r\n" * 2000 + b"\r\n",
+        False,
+        RegistryError,
+        "headers that are too long",
+    ),
+    "silent": (b"", True, InterruptedTransfer, "nothing came for 0.3 s"),
+    "silent in the body": (
+        b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc",
+        True,
+        InterruptedTransfer,
+        "nothing came",
+    ),
+    "short body": (
+        b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc",
+        False,
+        InterruptedTransfer,
+        "before the answer was whole",
+    ),
+    "bad chunks": (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
+        False,
+        RegistryError,
+        "does not answer in HTTP",
+    ),
+}
+
+
+@pytest.mark.parametrize(("answer", "waits", "error", "message"), FAULTS.values(), ids=FAULTS)
+async def test_faults(
+    stack: AsyncExitStack, connect: Connect, answer: bytes, waits: bool, error: type[Exception], message: str
+) -> None:
+    url = await stack.enter_async_context(answering_raw(answer, then_wait=waits))
+    with pytest.raises(error, match=message) as caught:
+        await fetch(connect(url), f"{url}/v2/?secret=1")
+    assert url in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert caught.value.__context__ is None, "aiohttp's errors hold whole URLs"
+
+
+async def test_nobody_listens(connect: Connect) -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{sock.getsockname()[1]}"
+        with pytest.raises(InterruptedTransfer, match="it cannot be reached: Connect"):
+            await fetch(connect(url), url)
+
+
+async def test_nobody_answers_the_call(connect: Connect) -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.listen(0)
+        with socket.create_connection(sock.getsockname()):  # the only place in the queue
+            url = f"http://127.0.0.1:{sock.getsockname()[1]}"
+            with pytest.raises(
+                InterruptedTransfer, match=r"no connection within 0.3 s|nothing came for 0.3 s"
+            ):
+                await fetch(connect(url), url)
+
+
+async def test_the_resolver_does_not_know(connect: Connect) -> None:
+    with pytest.raises(RegistryError, match="there is no such host"):
+        await fetch(connect("http://gone.example:80", guard=small_world()), "http://gone.example/")
+
+
+@pytest.mark.parametrize("is_lent", [False, True], ids=["own session", "lent session"])
+async def test_the_resolver_does_not_answer(stack: AsyncExitStack, connect: Connect, is_lent: bool) -> None:
+    async def resolve(host: str, port: int) -> Sequence[str]:
+        await asyncio.Event().wait()
+        return []
+
+    session = await stack.enter_async_context(aiohttp.ClientSession()) if is_lent else None
+    transport = connect("http://slow.example:80", guard=DialGuard(resolve=resolve), session=session)
+    with pytest.raises(InterruptedTransfer, match="the resolver does not answer"):
+        await fetch(transport, "http://slow.example/")
+
+
+async def test_faults_of_our_own_settings_stay_as_they_are(connect: Connect) -> None:
+    class SettingsError(DockerSaveError):
+        """Certificates cannot be read."""
+
+    async def tls(host_port: str, is_named: bool) -> ssl.SSLContext:
+        raise SettingsError(host_port)
+
+    with pytest.raises(SettingsError):
+        await fetch(connect("https://registry.example:443", tls=tls), "https://registry.example/")
+    with pytest.raises(RegistryError, match="no proper URL"):
+        await fetch(connect("https://registry.example:443"), "https://user@registry.example/")
+
+
+async def test_without_the_extra_it_says_what_to_install(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    with pytest.raises(MissingDependencyError, match=r"aiodockersave\[registry\]"):
+        await fetch(connect("http://127.0.0.1:1"), "http://127.0.0.1:1/")
+
+
+# ── bodies ──
+
+
+async def opened(stack: AsyncExitStack, connect: Connect, answer: web.Response) -> tuple[Response, Server]:
+    server = await stack.enter_async_context(serving(Server(lambda _: answer)))
+    response = await connect(server.url).open(Request("blob", server.url))
+    stack.callback(response.close)
+    return response, server
+
+
+async def test_bodies_are_counted(stack: AsyncExitStack, connect: Connect) -> None:
+    body = web.Response(body=bytes(1001))
+    response, _ = await opened(stack, connect, body)
+    with pytest.raises(ContentTooLargeError, match="larger than the limit of 1000"):
+        await response.read(1000)
+
+
+async def test_what_is_not_wanted_is_read_if_that_is_cheap(stack: AsyncExitStack, connect: Connect) -> None:
+    server = await stack.enter_async_context(serving(Server(lambda _: web.Response(body=bytes(1000)))))
+    transport = connect(server.url)
+    for _ in range(2):
+        await (await transport.open(Request("blob", server.url))).discard()
+    assert server.asks[0].transport is server.asks[1].transport
+    server.answer = lambda _: web.Response(body=bytes(100_000))
+    for _ in range(2):
+        await (await transport.open(Request("blob", server.url))).discard()
+    assert server.asks[2].transport is not server.asks[3].transport
+
+
+async def test_what_is_not_wanted_may_break_off(stack: AsyncExitStack, connect: Connect) -> None:
+    url = await stack.enter_async_context(answering_raw(b"HTTP/1.1 401 No\r\nContent-Length: 9\r\n\r\nabc"))
+    response = await connect(url).open(Request("blob", url))
+    await response.discard()
+    response = await connect(url).open(Request("blob", url))
+    failure = await response.failure()
+    assert "access is not granted; log in, or check the name (status 401)" in str(failure)

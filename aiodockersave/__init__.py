@@ -50,6 +50,13 @@ if TYPE_CHECKING:
     from .reference import Reference
     from .sinks import Sink, as_sink
     from .sources import ResolvedImage, Source
+    from .sources.credentials import (
+        Credentials,
+        CredentialStore,
+        DockerCredentials,
+        MappingCredentials,
+        StaticCredentials,
+    )
     from .sources.oci_layout import OciLayoutSource
     from .sources.registry import RegistrySource
     from .writer import ArchiveWriter
@@ -61,10 +68,13 @@ __all__ = [
     "ConfigurationError",
     "ContentError",
     "ContentTooLargeError",
+    "CredentialStore",
+    "Credentials",
     "DecompressionError",
     "Descriptor",
     "Digest",
     "DigestMismatchError",
+    "DockerCredentials",
     "DockerSaveError",
     "EventLoopError",
     "ImageConfig",
@@ -79,6 +89,7 @@ __all__ = [
     "InvalidInputError",
     "InvalidPlatformError",
     "InvalidReferenceError",
+    "MappingCredentials",
     "MissingDependencyError",
     "OciLayoutSource",
     "Plan",
@@ -95,6 +106,7 @@ __all__ = [
     "SizeMismatchError",
     "Source",
     "SourceError",
+    "StaticCredentials",
     "TransferError",
     "UnsupportedImageError",
     "WriterBrokenError",
@@ -128,6 +140,11 @@ _ROOMS = {
     "Source": "sources",
     "OciLayoutSource": "sources.oci_layout",
     "RegistrySource": "sources.registry",
+    "CredentialStore": "sources.credentials",
+    "Credentials": "sources.credentials",
+    "DockerCredentials": "sources.credentials",
+    "MappingCredentials": "sources.credentials",
+    "StaticCredentials": "sources.credentials",
     "ImageRequest": "pipeline",
     "save": "pipeline",
 }

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from aiodockersave import gojson
-from aiodockersave.errors import ConfigurationError, InvalidDocumentError
+from aiodockersave.errors import ConfigurationError, ContentTooLargeError, InvalidDocumentError
 
 from ._files import read_file, shown
 
@@ -91,6 +91,8 @@ class Place:
             if self.is_private and os.stat(self.path).st_mode & _READABLE_BY_OTHERS:
                 raise ConfigurationError(self.path, "others can read it; make it private with chmod 600")
             raw = read_file(self.path, MAX_FILE)
+        except ContentTooLargeError:
+            raise ConfigurationError(self.path, f"it is larger than {MAX_FILE} bytes") from None
         except OSError as error:
             return self._unread(error)
         return _parse(raw, self)

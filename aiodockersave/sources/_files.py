@@ -1,4 +1,4 @@
-"""Read small files of a user's configuration, as plain blocking code for a thread."""
+"""Open and read regular files, as plain blocking code for a thread."""
 
 from __future__ import annotations
 
@@ -6,28 +6,40 @@ import errno
 import os
 import stat
 
-from aiodockersave.errors import ConfigurationError
+from aiodockersave.errors import ContentTooLargeError
 
-__all__ = ["read_file", "shown"]
+__all__ = ["open_regular", "read_file", "shown"]
+
+
+def open_regular(path: str) -> tuple[int, int]:
+    """Open a regular file for reading; return descriptor and size in bytes.
+
+    Raises:
+        OSError: It cannot be opened, or is something else.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)  # a FIFO is opened, and refused, at once
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", path)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, status.st_size
 
 
 def read_file(path: str, limit: int) -> bytes:
     """Return all of a regular file.
 
     Raises:
-        ConfigurationError: It has more than ``limit`` bytes; not more are read.
+        ContentTooLargeError: It has more than ``limit`` bytes; not more are read.
         OSError: It cannot be read, or is something else.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)  # a FIFO is opened, and refused, at once
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", path)
-        with open(fd, "rb", closefd=False) as file:
-            data = file.read(limit + 1)
-    finally:
-        os.close(fd)
+    fd, _ = open_regular(path)
+    with open(fd, "rb") as file:
+        data = file.read(limit + 1)
     if len(data) > limit:
-        raise ConfigurationError(path, f"it is larger than {limit} bytes")
+        raise ContentTooLargeError(limit, what=shown(path))
     return data
 
 

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from aiodockersave._aio import Worker, running_task
-from aiodockersave.errors import ConfigurationError, InvalidInputError
+from aiodockersave.errors import ConfigurationError, ContentTooLargeError, InvalidInputError
 
 from ._files import read_file, shown
 
@@ -191,6 +191,8 @@ def _load_client(context: ssl.SSLContext, certificate: str, key: str) -> None:
 def _read_text(path: str) -> str:
     try:
         raw = read_file(path, MAX_FILE)
+    except ContentTooLargeError:
+        raise ConfigurationError(path, f"it is larger than {MAX_FILE} bytes") from None
     except OSError as error:
         raise ConfigurationError(path, str(error.strerror)) from None
     return raw.decode("ascii", "ignore")  # PEM is ASCII, the text around it may be anything

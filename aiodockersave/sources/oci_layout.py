@@ -15,10 +15,8 @@ All file work is plain blocking code in threads: one call for a whole resolution
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
-import stat
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from typing import Final, Self
 
@@ -27,7 +25,6 @@ from aiodockersave._aio import Worker, running_task
 from aiodockersave.documents import MAX_DOCUMENT_SIZE, ImageIndex, ImageManifest
 from aiodockersave.errors import (
     BlobNotFoundError,
-    ContentTooLargeError,
     ImageNotFoundError,
     InvalidDigestError,
     InvalidDocumentError,
@@ -38,6 +35,7 @@ from aiodockersave.errors import (
 from aiodockersave.model import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Digest, Platform
 
 from . import ResolvedImage, check_document, check_document_size, check_supported
+from ._files import open_regular, read_file, shown
 
 __all__ = ["OciLayoutSource"]
 
@@ -121,7 +119,7 @@ class OciLayoutSource:
         return ResolvedImage(reference, manifest, self._read_document(manifest.config, "config"))
 
     def _name(self, reference: str) -> str:
-        return f"oci:{_shown(self._path)}:{reference}" if reference else f"oci:{_shown(self._path)}"
+        return f"oci:{shown(self._path)}:{reference}" if reference else f"oci:{shown(self._path)}"
 
     def _not_found(self, reference: str, reason: str) -> ImageNotFoundError:
         return ImageNotFoundError(self._name(reference), reason)
@@ -129,7 +127,7 @@ class OciLayoutSource:
     def _check_layout(self, reference: str) -> None:
         path = os.path.join(self._path, "oci-layout")
         try:
-            raw = _read_file(path, _MAX_HEADER)
+            raw = read_file(path, _MAX_HEADER)
         except (FileNotFoundError, NotADirectoryError):
             raise self._not_found(
                 reference, "this is no OCI image layout, as it has no file oci-layout"
@@ -144,7 +142,7 @@ class OciLayoutSource:
     def _find(self, reference: str) -> Descriptor:
         path = os.path.join(self._path, "index.json")
         try:
-            raw = _read_file(path, MAX_DOCUMENT_SIZE)
+            raw = read_file(path, MAX_DOCUMENT_SIZE)
         except FileNotFoundError:
             raise self._not_found(reference, "the layout has no index.json") from None
         images = ImageIndex.parse(raw).manifests
@@ -164,9 +162,9 @@ class OciLayoutSource:
         check_document_size(descriptor, what)
         path = self._blob_path(descriptor.digest)
         try:
-            raw = _read_file(path, MAX_DOCUMENT_SIZE)
+            raw = read_file(path, MAX_DOCUMENT_SIZE)
         except (FileNotFoundError, NotADirectoryError):
-            raise BlobNotFoundError(descriptor.digest, _shown(path)) from None
+            raise BlobNotFoundError(descriptor.digest, shown(path)) from None
         check_document(raw, descriptor, what)
         return raw
 
@@ -221,11 +219,11 @@ class _BlobFile:
     def open(self) -> None:
         digest, size = self._descriptor.digest, self._descriptor.size
         try:
-            self._fd, actual = _open_regular(self._path)
+            self._fd, actual = open_regular(self._path)
         except (FileNotFoundError, NotADirectoryError):
-            raise BlobNotFoundError(digest, _shown(self._path)) from None
+            raise BlobNotFoundError(digest, shown(self._path)) from None
         if size not in (None, actual):
-            raise SizeMismatchError(size, actual, what=f"blob {digest} in {_shown(self._path)}")
+            raise SizeMismatchError(size, actual, what=f"blob {digest} in {shown(self._path)}")
 
     def read(self, position: int, size: int) -> bytes:
         if self._fd is None:
@@ -240,44 +238,3 @@ class _BlobFile:
         fd, self._fd = self._fd, None
         if fd is not None:
             os.close(fd)
-
-
-def _open_regular(path: str) -> tuple[int, int]:
-    """Open a regular file for reading; return descriptor and size.
-
-    Raises:
-        OSError: It cannot be opened, or is something else.
-    """
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)  # a FIFO is opened, and refused, at once
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", path)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd, status.st_size
-
-
-def _read_file(path: str, limit: int) -> bytes:
-    """Return all of a regular file.
-
-    Raises:
-        ContentTooLargeError: It has more than ``limit`` bytes; not more are read.
-        OSError: It cannot be read.
-    """
-    fd, _ = _open_regular(path)
-    with open(fd, "rb", buffering=0) as file:
-        parts: list[bytes] = []
-        left = limit + 1
-        while left and (part := file.read(left)):
-            parts.append(part)
-            left -= len(part)
-    if not left:
-        raise ContentTooLargeError(limit, what=_shown(path))
-    return b"".join(parts)
-
-
-def _shown(path: str) -> str:
-    """Return a path as it may stand in a message of one line."""
-    return path if path.isprintable() else ascii(path)

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import http.client
+import os
+import random
 import re
+import socket
+import subprocess
 import sys
 import tarfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
+from .images import archive_of, make_image, make_layer
 from .interop.programs import run
+from .support.faulty_registry import Fault, FaultyRegistry, drop, flip, refuse
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+LIMIT = 30.0  # seconds for anything that is waited for
 
 
 def example(name: str, *arguments: str | Path) -> str:
@@ -31,6 +46,9 @@ def test_every_example_is_run_here() -> None:
     text = here.read_text() + (here.parent / "interop" / here.name).read_text()
     missing = [path.name for path in EXAMPLES.glob("*.py") if f'"{path.name}"' not in text]
     assert missing == []
+
+
+# ── examples that end by themselves ──
 
 
 def test_write_file(tmp_path: Path) -> None:
@@ -57,3 +75,116 @@ def test_pipe_to_program_that_leaves_early() -> None:
     """The reader's exit is no traceback."""
     said = example("pipe_to_program.py", "head", "-c", "100")
     assert len(said) == 100
+
+
+# ── examples that serve ──
+
+
+@dataclass(frozen=True)
+class Server:
+    """An example that serves HTTP on a loopback address."""
+
+    pid: int
+    port: int
+
+    def ask(self, path: str) -> tuple[int, bytes]:
+        """Return the status and the whole body of an answer.
+
+        Raises:
+            http.client.IncompleteRead: It broke off.
+        """
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=LIMIT)) as asking:
+            asking.request("GET", path)
+            response = asking.getresponse()
+            return response.status, response.read()
+
+    def get(self, path: str) -> bytes:
+        """Return the whole body of an answer that must be good."""
+        status, body = self.ask(path)
+        assert status == 200, body
+        return body
+
+
+@contextlib.contextmanager
+def serving(name: str, registry: str) -> Iterator[Server]:
+    """Run an example that serves the images of a registry; it is given once it answers."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with subprocess.Popen(
+        [sys.executable, EXAMPLES / name, registry, str(port)],
+        env={**os.environ, **environment()},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        try:
+            _wait_for_port(process, port)
+            yield Server(process.pid, port)
+            process.terminate()
+            process.wait(LIMIT)
+        finally:
+            process.kill()
+
+
+def _wait_for_port(process: subprocess.Popen[bytes], port: int) -> None:
+    give_up = time.monotonic() + LIMIT
+    while time.monotonic() < give_up and process.poll() is None:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except ConnectionRefusedError:
+            time.sleep(0.02)
+        else:
+            return
+    pytest.fail("the example does not listen")
+
+
+APP = make_image(make_layer({"data": random.Random(8).randbytes(2_000_000)}, None))
+
+
+async def until(condition: Callable[[], bool], seconds: float) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_stream_to_client_that_leaves_a_slow_registry() -> None:
+    """Nothing is sent while the registry says nothing, and that the client has left is noticed all the same."""
+    stall = drop(0.5, "stall").often(1)
+    async with FaultyRegistry({"team/app:1.0": APP}, [stall]) as registry:
+        with serving("stream_to_client.py", registry.address) as server:
+            path = "/team/app:1.0"
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(f"GET {path} HTTP/1.1\r\nHost: here\r\n\r\n".encode())
+            await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), LIMIT)
+            await asyncio.wait_for(reader.readexactly(500_000), LIMIT)
+            assert registry.connections == 1
+            writer.close()
+            await writer.wait_closed()
+            await until(lambda: registry.connections == 0, seconds=5)
+            body = await asyncio.to_thread(server.get, path)
+    assert body == await archive_of([APP.tagged(f"{registry.address}/team/app:1.0")])
+
+
+async def test_stream_to_client_is_cut_where_a_byte_is_wrong() -> None:
+    async with FaultyRegistry({"team/app:1.0": APP}, [flip(0.9).often(1)]) as registry:
+        with serving("stream_to_client.py", registry.address) as server:
+            with pytest.raises(http.client.IncompleteRead):
+                await asyncio.to_thread(server.get, "/team/app:1.0")
+            await asyncio.to_thread(server.get, "/team/app:1.0")  # the next client is served
+
+
+REFUSALS: dict[str, tuple[list[Fault], str, int, str]] = {
+    "no such tag": ([], "/team/app:2.0", 404, "team/app:2.0 not found"),
+    "no name": ([], "/team//app:1.0", 404, "invalid reference"),
+    "denied": ([refuse(403).of("manifest")], "/team/app:1.0", 502, "status 403"),
+}
+
+
+@pytest.mark.parametrize(("faults", "path", "status", "text"), REFUSALS.values(), ids=REFUSALS)
+async def test_stream_to_client_says_what_it_cannot(
+    faults: list[Fault], path: str, status: int, text: str
+) -> None:
+    async with FaultyRegistry({"team/app:1.0": APP}, faults) as registry:
+        with serving("stream_to_client.py", registry.address) as server:
+            answer = await asyncio.to_thread(server.ask, path)
+    assert answer[0] == status
+    assert text in answer[1].decode()

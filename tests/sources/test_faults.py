@@ -54,6 +54,7 @@ from tests.support.faulty_registry import (
     FaultyRegistry,
     Kind,
     content_range,
+    crawl,
     digest_header,
     drop,
     drop_at_once,
@@ -142,6 +143,8 @@ def broken_range(choose: random.Random) -> list[Fault]:
     """Choose a break in a blob, and a registry that goes on in its own way after it."""
     # An orderly end: the client has all that was sent, and asks for the rest.
     breaks = drop(choose.uniform(0.1, 0.9), "close").often(1)
+    if choose.random() < 0.2:
+        return [crawl(0.5)]  # one and a half times the blob's size
     return [breaks, choose.choice([ignore_range(), start_at(-1), start_at(-512), start_at(-(10**9))])]
 
 
@@ -177,43 +180,41 @@ FATAL: dict[str, tuple[list[Fault], Errors]] = {
     "manifest flipped": ([flip(0.5).of("manifest")], (DigestMismatchError,)),
     "blob longer": ([resize(+1)], (SizeMismatchError,)),
     "blob longer, chunked": ([resize(+1000, has_length=False)], (SizeMismatchError,)),
-    "blob shorter": ([resize(-1)], (SizeMismatchError, TransferError)),
-    "blob shorter, chunked": ([resize(-1000, has_length=False)], (SizeMismatchError, TransferError)),
+    "blob shorter": ([resize(-1)], (SizeMismatchError,)),
+    "blob shorter, chunked": ([resize(-1000, has_length=False)], (SizeMismatchError,)),
     "config longer": ([resize(+1).of("config")], (SizeMismatchError,)),
-    "config shorter": ([resize(-1).of("config")], (SizeMismatchError, TransferError)),
+    "config shorter": ([resize(-1).of("config")], (SizeMismatchError,)),
     "manifest longer": ([resize(+1).of("manifest")], (DigestMismatchError,)),
-    "page for the blob": ([error_page()], (SizeMismatchError, RegistryError)),
-    "page for the config": ([error_page().of("config")], (SizeMismatchError, RegistryError)),
-    "page for the manifest": (
-        [error_page().of("manifest")],
-        (InvalidDocumentError, DigestMismatchError, RegistryError),
-    ),
+    "page for the blob": ([error_page()], (SizeMismatchError,)),
+    "page for the config": ([error_page().of("config")], (SizeMismatchError,)),
+    "page for the manifest": ([error_page().of("manifest")], (InvalidDocumentError, DigestMismatchError)),
     "endless blob": ([endless()], (SizeMismatchError,)),
-    "endless config": ([endless().of("config")], (SizeMismatchError, ContentTooLargeError)),
+    "endless config": ([endless().of("config")], (ContentTooLargeError,)),
     "endless manifest": ([endless().of("manifest")], (ContentTooLargeError,)),
     "labelled gzip": ([label_gzip()], (RegistryError,)),
     # another part than was asked for
     "wrong part": ([BROKEN_OFF, wrong_part()], OTHER_BYTES),
-    "later start": ([BROKEN_OFF, start_at(+1)], (TransferError, RegistryError)),
-    "total too large": ([BROKEN_OFF, wrong_total(+1)], (TransferError, RegistryError, SizeMismatchError)),
-    "total too small": ([BROKEN_OFF, wrong_total(-1)], (TransferError, RegistryError, SizeMismatchError)),
-    "no Content-Range": ([BROKEN_OFF, content_range(None)], (TransferError, RegistryError)),
+    "later start": ([BROKEN_OFF, start_at(+1)], (RegistryError,)),
+    "total too large": ([BROKEN_OFF, wrong_total(+1)], (SizeMismatchError,)),
+    "total too small": ([BROKEN_OFF, wrong_total(-1)], (RegistryError,)),
+    "no Content-Range": ([BROKEN_OFF, content_range(None)], (RegistryError,)),
     "nonsense for Content-Range": (
         [BROKEN_OFF, content_range("bytes 1_0-٢/x")],
-        (TransferError, RegistryError),
+        (RegistryError,),
     ),
-    "multipart": ([BROKEN_OFF, multipart()], (TransferError, RegistryError)),
-    "no range at all": ([BROKEN_OFF, refuse_range()], (TransferError, RegistryError, SizeMismatchError)),
+    "multipart": ([BROKEN_OFF, multipart()], (RegistryError,)),
+    "no range at all": ([BROKEN_OFF, refuse_range()], (RegistryError,)),
     # more than is borne
     "always 429": ([refuse(429)], (RateLimitedError,)),
     "always 429, manifest": ([refuse(429, retry_after="1").of("manifest")], (RateLimitedError,)),
     "429 for a day": ([refuse(429, retry_after="86400").of("manifest")], (RateLimitedError,)),
-    "always 500": ([refuse(500)], (RegistryError, TransferError)),
-    "always 503, config": ([refuse(503).of("config")], (RegistryError, TransferError)),
+    "always 500": ([refuse(500)], (TransferError,)),
+    "always 503, config": ([refuse(503).of("config")], (TransferError,)),
     "always dropped": ([drop_at_once()], (TransferError,)),
     "always reset": ([drop_at_once("reset").of("manifest")], (TransferError,)),
     "always silent": ([drop_at_once("stall").of("config")], (TransferError,)),
     "half of each answer": ([drop(0.5, "close")], (TransferError,)),
+    "a little more each time, from the start": ([crawl(0.1)], (TransferError,)),
     "dropped and never continued": ([ignore_range(), drop(0.8, "close")], (TransferError,)),
     # no
     "no such blob": ([refuse(404, code="BLOB_UNKNOWN")], (BlobNotFoundError,)),
@@ -397,7 +398,8 @@ def check_naps(run: Run, naps: Naps, told: str) -> None:
 
 # ── cancelled anywhere ──
 
-SMALL = make_image(make_layer({"a": b"a"}), make_layer({"b": noise(6, 2000)}))
+# The second layer does not fit the buffers of sockets and client: it is interrupted while more of it comes.
+SMALL = make_image(make_layer({"a": b"a"}), make_layer({"b": noise(6, 6_000_000)}, None))
 WAYS: tuple[Way, ...] = (by_task_cancel, by_task_cancel_when_ready, by_timeout, by_cancel_scope)
 SESSION_TIMEOUT = aiohttp.ClientTimeout(total=5)
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import re
 import socket
 import ssl
@@ -275,6 +276,18 @@ def ignore_range() -> Fault:
     )
 
 
+def crawl(step: float) -> Fault:
+    """Send the whole from its start each time, and break off this part of it (0 to 1) behind what was asked for."""
+
+    def change(ask: Ask, answer: Answer) -> Answer:
+        start = int(re.sub(r"bytes=(\d+)-.*", r"\1", ask.headers.get("Range", "bytes=0-")))
+        sent = start + int(step * len(answer.whole)) + 1
+        whole = replace(answer, status=200, body=answer.whole).saying(Content_Range=None)
+        return whole if sent >= len(whole.body) else replace(whole, sent=sent, ending="close")
+
+    return Fault(f"from the start, {step:.0%} further each time", change)
+
+
 def start_at(by: int) -> Fault:
     """Begin so many bytes later than asked, or earlier, and say so."""
 
@@ -398,8 +411,9 @@ async def _end(request: web.BaseRequest, response: web.StreamResponse, answer: A
     transport = request.transport
     if answer.ending == "stall":
         await asyncio.Event().wait()  # until the client leaves
-    while answer.ending == "endless":
-        await response.write(answer.body)
+    with contextlib.suppress(ConnectionError):  # the client has left
+        while answer.ending == "endless":
+            await response.write(answer.body)
     if answer.ending == "close" and transport is not None:
         transport.close()
     if answer.ending == "reset" and transport is not None:

@@ -44,9 +44,23 @@ if TYPE_CHECKING:
         WriterClosedError,
         WriterError,
     )
+    from .formats import ManifestItem
     from .model import Descriptor, Digest, Platform
-    from .pipeline import ImageRequest, save
-    from .plan import ImageSpec, Plan, Report, plan_archive
+    from .pipeline import (
+        Event,
+        ImageFinished,
+        ImageRequest,
+        LayerAdvanced,
+        LayerFinished,
+        LayerReused,
+        LayerStarted,
+        Prepared,
+        PreparedImage,
+        SaveStarted,
+        prepare,
+        save,
+    )
+    from .plan import ArchiveMember, ImageSpec, Plan, Report, Segment, plan_archive
     from .reference import Reference
     from .sinks import Sink, as_sink
     from .sources import ResolvedImage, Source
@@ -62,6 +76,7 @@ if TYPE_CHECKING:
     from .writer import ArchiveWriter
 
 __all__ = [
+    "ArchiveMember",
     "ArchiveWriter",
     "AuthenticationError",
     "BlobNotFoundError",
@@ -76,9 +91,11 @@ __all__ = [
     "DigestMismatchError",
     "DockerCredentials",
     "DockerSaveError",
+    "Event",
     "EventLoopError",
     "ImageConfig",
     "ImageConflictError",
+    "ImageFinished",
     "ImageIndex",
     "ImageManifest",
     "ImageNotFoundError",
@@ -89,18 +106,27 @@ __all__ = [
     "InvalidInputError",
     "InvalidPlatformError",
     "InvalidReferenceError",
+    "LayerAdvanced",
+    "LayerFinished",
+    "LayerReused",
+    "LayerStarted",
+    "ManifestItem",
     "MappingCredentials",
     "MissingDependencyError",
     "OciLayoutSource",
     "Plan",
     "Platform",
     "PlatformNotFoundError",
+    "Prepared",
+    "PreparedImage",
     "RateLimitedError",
     "Reference",
     "RegistryError",
     "RegistrySource",
     "Report",
     "ResolvedImage",
+    "SaveStarted",
+    "Segment",
     "Sink",
     "SinkError",
     "SizeMismatchError",
@@ -116,6 +142,7 @@ __all__ = [
     "as_sink",
     "open_archive",
     "plan_archive",
+    "prepare",
     "save",
 ]
 
@@ -146,6 +173,19 @@ _ROOMS = {
     "MappingCredentials": "sources.credentials",
     "StaticCredentials": "sources.credentials",
     "ImageRequest": "pipeline",
+    "ArchiveMember": "plan",
+    "Segment": "plan",
+    "ManifestItem": "formats",
+    "prepare": "pipeline",
+    "Prepared": "pipeline",
+    "PreparedImage": "pipeline",
+    "Event": "pipeline",
+    "SaveStarted": "pipeline",
+    "LayerStarted": "pipeline",
+    "LayerAdvanced": "pipeline",
+    "LayerFinished": "pipeline",
+    "LayerReused": "pipeline",
+    "ImageFinished": "pipeline",
     "save": "pipeline",
 }
 

@@ -65,13 +65,18 @@ class Worker:
         return self._unfinished > 0
 
     def submit(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
-        """Start a call that ends by itself; the caller owns the future and waits for it."""
+        """Start a call that ends by itself; the caller owns the future and waits for it.
+
+        Raises:
+            RuntimeError: No thread can be started.
+        """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         if self._jobs is None:
-            self._jobs = SimpleQueue()
+            jobs: SimpleQueue[_Job | None] = SimpleQueue()
             # A daemon: an idle thread must not keep a dying interpreter alive.
-            threading.Thread(target=_serve, args=(self._jobs,), name=self._name, daemon=True).start()
+            threading.Thread(target=_serve, args=(jobs,), name=self._name, daemon=True).start()
+            self._jobs = jobs
         self._unfinished += 1
         self._jobs.put(_Job(loop, future, lambda: call(*args, **kwargs), self._finished))
         return future
@@ -83,7 +88,19 @@ class Worker:
 
     async def run_always(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """As :meth:`run`, for what must happen also where a cancel scope is cancelled already."""
-        return await wait_out(self.submit(call, *args, **kwargs))
+        return await wait_out(self.submit_always(call, *args, **kwargs))
+
+    def submit_always(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
+        """As :meth:`submit`, for clean-up: where no thread can be started, it is done at once, on the loop."""
+        try:
+            return self.submit(call, *args, **kwargs)
+        except RuntimeError:
+            future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+            try:
+                future.set_result(call(*args, **kwargs))
+            except Exception as exc:  # noqa: BLE001 - it belongs to who waits
+                future.set_exception(exc)
+            return future
 
     @contextlib.contextmanager
     def held(self) -> Generator[None, None, None]:
@@ -93,14 +110,16 @@ class Worker:
             yield
         finally:
             self._holds -= 1
-            self._stop_if_idle()
+            # Also behind a call that runs, where its coroutine was closed and nobody is told of its end any more.
+            self._stop_unless_held()
 
     def _finished(self) -> None:
         self._unfinished -= 1
-        self._stop_if_idle()
+        if not self._unfinished:
+            self._stop_unless_held()
 
-    def _stop_if_idle(self) -> None:
-        if self._jobs is not None and not self._unfinished and not self._holds:
+    def _stop_unless_held(self) -> None:
+        if self._jobs is not None and not self._holds:
             self._jobs.put(None)
             self._jobs = None
 

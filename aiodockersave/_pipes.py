@@ -15,6 +15,8 @@ import socket
 import stat
 from collections.abc import Callable, Generator
 
+from ._adapter import Adapter
+
 _MASTER = os.makedev(5, 2)
 """The device /dev/ptmx, of which Linux makes the masters of its terminals."""
 
@@ -24,7 +26,7 @@ def reopening_path(fd: int) -> str:
     return f"/proc/self/fd/{fd}"
 
 
-class DescriptorSink:
+class DescriptorSink(Adapter):
     """A pipe, FIFO, socket or terminal, written without blocking while it is held."""
 
     def __init__(self, fd: int) -> None:
@@ -67,7 +69,7 @@ def _nonblocking(fd: int, stack: contextlib.ExitStack) -> tuple[int, Callable[[m
     So a file is opened anew, and a socket is asked call by call.
     """
     if stat.S_ISSOCK(os.fstat(fd).st_mode):
-        sock = stack.enter_context(socket.socket(fileno=os.dup(fd)))
+        sock = stack.enter_context(_without_timeout(fd))
         return sock.fileno(), functools.partial(_send_now, sock)
     if not os.get_blocking(fd):
         return fd, functools.partial(os.write, fd)
@@ -78,6 +80,19 @@ def _nonblocking(fd: int, stack: contextlib.ExitStack) -> tuple[int, Callable[[m
         return fd, functools.partial(os.write, fd)
     stack.callback(os.close, own)
     return own, functools.partial(os.write, own)
+
+
+def _without_timeout(fd: int) -> socket.socket:
+    """Return a socket of its own for what ``fd`` has open.
+
+    A default time-out (``socket.setdefaulttimeout``) would make each call wait, here on the loop, and is set on what is
+    shared: so it is taken away, and what is shared is put back as it was.
+    """
+    is_blocking = os.get_blocking(fd)
+    sock = socket.socket(fileno=os.dup(fd))
+    sock.settimeout(None)
+    os.set_blocking(fd, is_blocking)
+    return sock
 
 
 def _send_now(sock: socket.socket, view: memoryview) -> int:

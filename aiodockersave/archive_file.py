@@ -64,6 +64,9 @@ async def open_archive(
         )
         async with archive:
             yield archive
+    except GeneratorExit:
+        target.close()  # nothing can be awaited any more
+        raise
     except BaseException as exc:
         try:
             await worker.run_always(target.close)

@@ -23,8 +23,9 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
 
 from .errors import ContentError
 
@@ -34,8 +35,25 @@ MAX_BATCH_SIZE = 1 << 20
 """No batch is larger: a larger chunk is cut."""
 
 Buffer = bytes | bytearray | memoryview
-Content = Any
-"""What a caller may pass; the table above says what that is. No type of Python's can say it as well."""
+
+
+class SupportsAsyncRead(Protocol):
+    """What ``StreamReader``, aiofiles, anyio's files and aiohttp's streams have in common."""
+
+    def read(self, size: int, /) -> Awaitable[Buffer]:
+        """Return up to ``size`` bytes; empty at the end."""
+        ...
+
+
+Content = (
+    Buffer
+    | SupportsAsyncRead
+    | AsyncIterable[Buffer]
+    | AbstractAsyncContextManager[Any]
+    | Awaitable[Any]
+    | Callable[[], Any]
+)
+"""What a caller may pass, as the table above says."""
 Closer = Callable[[BaseException | None], Awaitable[None]]
 
 _MAX_STEPS = 8
@@ -125,7 +143,7 @@ class OpenContent:
         """Close a content that was never opened, where it would warn or leak otherwise."""
         content, self._content = self._content, None
         # What aiofiles.open(…) returns can only be given up through the coroutine in it.
-        coroutine = getattr(content, "_coro", content)
+        coroutine = getattr(content, "_coro", None) if _is_context_manager(content) else content
         if isinstance(coroutine, Coroutine):
             coroutine.close()
         elif isinstance(content, AsyncGenerator):

@@ -314,9 +314,8 @@ def _open_document(raw: bytes, media_type: str | None, accepted: frozenset[str])
         raise InvalidDocumentError(
             OCI_MANIFEST, f"{media_type!r:.100} is no manifest's or index's media type"
         )
-    fields = _Fields(
-        gojson.parse(raw, media_type or OCI_MANIFEST, unique=True), media_type or OCI_MANIFEST, "the document"
-    )
+    label = media_type or (OCI_INDEX if accepted <= INDEX_TYPES else OCI_MANIFEST)
+    fields = _Fields(gojson.parse(raw, label, unique=True), label, "the document")
     found = _agreed_type(fields, media_type)
     if found not in accepted:
         is_index = found in INDEX_TYPES

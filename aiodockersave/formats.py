@@ -158,6 +158,9 @@ def read_image(
     if isinstance(image, ImageManifest):
         _check_config(parsed, image.config)
     layers = tuple(image.layers if isinstance(image, ImageManifest) else image)
+    for layer in layers:
+        if not isinstance(layer, Descriptor):
+            raise TypeError(f"a layer of an image is a Descriptor, not {type(layer).__qualname__}")
     if len(layers) != len(parsed.diff_ids):
         raise InvalidInputError(
             f"image {parsed.digest} has {len(layers)} layers, but {len(parsed.diff_ids)} diff IDs in its config"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .errors import InvalidInputError
+from .errors import DigestMismatchError, InvalidInputError
 from .model import Descriptor, Digest
 
 
@@ -33,17 +33,19 @@ class Ledger:
         return self._stored.get(digest)
 
     def find(self, wanted: Wanted) -> Descriptor | None:
-        """Return what a layer is stored as, if it is in.
+        """Return what a layer is stored as, if its blob is in. Another blob with the same diff ID has to be read.
 
         Raises:
             InvalidInputError: It is in with another size.
+            DigestMismatchError: It is in, and is another layer than the diff ID says.
         """
-        descriptor = wanted.descriptor
-        if descriptor is not None and descriptor.digest in self._stored:
-            return self.look_up(descriptor)
-        stored = None if wanted.diff_id is None else self._stored.get(wanted.diff_id)
-        if stored is not None and descriptor is not None:
-            self.record(descriptor, stored)  # another compression of a layer that is in
+        if wanted.descriptor is None or wanted.descriptor.digest not in self._stored:
+            return None
+        stored = self.look_up(wanted.descriptor)
+        if wanted.diff_id not in (None, stored.digest):
+            raise DigestMismatchError(
+                wanted.diff_id, stored.digest, what="diff ID", descriptor=wanted.descriptor
+            )
         return stored
 
     def look_up(self, descriptor: Descriptor) -> Descriptor:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 from collections.abc import Generator
-from typing import Any, Protocol
+from typing import Protocol
 
 from . import tar
+from ._adapter import Adapter
 from ._aio import Fairness, Worker, wait_out
 from .content import MAX_BATCH_SIZE
 from .errors import SinkError
@@ -19,7 +21,7 @@ from .formats import Addition, Member
 from .intake import Hasher
 from .model import Digest
 from .plan import ArchiveMember, located
-from .sinks import Sink, SupportsPatch, SupportsRead, SupportsRewind, as_sink, write_some
+from .sinks import AnySink, Sink, SupportsPatch, SupportsRead, SupportsRewind, as_sink, write_some
 
 _MOVE_SIZE = 64 << 20
 """Bytes that are moved by one blocking call: how long a cancel may have to wait."""
@@ -63,9 +65,10 @@ class Output:
         in_order_hash: The hash of what is committed; None where it is not wanted, or no longer known.
     """
 
-    def __init__(self, sink: Any, *, checksum: bool) -> None:
+    def __init__(self, sink: AnySink, *, checksum: bool) -> None:
         self.sink: Sink = as_sink(sink)
-        self.worker: Worker = getattr(self.sink, "worker", None) or Worker("aiodockersave-sink")
+        self._adapter = self.sink if isinstance(self.sink, Adapter) else Adapter()
+        self.worker = self._adapter.worker or Worker("aiodockersave-sink")
         self.position = 0
         self.members: list[ArchiveMember] = []
         self.can_rewind = isinstance(self.sink, SupportsRewind)
@@ -78,8 +81,7 @@ class Output:
     @contextlib.contextmanager
     def held(self) -> Generator[None, None, None]:
         """Keep thread and descriptor of the sink for the time of one call."""
-        hold = getattr(self.sink, "hold", contextlib.nullcontext)
-        with self.worker.held(), hold():
+        with self.worker.held(), self._adapter.hold():
             yield
 
     @property
@@ -91,14 +93,11 @@ class Output:
     @property
     def expected_size(self) -> int | None:
         """How large the archive must become, in bytes, where the sink has promised it to somebody."""
-        size = getattr(self.sink, "expected_size", None)
-        return size if isinstance(size, int) else None
+        return self._adapter.expected_size
 
     async def flush(self) -> None:
         """Wait until the sink has passed on what it holds, as far as it can tell."""
-        flush = getattr(self.sink, "flush", None)
-        if flush is not None:
-            await flush()
+        await self._adapter.flush()
 
     async def read_back(self, size: int) -> Digest:
         """Return the SHA-256 of the first ``size`` bytes of the sink, committed or not."""
@@ -222,10 +221,12 @@ class Transaction:
             return True
         if not isinstance(sink, SupportsRewind):
             return False
-        rewinding = self._output.worker.submit(sink.rewind, self._output.position)
+        rewinding = self._output.worker.submit_always(sink.rewind, self._output.position)
         with contextlib.suppress(BaseException):
             await wait_out(rewinding)
         error = rewinding.exception()
+        if error is None and inspect.isawaitable(rewinding.result()):
+            error = TypeError("rewind() is async: it must be a plain method")
         if error is not None:
             fault.add_note(f"the archive could not be rewound: {type(error).__name__}: {error}")
             return False

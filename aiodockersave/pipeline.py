@@ -27,10 +27,24 @@ from .errors import DockerSaveError
 from .formats import Format, Image, Layers, check_choice, read_image
 from .model import Descriptor, Platform
 from .plan import ImageSpec, Plan, Report, plan_archive
+from .sinks import AnySink
 from .sources import ResolvedImage, Source
 from .writer import ArchiveWriter
 
-__all__ = ["ImageRequest", "prepare", "save"]
+__all__ = [
+    "Event",
+    "ImageFinished",
+    "ImageRequest",
+    "LayerAdvanced",
+    "LayerFinished",
+    "LayerReused",
+    "LayerStarted",
+    "Prepared",
+    "PreparedImage",
+    "SaveStarted",
+    "prepare",
+    "save",
+]
 
 # What `uname` says and `Platform` does not know from elsewhere.
 _MACHINES: Final = {
@@ -210,12 +224,13 @@ def _naming(request: ImageRequest) -> Generator[None, None, None]:
 
 async def save(
     images: Sequence[ImageRequest],
-    target: Any,
+    target: str | os.PathLike[str] | AnySink,
     *,
     format: Format = "docker",
     layers: Layers = "keep",
     platform: Platform | None = None,
     fsync: bool = True,
+    stage_memory: int = 8 << 20,
     stage_dir: str | os.PathLike[str] | None = None,
     max_plain_size: int | None = None,
     checksum: bool = False,
@@ -230,6 +245,7 @@ async def save(
         layers: ``"keep"`` stores layers as the source has them, ``"decompress"`` as plain tars.
         platform: Which of an image's platforms is taken; ``linux`` on this machine's architecture by default.
         fsync: Whether a path's file and directory are brought to the disk.
+        stage_memory: Bytes of memory for content that is staged.
         stage_dir: Where content goes that is staged and too large for memory.
         max_plain_size: The largest layer to accept when decompressing, in bytes.
         checksum: Whether the report has the SHA-256 of the archive.
@@ -256,6 +272,7 @@ async def save(
     options = {
         "format": format,
         "layers": layers,
+        "stage_memory": stage_memory,
         "stage_dir": stage_dir,
         "max_plain_size": max_plain_size,
         "checksum": checksum,
@@ -267,7 +284,9 @@ async def save(
     return _checked_report(archive, prepared.plan)
 
 
-def _open(target: Any, options: dict[str, Any], *, fsync: bool) -> AbstractAsyncContextManager[ArchiveWriter]:
+def _open(
+    target: str | os.PathLike[str] | AnySink, options: dict[str, Any], *, fsync: bool
+) -> AbstractAsyncContextManager[ArchiveWriter]:
     if isinstance(target, str | os.PathLike):
         return open_archive(target, fsync=fsync, **options)
     return ArchiveWriter(target, **options)

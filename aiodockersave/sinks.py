@@ -30,8 +30,9 @@ import socket
 import stat
 import sys
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import IO, Any, Protocol, runtime_checkable
 
+from ._adapter import Adapter
 from ._aio import Worker
 from ._pipes import DescriptorSink, reopening_path
 from .errors import SinkError
@@ -83,7 +84,23 @@ class SupportsRead(Protocol):
         ...
 
 
-def as_sink(obj: Any) -> Sink:
+class SupportsSend(Protocol):
+    """What anyio's byte send streams have."""
+
+    async def send(self, item: bytes, /) -> None:
+        """Send ``item`` once there is room."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close the stream; the adapter does not."""
+        ...
+
+
+AnySink = Sink | IO[bytes] | asyncio.StreamWriter | SupportsSend | Callable[[bytes], Awaitable[Any]]
+"""What can be adapted to a sink."""
+
+
+def as_sink(obj: AnySink) -> Sink:
     """Adapt what a caller has to a sink; what has an ``async write(data)`` of its own is one already.
 
     Takes an aiofiles or anyio file, a binary file, an anyio byte send stream, ``asyncio.StreamWriter`` (a subprocess'
@@ -102,14 +119,24 @@ def as_sink(obj: Any) -> Sink:
         return ResponseSink(obj)
     if not isinstance(obj, type):
         if callable(getattr(obj, "write", None)):
-            return obj  # type: ignore[no-any-return]
-        if callable(getattr(obj, "send", None)) and hasattr(obj, "aclose"):
-            return CallableSink(obj.send)
+            return _checked(obj)
+        send = getattr(obj, "send", None)
+        if callable(send) and hasattr(obj, "aclose"):
+            return CallableSink(send)
         if callable(obj) and (
             inspect.iscoroutinefunction(obj) or inspect.iscoroutinefunction(type(obj).__call__)
         ):
             return CallableSink(obj)
     raise TypeError(f"cannot write to {_kind(obj)}: {_hint(obj)}")
+
+
+def _checked(sink: Any) -> Sink:
+    for power in ("rewind", "patch", "move"):
+        if inspect.iscoroutinefunction(getattr(sink, power, None)):
+            raise TypeError(
+                f"the {power}() of {_kind(sink)} is async: powers are plain methods, which are run in a thread"
+            )
+    return sink  # type: ignore[no-any-return]
 
 
 async def write_some(sink: Sink, data: bytes | memoryview) -> int:
@@ -174,6 +201,8 @@ def _file_sink(file: Any) -> Sink:
         return descriptor_sink(raw.fileno(), flush=file.flush)
     if isinstance(raw, socket.SocketIO | io.BufferedRWPair):  # the second is makefile("rwb")
         raise TypeError("cannot write to the file of a socket: use asyncio.open_connection(sock=…)")
+    if type(file) is io.BytesIO and file.tell() >= len(file.getbuffer()):
+        return BytesIOSink(file)
     return BlockingSink(file)
 
 
@@ -186,12 +215,13 @@ def descriptor_sink(fd: int, *, flush: Callable[[], None] | None = None) -> Sink
     """
     flush = flush or _nothing
     mode = os.fstat(fd).st_mode
-    if stat.S_ISREG(mode) and not _flags(fd) & os.O_APPEND:
+    if stat.S_ISREG(mode) and _may_be_cut(fd):
         return (PatchableFileSink if _is_readable(fd) else FileSink)(fd, flush=flush)
     if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(fd):
         flush()  # as the caller's own next write would; there is nothing in the buffer as a rule
         return DescriptorSink(fd)
-    return BlockingSink(_Descriptor(fd, flush))  # append mode, /dev/null, block devices: they wait for nobody
+    # Append mode, a file with bytes behind, /dev/null, block devices: they wait for nobody, and cannot be cut.
+    return BlockingSink(_Descriptor(fd, flush))
 
 
 def _nothing() -> None:
@@ -204,16 +234,21 @@ def _flags(fd: int) -> int:
     return fcntl.fcntl(fd, fcntl.F_GETFL)
 
 
+def _may_be_cut(fd: int) -> bool:
+    """Tell whether what is written can be taken back: not in append mode, nor over bytes that are there already."""
+    return not _flags(fd) & os.O_APPEND and os.lseek(fd, 0, os.SEEK_CUR) >= os.fstat(fd).st_size
+
+
 def _is_readable(fd: int) -> bool:
     # A file that is open for writing only can be opened anew on Linux.
     return _flags(fd) & os.O_ACCMODE == os.O_RDWR or os.access(reopening_path(fd), os.R_OK)
 
 
-class FileSink:
+class FileSink(Adapter):
     """A regular file, from where it stands on; rewinds. It has a thread of its own while it works."""
 
     def __init__(self, fd: int, *, flush: Callable[[], None] = _nothing) -> None:
-        self.worker = Worker("aiodockersave-file")
+        self.worker: Worker = Worker("aiodockersave-file")
         self._fd = fd
         self._flush = flush
         self._start: int | None = None
@@ -297,11 +332,28 @@ class _Descriptor:
         return os.write(self._fd, data)
 
 
-class BlockingSink:
-    """A file object that writes at once or to a regular file, in a thread: ``GzipFile``, ``BytesIO``, append mode."""
+class BytesIOSink(Adapter):
+    """An ``io.BytesIO``, from its end on; rewinds."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        self._file = file
+        self._start = file.tell()
+
+    async def write(self, data: bytes, /) -> None:
+        """Add ``data``."""
+        self._file.write(data)
+
+    def rewind(self, position: int, /) -> None:
+        """Cut it at ``position``."""
+        self._file.seek(self._start + position)
+        self._file.truncate()
+
+
+class BlockingSink(Adapter):
+    """A file object that writes at once or to a regular file, in a thread: ``GzipFile``, append mode."""
 
     def __init__(self, file: Any) -> None:
-        self.worker = Worker("aiodockersave-file")
+        self.worker: Worker = Worker("aiodockersave-file")
         self._write = file.write
 
     async def write(self, data: bytes, /) -> int | None:
@@ -313,7 +365,7 @@ class BlockingSink:
 # ── streams ──
 
 
-class StreamWriterSink:
+class StreamWriterSink(Adapter):
     """``asyncio.StreamWriter``: waits for room first and hands over then, so that a cancelled wait left nothing."""
 
     def __init__(self, writer: asyncio.StreamWriter) -> None:
@@ -337,7 +389,7 @@ class StreamWriterSink:
         await self._writer.drain()
 
 
-class ResponseSink:
+class ResponseSink(Adapter):
     """aiohttp's ``StreamResponse``, prepared by the caller.
 
     Attributes:
@@ -346,7 +398,7 @@ class ResponseSink:
     """
 
     def __init__(self, response: Any) -> None:
-        self.expected_size: int | None = response.content_length
+        self.expected_size = response.content_length
         self._response = response
         self._sent = 0
 
@@ -364,7 +416,7 @@ class ResponseSink:
         await self._response.write(data)
 
 
-class CallableSink:
+class CallableSink(Adapter):
     """An ``async def`` that takes bytes: the caller's own function, a stream's ``send``."""
 
     def __init__(self, write: Callable[[bytes], Awaitable[Any]]) -> None:

@@ -23,7 +23,6 @@ from __future__ import annotations
 import asyncio
 import enum
 import os
-import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
@@ -42,6 +41,7 @@ from .ledger import Ledger, Wanted
 from .model import Descriptor, Digest
 from .output import Output, Transaction, check_promise
 from .plan import Report
+from .sinks import AnySink
 from .staging import Memory, Stage, check_bytes
 
 P = ParamSpec("P")
@@ -49,7 +49,9 @@ T = TypeVar("T")
 
 STAGING_SLOTS = 2
 _COMPUTE_INLINE = 64 << 10
-"""Bytes of a config that are parsed on the loop: well below a millisecond."""
+"""Bytes of documents that are read or made on the loop, which takes about a millisecond."""
+_NAME_COST = 512
+"""What a layer or tag costs, in such bytes: its legacy metadata, its place in ``manifest.json``."""
 
 
 class _State(enum.Enum):
@@ -71,7 +73,7 @@ class ArchiveWriter:
 
     def __init__(
         self,
-        sink: Any,
+        sink: AnySink,
         *,
         format: Format = "docker",
         layers: Layers = "keep",
@@ -111,6 +113,7 @@ class ArchiveWriter:
         self._calls = Calls()
         self._lock = asyncio.Lock()
         self._slots = asyncio.Semaphore(STAGING_SLOTS)
+        self._end_cost = 0
         self._state = _State.OPEN
         self._cause: BaseException | None = None
         self._torn = (0, "")
@@ -135,6 +138,9 @@ class ArchiveWriter:
         A digest that is in already is not read again. An unknown size or digest is found by staging: the content is
         received as a whole before its turn, in memory or a temporary file, unless the sink can be patched.
 
+        The content is closed while this call has its turn: others wait for it. It must not call this writer, also not
+        through a task that it waits for.
+
         Args:
             content: What is read, see :mod:`aiodockersave.content`. It is opened when its turn has come, and closed.
             descriptor: What the content must be; its size may be None. Without it the media type is told from the
@@ -152,6 +158,7 @@ class ArchiveWriter:
         the content raises while it is closed.
         """
         opened = OpenContent(content)
+        del content  # the first cause of a broken writer keeps this frame
         try:
             wanted = self._wanted(descriptor, diff_id)
             with self._calls.enter() as call:
@@ -261,13 +268,15 @@ class ArchiveWriter:
         """
         with self._calls.enter() as call:
             self._check_open()
-            checked = await self._compute(len(config), read_image, config, image, repo_tags)
+            layers = image.layers if isinstance(image, ImageManifest) else image
+            cost = len(config) + _NAME_COST * (len(layers) + len(repo_tags))
+            checked = await self._compute(cost, read_image, config, image, repo_tags)
             async with self._lock:
                 self._check_open()
                 stored = [self._ledger.look_up(layer).digest for layer in checked.layers]
                 if self._decompress:
                     _check_diff_ids(stored, checked.config.diff_ids)
-                addition = await self._compute(len(config), self._builder.prepare_image, checked, stored)
+                addition = await self._compute(cost, self._builder.prepare_image, checked, stored)
 
                 async def work(transaction: Transaction) -> Callable[[], None]:
                     transaction.writing = f"image {checked.config.digest}"
@@ -276,14 +285,15 @@ class ArchiveWriter:
                     return lambda: self._commit(transaction, addition)
 
                 await self._transact_locked(call, work)
+                self._end_cost += cost - len(config)
 
     def _commit(self, transaction: Transaction, addition: Addition) -> None:
         transaction.commit(addition)
         self._builder.commit(addition)
 
-    async def _compute(self, size: int, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a pure function of ``size`` bytes, in a thread where it would take long."""
-        if size <= _COMPUTE_INLINE:
+    async def _compute(self, cost: int, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a pure function that costs as much as ``cost`` bytes, in a thread where it would take long."""
+        if cost <= _COMPUTE_INLINE:
             return call(*args, **kwargs)
         return await self._output.worker.run(call, *args, **kwargs)
 
@@ -313,7 +323,7 @@ class ArchiveWriter:
                 await self._transact_locked(call, self._finish_locked)
 
     async def _finish_locked(self, transaction: Transaction) -> Callable[[], None]:
-        addition = self._builder.prepare_end()
+        addition = await self._compute(self._end_cost, self._builder.prepare_end)
         data = b"".join((*(member.literal for member in addition.members), tar.END_OF_ARCHIVE))
         check_promise(self._output, transaction.cursor + len(data))
         transaction.writing = "the end of the archive"
@@ -351,12 +361,14 @@ class ArchiveWriter:
         Cancel: the archive is given up all the same, but calls may still be running.
         """
         self._calls.check_entry()
+        self._give_up()
+        if self._state is _State.ABORTED:
+            await self._calls.wait()
+
+    def _give_up(self) -> None:
         if self._state is _State.OPEN:
             self._state = _State.ABORTED
             self._calls.interrupt(aborted=True)
-        if self._state is _State.ABORTED:
-            await self._calls.wait()
-        self._clear_frames()
 
     async def __aenter__(self) -> Self:
         running_task()
@@ -365,7 +377,9 @@ class ArchiveWriter:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        if exc_type is None and self._state is not _State.ABORTED:
+        if exc_type is GeneratorExit:  # the caller is being closed: nothing can be awaited any more
+            self._give_up()
+        elif exc_type is None and self._state is not _State.ABORTED:
             try:
                 await self.close()
             except BaseException:
@@ -416,15 +430,9 @@ class ArchiveWriter:
 
     def _check_open(self) -> None:
         if self._state is _State.BROKEN:
-            self._clear_frames()
             raise WriterBrokenError(*self._torn) from self._cause
         if self._state is not _State.OPEN:
             raise WriterClosedError(aborted=self._state is _State.ABORTED)
-
-    def _clear_frames(self) -> None:
-        # The traceback of the first cause would keep the content of the broken call alive.
-        if self._cause is not None:
-            traceback.clear_frames(self._cause.__traceback__)
 
 
 async def _nothing_to_undo(_: BaseException) -> None:

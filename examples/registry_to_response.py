@@ -1,12 +1,13 @@
-"""Stream an image from a registry into an HTTP response, without a temporary copy.
+"""Stream an image into an HTTP response, from a registry that is asked by a client of some thirty lines.
 
-Needs aiohttp, and a registry that answers without a login, such as Debian's docker-registry. Run it::
+It shows how little a client needs to do. It does not log in, choose a platform or try again: ``RegistrySource`` does, in
+``stream_to_client.py``. Needs aiohttp, and a registry such as Debian's docker-registry. Run it::
 
     python examples/registry_to_response.py http://127.0.0.1:5000 8080
     curl -s http://127.0.0.1:8080/app:1.0 | podman load
 
 curl begins to receive as soon as the manifest is known. Each blob goes from the registry through the writer to the
-client, chunk by chunk: the client's pace is the registry's. Stop curl, and the transfer from the registry stops with it.
+client, chunk by chunk: the client's pace is the registry's. Stop curl, and the transfer ends with the next chunk.
 """
 
 from __future__ import annotations

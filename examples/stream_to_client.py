@@ -24,12 +24,12 @@ from aiodockersave import (
     ImageNotFoundError,
     ImageSpec,
     InvalidReferenceError,
+    MappingCredentials,
     Platform,
     RegistrySource,
     ResolvedImage,
     plan_archive,
 )
-from aiodockersave.sources.credentials import MappingCredentials
 
 PLATFORM = Platform("linux", "amd64")  # not this machine's: every server answers the same
 REGISTRY, SOURCE = web.AppKey("registry", str), web.AppKey("source", RegistrySource)

@@ -20,6 +20,7 @@ from typing import Any, Self
 import pytest
 
 from aiodockersave import ArchiveWriter, Report, WriterBrokenError, _aio, content, intake, output, staging
+from aiodockersave._adapter import Adapter
 from aiodockersave.tar import BLOCK_SIZE, END_OF_ARCHIVE
 from tests.images import Compression, Layer, make_image, make_layer
 from tests.interruption import (
@@ -132,7 +133,7 @@ class ManagedContent(FakeContent):
 # ── sinks ──
 
 
-class FakeSink:
+class FakeSink(Adapter):
     """Keeps what it is given. A write suspends before and after it takes its data.
 
     Attributes:

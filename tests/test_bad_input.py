@@ -411,7 +411,7 @@ async def _raise_sink() -> None:
 
 async def _put(content: object, descriptor: Descriptor | None = None, **options: Any) -> None:
     async with ArchiveWriter(ListSink(), **options) as archive:
-        await archive.put_layer(content, descriptor)
+        await archive.put_layer(content, descriptor)  # type: ignore[arg-type]
 
 
 async def _raise_conflict() -> None:

@@ -492,3 +492,17 @@ def test_two_writers_of_one_file(layouts: Path, target: Path) -> None:
             assert (one.wait(LIMIT), two.wait(LIMIT)) == (0, 0)
         assert is_archive_of(target, SMALL) != is_archive_of(target, OTHER)
         assert [path.name for path in target.parent.iterdir()] == ["a.tar"]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["save", "--help"]], ids=" ".join)
+def test_a_full_standard_output_is_one_line(arguments: list[str]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "aiodockersave", *arguments],
+            check=False,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=30,
+        )
+    assert ended.returncode == 1
+    assert ended.stderr.decode() == "aiodockersave: standard output: No space left on device\n"

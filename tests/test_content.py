@@ -81,7 +81,7 @@ async def put(content: object, descriptor: Descriptor | None = LAYER.descriptor,
     """Put one layer and close; return the archive."""
     sink = ListSink()
     async with ArchiveWriter(sink) as archive:
-        await archive.put_layer(content, descriptor, **options)
+        await archive.put_layer(content, descriptor, **options)  # type: ignore[arg-type]
     return sink.getvalue()
 
 

@@ -27,6 +27,7 @@ from aiodockersave import (
     sinks,
     tar,
 )
+from aiodockersave._adapter import Adapter
 from aiodockersave.content import MAX_BATCH_SIZE
 from aiodockersave.formats import Addition, blob_member
 from aiodockersave.output import OneBatch, Output, Transaction, check_promise
@@ -74,7 +75,7 @@ async def test_powers(sink: type[Any], checksum: bool, can_rewind: bool, can_pat
 
 
 async def test_a_sink_may_say_how_much_it_handed_over_and_has_promised() -> None:
-    class Promising(ListSink):
+    class Promising(ListSink, Adapter):
         handed_over = 5
         expected_size = 100
 

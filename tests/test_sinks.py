@@ -183,7 +183,7 @@ async def test_what_cannot_be_written_to_is_refused(
 
 
 async def test_a_write_that_blocks_is_refused() -> None:
-    archive = ArchiveWriter(SyncSink())
+    archive = ArchiveWriter(SyncSink())  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"the write\(\) of SyncSink is not async: pass a file"):
         await archive.put_layer(SMALL.blob, SMALL.descriptor)
     assert not is_open(archive)  # who knows what it wrote

@@ -22,7 +22,18 @@ PACKAGE = Path(aiodockersave.__file__).parent
 DECIDES = ("errors", "gojson", "model", "documents", "reference", "tar", "formats", "plan", "decompression")
 ACTS = (
     *("_aio", "content", "staging", "intake"),
-    *("_pipes", "sinks", "output", "ledger", "layers", "_calls", "_target", "writer", "archive_file"),
+    *(
+        "_adapter",
+        "_pipes",
+        "sinks",
+        "output",
+        "ledger",
+        "layers",
+        "_calls",
+        "_target",
+        "writer",
+        "archive_file",
+    ),
     *("sources", "pipeline", "web", "cli"),
 )
 ROOMS = (*DECIDES, *ACTS)

@@ -29,6 +29,7 @@ from aiodockersave import (
     plan_archive,
     tar,
 )
+from aiodockersave._adapter import Adapter
 from aiodockersave.model import OCI_LAYER, OCI_LAYER_GZIP, OCI_LAYER_ZSTD
 from tests.images import (
     Compression,
@@ -225,17 +226,34 @@ async def test_a_layer_that_is_in_is_not_opened_again(make_sink: type[AnySink], 
 
 
 @SINK_TABLE
-async def test_two_compressions_of_one_layer_are_stored_once_where_the_diff_id_tells(
-    make_sink: type[AnySink],
-) -> None:
+async def test_two_compressions_of_one_layer_are_read_and_stored_once(make_sink: type[AnySink]) -> None:
     sink = make_sink()
     async with ArchiveWriter(sink, layers="decompress") as archive:
         first = await archive.put_layer(GZIP.blob, GZIP.descriptor)
-        second = await archive.put_layer(unopened, ZSTD.descriptor, diff_id=GZIP.diff_id)
+        second = await archive.put_layer(ZSTD.blob, ZSTD.descriptor, diff_id=GZIP.diff_id)
         assert first == second == GZIP.plain_descriptor
         image = make_image(ZSTD, GZIP, PLAIN)
         await archive.put_image(image.config, image.manifest)
     assert read_entries(sink.getvalue()) == derive_entries([image], "decompress")
+
+
+@SINK_TABLE
+async def test_a_diff_id_that_is_in_is_no_reason_to_believe_it(make_sink: type[AnySink]) -> None:
+    """Else one layer would silently stand for another, and go on to do so in later images."""
+    other = make_layer({"other": b"another layer"})
+    sink = make_sink()
+    archive = ArchiveWriter(sink, layers="decompress")
+    await archive.put_layer(GZIP.blob, GZIP.descriptor)
+    before = sink.getvalue()
+    with pytest.raises(DigestMismatchError, match="diff ID"):
+        await archive.put_layer(other.blob, other.descriptor, diff_id=GZIP.diff_id, stage=True)
+    with pytest.raises(DigestMismatchError, match="diff ID"):
+        await archive.put_layer(unopened, GZIP.descriptor, diff_id=other.diff_id)
+    assert sink.getvalue() == before
+    assert not archive.has_blob(other.descriptor.digest)
+    assert (
+        await archive.put_layer(other.blob, other.descriptor, diff_id=other.diff_id) == other.plain_descriptor
+    )
 
 
 @pytest.mark.usefixtures("batches")
@@ -568,7 +586,7 @@ async def test_nothing_is_written_before_the_first_put_and_nothing_is_held_back(
     assert len(sink.writes) == 3
 
 
-class PromisedSink(ListSink):
+class PromisedSink(ListSink, Adapter):
     """Has told somebody how large the archive will be; says when it was asked to pass on what it holds."""
 
     def __init__(self, size: int) -> None:

@@ -909,24 +909,54 @@ async def test_a_rewind_that_fails_breaks_the_archive() -> None:
 
 
 async def test_a_broken_writer_does_not_keep_the_content_alive() -> None:
+    """By no frame of ours, that is: those of a content that raises are in the first cause's traceback."""
+
     class Connection:
-        """What a content holds while it is read."""
+        """A content."""
+
+        async def read(self, _: int) -> bytes:
+            return b"not what was promised"
 
     archive = ArchiveWriter(ListSink())
+    await archive.put_layer(FIRST.blob, FIRST.descriptor)
     alive: list[weakref.ref[Connection]] = []
 
-    async def connected() -> AsyncIterator[bytes]:
+    def connect() -> Connection:
         connection = Connection()
         alive.append(weakref.ref(connection))
-        async for chunk in chunks_of(FIRST.blob):
-            yield chunk
-        raise LookupError("lost")
+        return connection
 
-    with pytest.raises(LookupError):
-        await archive.put_layer(connected, FIRST.descriptor)
-    await outcome_of(archive.close())
+    first = await outcome_of(archive.put_layer(connect, SECOND.descriptor))
+    assert isinstance(first, ContentError)
     gc.collect()
     assert alive[0]() is None
+
+
+async def test_a_broken_writer_leaves_the_frames_of_others_alone() -> None:
+    """Those who caught the first cause may still be at work: clearing their frames would end them."""
+    failing = OSError("lost")
+
+    class Failing(ListSink):
+        async def write(self, data: bytes) -> None:
+            raise failing
+
+    archive = ArchiveWriter(Failing())
+    caught, told = asyncio.Event(), asyncio.Event()
+
+    async def handle() -> str:
+        try:
+            await archive.put_layer(FIRST.blob, FIRST.descriptor)
+        except OSError:
+            caught.set()
+            await told.wait()
+        return "went on"
+
+    handling = asyncio.create_task(handle())
+    await caught.wait()
+    assert isinstance(await outcome_of(archive.close()), WriterBrokenError)
+    await archive.abort()
+    told.set()
+    assert await handling == "went on"
 
 
 # ── before the first step, and after the last ──

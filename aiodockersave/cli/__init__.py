@@ -20,6 +20,8 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import click
 
 HELP = """\
@@ -42,8 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command line, the process's own by default, and return the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments == ["--help"] and sys.stdout is not None:
-        sys.stdout.write(HELP)
-        return 0
+        return _printing(_print_help)
     import signal  # noqa: PLC0415 - not for --help
 
     # Until a loop takes it over, Ctrl-C ends the process at once, as SIGTERM does: there is nothing to clean up yet, and
@@ -52,12 +53,36 @@ def main(arguments: list[str] | None = None) -> int:
     if default:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        return _run(arguments)
+        return _printing(lambda: _run(arguments))
     except KeyboardInterrupt:
         return 130
     finally:
         if default:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _print_help() -> int:
+    sys.stdout.write(HELP)
+    return 0
+
+
+def _printing(call: Callable[[], int]) -> int:
+    """Run what prints on standard output, and end in one line where that cannot be written."""
+    try:
+        code = call()
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        from .running import give_up_output  # noqa: PLC0415 - not for --help
+
+        give_up_output()
+        if isinstance(error, BrokenPipeError):
+            return 141
+        from .terminal import print_error  # noqa: PLC0415
+
+        print_error(f"aiodockersave: standard output: {error.strerror or error}")
+        return 1
+    return code
 
 
 def _run(arguments: list[str]) -> int:

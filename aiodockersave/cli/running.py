@@ -47,12 +47,12 @@ def run(work: Callable[[], Awaitable[None]], terminal: Terminal, *, target: str 
         return EXIT_SIGNAL + (signal.SIGINT if error.signal is signal.SIGINT else signal.SIGTERM)
     except BrokenPipeError as error:
         if target is None:
-            _give_up_output()
+            give_up_output()
             return EXIT_SIGNAL + signal.SIGPIPE
         terminal.fail(_reason(error, target), error)
     except OSError as error:
         if target is None:
-            _give_up_output()
+            give_up_output()
         terminal.fail(_reason(error, target or "standard output"), error)
     except DockerSaveError as error:
         terminal.fail(_with_notes(str(error), error), error)
@@ -108,7 +108,7 @@ def _with_notes(line: str, error: BaseException) -> str:
     return f"{line} ({'; '.join(notes)})" if notes else line
 
 
-def _give_up_output() -> None:
+def give_up_output() -> None:
     """Send what standard output still holds nowhere: the interpreter would fail to flush it at exit."""
     if sys.stdout is not None:
         nowhere = os.open(os.devnull, os.O_WRONLY)

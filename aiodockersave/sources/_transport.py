@@ -6,17 +6,19 @@ the origin (scheme, host, port) that it is for, and nowhere else.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from aiodockersave import __version__
+from aiodockersave._aio import Worker, wait_out
 from aiodockersave.errors import ContentTooLargeError, DockerSaveError, RegistryError
 
 from ._addresses import AddressClass, is_loopback_name
 from ._answers import Origin, number, origin, parse_error_body, redirect_target, retry_after, shown, shown_url
-from ._dialling import Dialler, Settings, Timeouts
+from ._dialling import Dialler, Settings, Timeouts, load_aiohttp
 from ._faults import explain, explain_status, fault_kinds, is_tls_refusal
 from ._retrying import InterruptedTransfer
 
@@ -228,8 +230,8 @@ class Transport:
         own = {"Accept-Encoding": "identity", "User-Agent": f"aiodockersave/{__version__}"}
         if request.form is not None:
             own["Content-Type"] = "application/x-www-form-urlencoded"
+        options = await self._prepare(target)
         kinds = fault_kinds()
-        options = await self.dialler.options(target)
         try:
             session = await self.dialler.choose(target)
             raw = await session.request(
@@ -245,6 +247,16 @@ class Transport:
             is_refusal = target[0] == "https" and is_tls_refusal(exc)
             fault = explain(exc, what=request.what, url=url, timeouts=self._timeouts)
         raise _TlsRefusal if is_refusal else fault  # outside of the handler, so that it has no context
+
+    async def _prepare(self, target: Origin) -> dict[str, Any]:
+        """Return the options of requests to an origin. aiohttp is imported meanwhile, which takes as long, in a thread."""
+        if "aiohttp" in sys.modules:
+            return await self.dialler.options(target)
+        importing = Worker("aiodockersave-import").submit(load_aiohttp)
+        try:
+            return await self.dialler.options(target)
+        finally:
+            await wait_out(importing)
 
 
 class _TlsRefusal(Exception):  # noqa: N818 - it does not leave this module

@@ -49,6 +49,7 @@ _MAX_HEADER = 64 << 10
 _MAX_DEPTH = 4
 """Indexes below ``index.json``, one in the other; real ones have one."""
 _MAX_LISTED = 20
+_MAX_NAME = 100
 
 
 class OciLayoutSource:
@@ -119,7 +120,11 @@ class OciLayoutSource:
         return ResolvedImage(reference, manifest, self._read_document(manifest.config, "config"))
 
     def _name(self, reference: str) -> str:
-        return f"oci:{shown(self._path)}:{reference}" if reference else f"oci:{shown(self._path)}"
+        return (
+            f"oci:{shown(self._path)}:{shown(reference)[:_MAX_NAME]}"
+            if reference
+            else f"oci:{shown(self._path)}"
+        )
 
     def _not_found(self, reference: str, reason: str) -> ImageNotFoundError:
         return ImageNotFoundError(self._name(reference), reason)
@@ -145,7 +150,11 @@ class OciLayoutSource:
             raw = read_file(path, MAX_DOCUMENT_SIZE)
         except FileNotFoundError:
             raise self._not_found(reference, "the layout has no index.json") from None
-        images = ImageIndex.parse(raw).manifests
+        try:
+            images = ImageIndex.parse(raw).manifests
+        except InvalidDocumentError as exc:
+            exc.add_note(shown(path))
+            raise
         found = {image.digest: image for image in _matching(images, reference)}
         if len(found) == 1:
             return found.popitem()[1]
@@ -181,7 +190,11 @@ def _matching(images: Iterable[Descriptor], reference: str) -> list[Descriptor]:
 
 
 def _listed(images: Iterable[Descriptor]) -> str:
-    names = list(dict.fromkeys(image.annotations.get(REF_NAME) or str(image.digest) for image in images))
+    names = list(
+        dict.fromkeys(
+            shown(image.annotations.get(REF_NAME) or str(image.digest))[:_MAX_NAME] for image in images
+        )
+    )
     more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
     return (", ".join(names[:_MAX_LISTED]) or "no images at all") + more
 

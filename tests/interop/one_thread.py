@@ -21,7 +21,7 @@ def use_one_thread() -> None:
     """Give all workers the same thread, which never ends."""
     jobs: SimpleQueue[Any] = SimpleQueue()
     threading.Thread(target=_aio._serve, args=(jobs,), daemon=True).start()
-    setattr(_aio.Worker, "_stop_if_idle", lambda _: None)  # noqa: B010 - a method of another type
+    setattr(_aio.Worker, "_stop_unless_held", lambda _: None)  # noqa: B010 - a method of another type
     begin = _aio.Worker.__init__
 
     def begin_shared(worker: _aio.Worker, name: str) -> None:

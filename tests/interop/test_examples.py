@@ -2,56 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import importlib.util
 import os
+import random
+import re
 import shutil
-import socket
-import subprocess
+import ssl
 import sys
 import tarfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import aiohttp
 import pytest
+import trustme
 
-from tests.test_examples import EXAMPLES, environment, example
+from aiodockersave import Digest, Platform, Reference, Source
+from aiodockersave.pipeline import default_platform
+from tests.images import Image, archive_of, make_image, make_layer
+from tests.test_examples import EXAMPLES, LIMIT, example, serving, until
 
-from .programs import Podman, Registry, push_layout, run
+from .programs import Podman, ProgramError, Registry, push_layout, run, running_registry
+from .pushing import Entry, attestation_of, push, push_index
 
 HELLO = EXAMPLES / "hello"
-TIME_LIMIT = 30.0
-
-
-@contextmanager
-def serving(name: str, registry: str) -> Iterator[int]:
-    """Run an example that serves HTTP; give its port once it answers."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, EXAMPLES / name, registry, str(port)],
-        env={**os.environ, **environment()},
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        wait_for_port(process, port)
-        yield port
-    finally:
-        process.terminate()
-        process.wait(TIME_LIMIT)
-
-
-def wait_for_port(process: subprocess.Popen[bytes], port: int) -> None:
-    give_up = time.monotonic() + TIME_LIMIT
-    while time.monotonic() < give_up and process.poll() is None:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        except ConnectionRefusedError:
-            time.sleep(0.02)
-        else:
-            return
-    pytest.fail("the example does not listen")
+linux = pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="connections are looked up in /proc")
 
 
 @pytest.mark.interop("podman")
@@ -69,20 +49,6 @@ def test_pipe_to_podman(podman: Podman) -> None:
         assert (files / "hello.txt").exists()
 
 
-@pytest.mark.interop("docker-registry", "skopeo", "podman")
-def test_registry_to_response(docker_registry: Registry, podman: Podman) -> None:
-    """A real registry's blobs go straight into an HTTP response, and podman loads what comes out."""
-    push_layout(HELLO, "app:1.0", docker_registry, reference="latest")
-    with serving("registry_to_response.py", docker_registry.url) as port:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIME_LIMIT)
-        connection.request("GET", "/app:1.0")
-        body = connection.getresponse().read()
-        connection.close()
-    assert podman.load(body) == ["docker.io/library/app:1.0"]
-    with podman.files_of("docker.io/library/app:1.0") as files:
-        assert (files / "hello.txt").read_text().startswith("Hello")
-
-
 def layer_of(layout: Path) -> list[str]:
     """Return the names in the only layer of a layout."""
     (layer,) = (path for path in layout.rglob("*") if path.is_file() and path.read_bytes()[:2] == b"\x1f\x8b")
@@ -98,3 +64,281 @@ def test_make_hello(tmp_path: Path) -> None:
     assert (tmp_path / "hello" / "blobs" / "sha256" / digest.removeprefix("sha256:")).exists()
     for layout in (tmp_path / "hello", HELLO):
         assert layer_of(layout) == ["hello", "hello.txt"]
+
+
+# ── from a registry to a file ──
+
+OTHER = Platform("linux", "s390x")
+
+
+@dataclass(frozen=True)
+class App:
+    """An image for two platforms in a registry, with an attestation.
+
+    Attributes:
+        path: Repository and tag.
+        own: The image for this machine.
+        other: The image for `OTHER`.
+        digest: Of the manifest for `OTHER`.
+    """
+
+    path: str
+    own: Image
+    other: Image
+
+    @property
+    def digest(self) -> Digest:
+        return self.other.manifest.digest
+
+
+def make_app(registry: Registry, repository: str) -> App:
+    """Push an image of two layers, which no other repository has."""
+    images = {}
+    for platform in (default_platform(), OTHER):
+        text = f"{repository} for {platform}"
+        attributes: dict[str, Any] = attributes_of(platform)
+        layers = make_layer({"data": random.Random(text).randbytes(300_000)}), make_layer({"app": b"app\n"})
+        images[platform] = make_image(*layers, comment=text, **attributes)
+    own, other = images.values()
+    push_index(
+        registry,
+        repository,
+        "1.0",
+        Entry(other, {"os": "linux", **attributes_of(OTHER)}),
+        Entry(attestation_of(own), {"os": "unknown", "architecture": "unknown"}, own),
+        Entry(own, {"os": "linux", **attributes_of(default_platform())}),
+    )
+    return App(f"{repository}:1.0", own, other)
+
+
+def attributes_of(platform: Platform) -> dict[str, str]:
+    variant = {"variant": platform.variant} if platform.variant else {}
+    return {"architecture": platform.architecture, **variant}
+
+
+@pytest.fixture(scope="session")
+def app(docker_registry: Registry) -> App:
+    return make_app(docker_registry, "examples/app")
+
+
+@pytest.mark.interop("docker-registry")
+async def test_save_from_registry(docker_registry: Registry, app: App, tmp_path: Path) -> None:
+    name, archive = f"{docker_registry.address}/{app.path}", tmp_path / "app.tar"
+    *layers, summary = example("save_from_registry.py", name, archive).splitlines()
+    assert archive.read_bytes() == await archive_of([app.own.tagged(name)])
+    assert [line.split()[1] for line in layers] == [str(layer.descriptor.digest) for layer in app.own.layers]
+    assert layers[-1].startswith("100%")
+    assert summary.endswith(f"{archive.stat().st_size} bytes, {Digest.of(archive.read_bytes())}")
+
+
+@pytest.mark.interop("docker-registry")
+async def test_save_from_registry_for_a_platform(docker_registry: Registry, app: App, tmp_path: Path) -> None:
+    name, archive = f"{docker_registry.address}/{app.path}", tmp_path / "app.tar"
+    example("save_from_registry.py", name, archive, str(OTHER))
+    assert archive.read_bytes() == await archive_of([app.other.tagged(name)])
+
+
+@pytest.mark.interop("docker-registry")
+def test_save_from_registry_what_is_not_there(docker_registry: Registry, app: App, tmp_path: Path) -> None:
+    archive = tmp_path / "app.tar"
+    archive.write_bytes(b"old")
+    with pytest.raises(
+        ProgramError, match=r"exit code 1\nno image for platform linux/riscv64; there are: "
+    ) as caught:
+        example("save_from_registry.py", f"{docker_registry.address}/{app.path}", archive, "linux/riscv64")
+    assert len(caught.value.output.splitlines()) == 1
+    assert archive.read_bytes() == b"old"
+
+
+# ── from a registry to clients ──
+
+
+@pytest.mark.interop("docker-registry", "skopeo", "podman")
+def test_registry_to_response(docker_registry: Registry, podman: Podman) -> None:
+    """A real registry's blobs go straight into an HTTP response, and podman loads what comes out."""
+    push_layout(HELLO, "app:1.0", docker_registry, reference="latest")
+    with serving("registry_to_response.py", docker_registry.url) as server:
+        body = server.get("/app:1.0")
+    assert podman.load(body) == ["docker.io/library/app:1.0"]
+    with podman.files_of("docker.io/library/app:1.0") as files:
+        assert (files / "hello.txt").read_text().startswith("Hello")
+
+
+def connections(pid: int, address: str) -> int:
+    """Count the open connections of a process to an IPv4 address of this machine (Linux)."""
+    sockets = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile
+            sockets.add(str(descriptor.readlink()))
+    port = f":{int(address.rpartition(':')[2]):04X}"
+    rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(row[2].endswith(port) and f"socket:[{row[9]}]" in sockets for row in rows)
+
+
+@linux
+@pytest.mark.interop("docker-registry")
+async def test_stream_to_client_that_leaves(docker_registry: Registry) -> None:
+    """The client takes a little and goes: its transfer ends, and the next one is served."""
+    layer = make_layer({"data": random.Random(12).randbytes(40_000_000)}, None)  # more than buffers hold
+    image = make_image(layer)
+    name = push(docker_registry, "examples/large", "1.0", image)
+    expected = await archive_of([image.tagged(name)])
+    with serving("stream_to_client.py", docker_registry.address) as server:
+        with contextlib.closing(
+            http.client.HTTPConnection("127.0.0.1", server.port, timeout=LIMIT)
+        ) as client:
+            client.request("GET", "/examples/large:1.0")
+            with client.getresponse() as response:
+                assert response.length == len(expected), "the size is known ahead"
+                assert response.read(100_000) == expected[:100_000]
+                assert connections(server.pid, docker_registry.address) == 1
+        await until(lambda: connections(server.pid, docker_registry.address) == 0, seconds=5)
+        assert server.get("/examples/large:1.0") == expected
+
+
+# ── clients of other people ──
+
+
+@dataclass(frozen=True)
+class Client:
+    """An example of a source that is made of somebody else's client.
+
+    Attributes:
+        example: Its file.
+        module: What has to be installed.
+        open_source: Opens its source for a repository, with a session whose connections verify TLS.
+    """
+
+    example: str
+    module: str
+    open_source: Callable[
+        [Any, str, ssl.SSLContext], AbstractAsyncContextManager[tuple[Source, aiohttp.ClientSession]]
+    ]
+
+
+def load_example(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name.removesuffix(".py"), EXAMPLES / name)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@asynccontextmanager
+async def open_aioregistry(
+    module: Any, name: str, tls: ssl.SSLContext
+) -> AsyncIterator[tuple[Source, aiohttp.ClientSession]]:
+    async with aiohttp.ClientSession() as session:
+        client = module.AsyncRegistryClient(session=session, ssl_context=tls)
+        yield module.AioregistrySource(client, Reference.parse(name)), session
+
+
+@asynccontextmanager
+async def open_gardener(
+    module: Any, name: str, tls: ssl.SSLContext
+) -> AsyncIterator[tuple[Source, aiohttp.ClientSession]]:
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls)) as session:
+        yield module.GardenerSource(module.Client(session=session), name), session
+
+
+CLIENTS = (
+    Client("aioregistry_source.py", "aioregistry", open_aioregistry),
+    Client("gardener_oci_source.py", "oci.client_async", open_gardener),
+)
+
+
+@pytest.fixture(params=CLIENTS, ids=lambda client: client.module)
+def client(request: pytest.FixtureRequest) -> Client:
+    client: Client = request.param
+    pytest.importorskip(client.module)
+    return client
+
+
+@dataclass(frozen=True)
+class Secure:
+    """A registry behind TLS, with the same images as `docker_registry`."""
+
+    registry: Registry
+    ca_file: Path
+
+
+@pytest.fixture(scope="session")
+def secure(docker_registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secure]:
+    folder, ca = tmp_path_factory.mktemp("secure"), trustme.CA()
+    ca_file, certificate = folder / "ca.pem", folder / "registry.pem"
+    ca.cert_pem.write_to_path(str(ca_file))
+    ca.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(certificate))
+    with running_registry(folder, data=docker_registry.data, certificate=certificate) as registry:
+        yield Secure(registry, ca_file)
+
+
+@pytest.mark.interop("docker-registry")
+async def test_client_by_tag(client: Client, secure: Secure, app: App, tmp_path: Path) -> None:
+    name, archive = f"{secure.registry.address}/{app.path}", tmp_path / "app.tar"
+    said = example(client.example, name, archive, secure.ca_file)
+    assert archive.read_bytes() == await archive_of([app.own.tagged(name)])
+    assert f"{archive.stat().st_size} bytes" in said
+
+
+@pytest.mark.interop("docker-registry")
+async def test_client_by_digest(client: Client, secure: Secure, app: App, tmp_path: Path) -> None:
+    name, archive = f"{secure.registry.address}/{app.path}@{app.digest}", tmp_path / "app.tar"
+    example(client.example, name, archive, secure.ca_file)
+    assert archive.read_bytes() == await archive_of([app.other])
+
+
+@pytest.mark.interop("docker-registry")
+def test_client_verifies_the_certificate(client: Client, secure: Secure, app: App, tmp_path: Path) -> None:
+    asked = secure.registry.log.read_text().count("GET /v2")
+    with pytest.raises(ProgramError, match="CERTIFICATE_VERIFY_FAILED"):
+        example(client.example, f"{secure.registry.address}/{app.path}", tmp_path / "app.tar")
+    assert secure.registry.log.read_text().count("GET /v2") == asked
+    assert list(tmp_path.iterdir()) == []
+
+
+def spoil(registry: Registry, digest: Digest) -> None:
+    """Change the last character of what a registry has under a digest that stands in the content."""
+    path = registry.data / "docker/registry/v2/blobs/sha256" / digest.encoded[:2] / digest.encoded / "data"
+    data = bytearray(path.read_bytes())
+    found = re.search(rb"sha256:[0-9a-f]{64}", data)
+    position = found.end() - 1 if found else len(data) // 2
+    data[position] = ord("1") if data[position] == ord("0") else ord("0")
+    path.write_bytes(data)
+
+
+@pytest.mark.interop("docker-registry")
+@pytest.mark.parametrize("what", ["manifest", "config", "blob"])
+def test_client_that_is_given_wrong_bytes(
+    client: Client, secure: Secure, docker_registry: Registry, tmp_path: Path, what: str
+) -> None:
+    app = make_app(docker_registry, f"examples/spoilt-{client.module.partition('.')[0]}-{what}")
+    digests = {
+        "manifest": app.own.manifest.digest,
+        "config": app.own.image_id,
+        "blob": app.own.layers[0].descriptor.digest,
+    }
+    spoil(docker_registry, digests[what])
+    with pytest.raises(
+        ProgramError, match=f"DigestMismatchError: {what} is not what was promised: expected {digests[what]}"
+    ):
+        example(client.example, f"{secure.registry.address}/{app.path}", tmp_path / "app.tar", secure.ca_file)
+    assert list(tmp_path.iterdir()) == []
+
+
+@linux
+@pytest.mark.interop("docker-registry")
+@pytest.mark.parametrize("chunks", [0, 1])
+async def test_client_keeps_no_connection_of_a_blob_that_is_left(
+    client: Client, secure: Secure, app: App, chunks: int
+) -> None:
+    tls = ssl.create_default_context(cafile=secure.ca_file)
+    repository = f"{secure.registry.address}/{app.path.partition(':')[0]}"
+    async with client.open_source(load_example(client.example), repository, tls) as (source, session):
+        async with source.open_blob(app.own.layers[0].descriptor) as blob:
+            for _ in range(chunks):
+                assert await anext(blob)
+        assert session.connector
+        assert not session.connector._acquired
+    # TLS takes leave.
+    await until(lambda: connections(os.getpid(), secure.registry.address) == 0, seconds=5)

@@ -426,7 +426,7 @@ PLACES: Sequence[Place] = (
         (),
         lambda folder: _aiofiles_temporary(folder, aiofiles.tempfile.SpooledTemporaryFile),
     ),
-    Place("BytesIO", "BlockingSink", (), _bytesio),
+    Place("BytesIO", "BytesIOSink", ("rewind",), _bytesio),
     Place("GzipFile", "BlockingSink", (), _gzip),
     Place("pipe", "DescriptorSink", (), _drained(_pipe)),
     Place("pipe, unbuffered", "DescriptorSink", (), _drained(_pipe, buffering=0)),

@@ -35,6 +35,8 @@ MAX_BATCH_SIZE = 1 << 20
 """No batch is larger: a larger chunk is cut."""
 
 Buffer = bytes | bytearray | memoryview
+Batch = bytes | memoryview
+"""Bytes that nobody changes: of a large object of bytes a view, which costs no copy."""
 
 
 class SupportsAsyncRead(Protocol):
@@ -100,8 +102,8 @@ class OpenContent:
         _refuse_response(content, ours=False)
         raise TypeError(f"cannot read from {_kind(content)}: {_EXPECTED}")
 
-    async def read(self) -> bytes:
-        """Return the next chunk, at most :data:`MAX_BATCH_SIZE`; empty at the end.
+    async def read(self) -> Batch:
+        """Return the next chunk, at most :data:`MAX_BATCH_SIZE`, that nobody can change; empty at the end.
 
         Raises:
             TypeError: The content gave something else than bytes.
@@ -118,7 +120,8 @@ class OpenContent:
             view = _as_view(chunk)  # for bytearrays and subclasses of bytes too
             self._pending = [view[i : i + MAX_BATCH_SIZE] for i in range(0, len(view), MAX_BATCH_SIZE)]
             self._pending.reverse()
-        return bytes(self._pending.pop())
+        view = self._pending.pop()
+        return view if type(view.obj) is bytes else bytes(view)  # what may change is copied
 
     async def close(self, fault: BaseException | None) -> BaseException | None:
         """Close everything that was opened, told of ``fault``; return what the content raised instead of it.

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from . import content as _content
 from ._aio import Fairness, Worker, wait_out
-from .content import OpenContent
+from .content import Batch, OpenContent
 from .decompression import Compression, Decompressor, sniff
 from .errors import ContentTooLargeError, DigestMismatchError, SizeMismatchError
 from .model import OCI_LAYER, OCI_LAYER_GZIP, OCI_LAYER_ZSTD, Descriptor, Digest
@@ -90,7 +90,7 @@ class Hasher:
         self._lane = Lane("aiodockersave-hash")
         self._waiting: deque[asyncio.Future[None]] = deque()
 
-    async def update(self, batch: bytes) -> None:
+    async def update(self, batch: Batch) -> None:
         """Take a batch; waits while too many are behind."""
         await self._wait(_QUEUE - 1)
         future = self._lane.start(len(batch), self.hash.update, batch)
@@ -135,7 +135,7 @@ class Intake:
         self._decompress = decompress
         self._plain: _Plain | None = None
         self._max_plain_size = max_plain_size
-        self._batch: bytes | None = None
+        self._batch: Batch | None = None
         self._compression: Compression | None = None
         self._stored: Descriptor | None = None
 
@@ -158,7 +158,7 @@ class Intake:
             return OCI_LAYER
         return self._expected.media_type if self._expected else MEDIA_TYPES[self._compression]
 
-    async def next(self) -> bytes:
+    async def next(self) -> Batch:
         """Return the next batch; after it ``done`` says whether it was the last.
 
         Raises:
@@ -184,16 +184,16 @@ class Intake:
             if self._plain is not None:
                 await self._plain.close()
 
-    async def _first(self) -> bytes:
+    async def _first(self) -> Batch:
         batch = await self._blob.next()
-        self._compression = sniff(batch[:4])
+        self._compression = sniff(bytes(batch[:4]))
         if not self._decompress:
             return batch
         what = f"layer {self._expected.digest}" if self._expected else "the layer"
         self._plain = _Plain(self._blob, batch, self._compression, self._diff_id, what, self._max_plain_size)
         return await self._plain.next()
 
-    async def _fetch(self) -> bytes:
+    async def _fetch(self) -> Batch:
         return await (self._blob if self._plain is None else self._plain).next()
 
     async def _verify(self) -> Descriptor:
@@ -217,8 +217,8 @@ class _Blob:
         self._size = 0
         self._digest: Digest | None = None
 
-    async def next(self) -> bytes:
-        parts: list[bytes] = []
+    async def next(self) -> Batch:
+        parts: list[Batch] = []
         size = 0
         while size < _content.BATCH_SIZE and (chunk := await self._content.read()):
             parts.append(chunk)
@@ -261,7 +261,7 @@ class _Plain:
     def __init__(
         self,
         blob: _Blob,
-        first: bytes,
+        first: Batch,
         compression: Compression | None,
         diff_id: Digest | None,
         what: str,
@@ -271,7 +271,7 @@ class _Plain:
         self._blob = blob
         self._what = what
         self._max_size = max_size
-        self._first: bytes | None = first
+        self._first: Batch | None = first
         self._inputs: deque[bytes] = deque()
         self._ended = False
         self._lane = Lane("aiodockersave-inflate")
@@ -281,7 +281,7 @@ class _Plain:
         )
         self._reading: asyncio.Future[bytes] | None = None
 
-    async def next(self) -> bytes:
+    async def next(self) -> Batch:
         if self._decompressor is None:
             return self._passed(await self._compressed())
         parts: list[bytes] = []
@@ -291,7 +291,7 @@ class _Plain:
             size += len(piece)
         return self._passed(parts[0] if len(parts) == 1 else b"".join(parts))
 
-    def _passed(self, batch: bytes) -> bytes:
+    def _passed(self, batch: Batch) -> Batch:
         self.size += len(batch)
         if self._max_size is not None and self.size > self._max_size:
             raise ContentTooLargeError(self._max_size, what=self._what)
@@ -319,15 +319,15 @@ class _Plain:
         while not self._ended and len(self._inputs) < _QUEUE:
             batch = await self._compressed()
             if batch:
-                self._inputs.append(batch)
+                self._inputs.append(bytes(batch))
             else:
                 self._ended = True
 
-    async def _compressed(self) -> bytes:
+    async def _compressed(self) -> Batch:
         batch, self._first = self._first, None
         return await self._blob.next() if batch is None else batch
 
-    async def hash(self, batch: bytes) -> None:
+    async def hash(self, batch: Batch) -> None:
         await self._hasher.update(batch)
 
     async def digest(self) -> Digest:

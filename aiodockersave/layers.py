@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from .content import Batch
 from .errors import SinkError
 from .formats import Addition, DockerBuilder, Member
 from .intake import Intake
@@ -50,7 +51,7 @@ class LayerWriter:
         return lambda: self._commit(transaction, addition, blob, stored)
 
     async def _write_header_last(
-        self, transaction: Transaction, intake: Intake, batch: bytes, wanted: Wanted
+        self, transaction: Transaction, intake: Intake, batch: Batch, wanted: Wanted
     ) -> Commit:
         descriptor = wanted.descriptor
         expected = wanted.diff_id if self._decompress else descriptor and descriptor.digest

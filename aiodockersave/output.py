@@ -15,7 +15,7 @@ from typing import Protocol
 from . import tar
 from ._adapter import Adapter
 from ._aio import Fairness, Worker, wait_out
-from .content import MAX_BATCH_SIZE
+from .content import MAX_BATCH_SIZE, Batch
 from .errors import SinkError
 from .formats import Addition, Member
 from .intake import Hasher
@@ -36,7 +36,7 @@ class Batches(Protocol):
 
     done: bool
 
-    async def next(self) -> bytes:
+    async def next(self) -> Batch:
         """Return the next batch."""
         ...
 
@@ -44,11 +44,11 @@ class Batches(Protocol):
 class OneBatch:
     """Data that are here as a whole."""
 
-    def __init__(self, batch: bytes) -> None:
+    def __init__(self, batch: Batch) -> None:
         self.done = True
         self._batch = batch
 
-    async def next(self) -> bytes:
+    async def next(self) -> Batch:
         """Return all of it."""
         return self._batch
 
@@ -139,20 +139,21 @@ class Transaction:
         """Whether the sink may have bytes of this transaction."""
         return self._touched and (self._handed_over is None or self._output.handed_over != self._handed_over)
 
-    async def write(self, *parts: bytes, last: bool = False) -> None:
+    async def write(self, *parts: Batch, last: bool = False) -> None:
         """Write ``parts``, joined, in pieces of at most ``MAX_BATCH_SIZE`` bytes and a little more.
 
         When the sink has taken the ``last`` of them, nothing is awaited any more: a cancel that comes then must not
         break an archive that has all of its bytes.
         """
-        data = b"".join(parts) if len(parts) > 1 else parts[0]
+        full = [part for part in parts if part]
+        data = full[0] if len(full) == 1 else b"".join(full)  # most batches come alone, and are not copied
         start = 0
         while len(data) - start > MAX_BATCH_SIZE + MAX_BATCH_SIZE // 2:
             await self._write(data[start : start + MAX_BATCH_SIZE])
             start += MAX_BATCH_SIZE
         await self._write(data[start:] if start else data, last=last)
 
-    async def _write(self, data: bytes, *, last: bool = False) -> None:
+    async def _write(self, data: Batch, *, last: bool = False) -> None:
         if self._hasher is not None:
             await self._hasher.update(data)
             if last:
@@ -164,7 +165,7 @@ class Transaction:
             self.cursor += taken
             data = data[taken:]
 
-    async def write_data(self, header: bytes, batch: bytes, batches: Batches, *, pad: bool) -> None:
+    async def write_data(self, header: bytes, batch: Batch, batches: Batches, *, pad: bool) -> None:
         """Write ``header`` and ``batch``, joined, then the other batches, the last one joined with the padding."""
         size = len(batch)
         while not batches.done:

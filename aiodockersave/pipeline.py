@@ -22,7 +22,7 @@ from typing import Any, Final, Self
 
 from ._aio import Worker, running_task
 from .archive_file import open_archive
-from .content import OpenContent
+from .content import Batch, OpenContent
 from .errors import DockerSaveError
 from .formats import Format, Image, Layers, check_choice, read_image
 from .model import Descriptor, Platform
@@ -342,7 +342,7 @@ class _Layer:
             raise
         return self
 
-    async def read(self, _: int) -> bytes:
+    async def read(self, _: int) -> Batch:
         chunk = await self._content.read()
         if chunk:
             self._notify(LayerAdvanced(self._layer, len(chunk)))

@@ -35,6 +35,7 @@ from typing import IO, Any, Protocol, runtime_checkable
 from ._adapter import Adapter
 from ._aio import Worker
 from ._pipes import DescriptorSink, reopening_path
+from .content import Batch
 from .errors import SinkError
 
 _MOVE_SIZE = 1 << 20
@@ -139,14 +140,14 @@ def _checked(sink: Any) -> Sink:
     return sink  # type: ignore[no-any-return]
 
 
-async def write_some(sink: Sink, data: bytes | memoryview) -> int:
-    """Give ``data`` to a sink and return how many bytes it took.
+async def write_some(sink: Sink, data: Batch) -> int:
+    """Give ``data`` to a sink and return how many bytes it took. Only our own adapters see views.
 
     Raises:
         SinkError: It took nothing, or more than it was given.
         TypeError: Its ``write`` is not async.
     """
-    waiting = sink.write(data)  # type: ignore[arg-type]
+    waiting = sink.write(data if isinstance(sink, Adapter) else bytes(data))  # type: ignore[arg-type]
     if not inspect.isawaitable(waiting):
         raise TypeError(f"the write() of {_kind(sink)} is not async: pass a file, or wrap it in an async def")
     taken = await waiting
@@ -424,4 +425,4 @@ class CallableSink(Adapter):
 
     async def write(self, data: bytes, /) -> Any:
         """Call it with ``data``."""
-        return await self._write(data)
+        return await self._write(bytes(data))

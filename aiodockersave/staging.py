@@ -12,7 +12,7 @@ import tempfile
 from typing import IO
 
 from ._aio import Worker
-from .content import MAX_BATCH_SIZE
+from .content import MAX_BATCH_SIZE, Batch
 from .errors import InvalidInputError
 
 
@@ -69,13 +69,13 @@ class Stage:
         self.size = 0
         self.done = False
 
-    async def append(self, batch: bytes) -> None:
+    async def append(self, batch: Batch) -> None:
         """Add a batch. A cancel is raised when its bytes are written; the stage can only be closed then."""
         self.size += len(batch)
         self._unread += len(batch)
         if self._file is None and self._memory.take(len(batch)):
             self._taken += len(batch)
-            self._batches.append(batch)
+            self._batches.append(bytes(batch))
         else:
             if self._file is None:
                 self._thread.enter_context(self._worker.held())
@@ -123,7 +123,7 @@ class Stage:
         self._memory.give_back(self._taken)
         self._taken = 0
 
-    def _spill(self, batch: bytes) -> None:
+    def _spill(self, batch: Batch) -> None:
         file = self._file
         if file is None:
             # Kept at once: a cancelled call loses its result, and close() must find the file.

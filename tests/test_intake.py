@@ -64,7 +64,7 @@ async def take_in(
     try:
         await content.open()
         while not intake.done:
-            batches.append(await intake.next())
+            batches.append(bytes(await intake.next()))
     except BaseException as exc:
         fault = exc
         raise

@@ -107,7 +107,7 @@ async def test_a_cancelled_write_is_waited_for() -> None:
     begun, may_end = threading.Event(), threading.Event()
     spill = stage._spill
 
-    def slow(batch: bytes) -> None:
+    def slow(batch: bytes | memoryview) -> None:
         begun.set()
         assert may_end.wait(TIME_LIMIT)
         spill(batch)

@@ -11,6 +11,13 @@ import tempfile
 from pathlib import Path
 
 LAYER_SIZE = 5 << 30  # bytes; a file of holes, so that it takes no room
+COMMAND = """
+import sys
+from aiodockersave.cli import main
+code = main(sys.argv[1:])
+print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")))
+sys.exit(code)
+"""
 MODES = ("keep", "decompress")
 
 
@@ -49,17 +56,11 @@ def make_layout(folder: Path, size: int) -> None:
 
 
 def peak(*arguments: str) -> int:
-    """Run the command and return its peak resident memory, in KiB (VmHWM, as the kernel counted it)."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "aiodockersave", *arguments],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+    """Run the command and return its peak resident memory, in KiB: its own VmHWM, read as it ends."""
+    process = subprocess.run(
+        [sys.executable, "-c", COMMAND, *arguments], check=True, capture_output=True, text=True
     )
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"aiodockersave {' '.join(arguments)} failed")
-    return usage.ru_maxrss
+    return int(process.stdout.split()[1])
 
 
 def main() -> None:

@@ -43,7 +43,7 @@ class LayerWriter:
         self, transaction: Transaction, batches: Batches, blob: Descriptor, stored: Descriptor
     ) -> Commit:
         """Write a layer that was received and verified as a whole."""
-        if (existing := self._ledger.get(stored.digest)) is not None:
+        if (existing := self._ledger.content(stored.digest)) is not None:
             return lambda: self._commit(transaction, Addition(), blob, existing)
         addition = self._prepare(stored)
         transaction.writing = f"layer {stored.digest}"
@@ -60,7 +60,7 @@ class LayerWriter:
         transaction.writing = f"layer {descriptor.digest}" if descriptor else "a layer of unknown digest"
         await transaction.write_data(bytes(reserved), batch, intake, pad=False)
         stored = intake.stored
-        if (existing := self._ledger.get(stored.digest)) is not None:
+        if (existing := self._ledger.content(stored.digest)) is not None:
             await _take_back(transaction)
             return lambda: self._commit(transaction, Addition(), intake.blob, existing)
         addition = self._prepare(stored)

@@ -22,15 +22,23 @@ class Wanted:
 
 
 class Ledger:
-    """The layers that are in, found by the digest of the blob or of what is stored of it."""
+    """The layers that are in, found by the digest of the blob or of what is stored of it.
+
+    The two are kept apart: what is stored of one blob may be another blob, as a tar that was compressed twice shows.
+    """
 
     def __init__(self) -> None:
-        self._stored: dict[Digest, Descriptor] = {}
+        self._of_blobs: dict[Digest, Descriptor] = {}
+        self._contents: dict[Digest, Descriptor] = {}
         self._sizes: dict[Digest, int] = {}
 
     def get(self, digest: Digest) -> Descriptor | None:
-        """Return what is stored under ``digest``, or of the blob with it."""
-        return self._stored.get(digest)
+        """Return what is stored of the blob ``digest``, or under it."""
+        return self._of_blobs.get(digest) or self._contents.get(digest)
+
+    def content(self, digest: Digest) -> Descriptor | None:
+        """Return what is stored under ``digest``."""
+        return self._contents.get(digest)
 
     def find(self, wanted: Wanted) -> Descriptor | None:
         """Return what a layer is stored as, if its blob is in. Another blob with the same diff ID has to be read.
@@ -39,14 +47,14 @@ class Ledger:
             InvalidInputError: It is in with another size.
             DigestMismatchError: It is in, and is another layer than the diff ID says.
         """
-        if wanted.descriptor is None or wanted.descriptor.digest not in self._stored:
+        if wanted.descriptor is None or self.get(wanted.descriptor.digest) is None:
             return None
         stored = self.look_up(wanted.descriptor)
-        if wanted.diff_id not in (None, stored.digest):
-            raise DigestMismatchError(
-                wanted.diff_id, stored.digest, what="diff ID", descriptor=wanted.descriptor
-            )
-        return stored
+        if wanted.diff_id in (None, stored.digest):
+            return stored
+        if wanted.descriptor.digest not in self._of_blobs:
+            return None  # its digest is that of a content: it is another blob
+        raise DigestMismatchError(wanted.diff_id, stored.digest, what="diff ID", descriptor=wanted.descriptor)
 
     def look_up(self, descriptor: Descriptor) -> Descriptor:
         """Return what is stored of a blob that must be in.
@@ -54,7 +62,7 @@ class Ledger:
         Raises:
             InvalidInputError: It is not, or with another size.
         """
-        stored = self._stored.get(descriptor.digest)
+        stored = self.get(descriptor.digest)
         if stored is None:
             raise InvalidInputError(f"layer {descriptor.digest} is not in the archive: put_layer() it first")
         size = self._sizes.get(descriptor.digest)
@@ -67,7 +75,8 @@ class Ledger:
 
     def record(self, blob: Descriptor, stored: Descriptor) -> None:
         """Record that ``stored`` is in, and came of ``blob``."""
+        self._of_blobs.setdefault(blob.digest, stored)
+        self._contents.setdefault(stored.digest, stored)
         for descriptor in (blob, stored):
-            self._stored.setdefault(descriptor.digest, stored)
             if descriptor.size is not None:
                 self._sizes.setdefault(descriptor.digest, descriptor.size)

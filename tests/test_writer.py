@@ -256,6 +256,23 @@ async def test_a_diff_id_that_is_in_is_no_reason_to_believe_it(make_sink: type[A
     )
 
 
+@SINK_TABLE
+@pytest.mark.parametrize("order", [1, -1], ids=["once, twice", "twice, once"])
+async def test_a_layer_that_was_compressed_twice_is_no_other_layer(
+    make_sink: type[AnySink], order: int
+) -> None:
+    """What is stored of it has the digest of another blob, of which something else is stored."""
+    sink = make_sink()
+    layers = [GZIP, make_layer(GZIP.blob, "gzip")][::order]
+    image = make_image(*layers)
+    async with ArchiveWriter(sink, layers="decompress") as archive:
+        for layer in layers:
+            stored = await archive.put_layer(layer.blob, layer.descriptor, diff_id=layer.diff_id)
+            assert stored == layer.plain_descriptor
+        await archive.put_image(image.config, image.manifest)
+    assert read_entries(sink.getvalue()) == derive_entries([image], "decompress")
+
+
 @pytest.mark.usefixtures("batches")
 @pytest.mark.parametrize("stage", [False, True], ids=["streamed", "staged"])
 @pytest.mark.parametrize("checksum", [False, True], ids=["", "checksum"])

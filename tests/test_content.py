@@ -65,9 +65,10 @@ async def read_all(content: object) -> list[bytes]:
     try:
         await opened.open()
         while chunk := await opened.read():
-            assert type(chunk) is bytes
+            owner = chunk.obj if isinstance(chunk, memoryview) else chunk
+            assert type(owner) is bytes, "nobody can change it"
             assert len(chunk) <= MAX_BATCH_SIZE
-            chunks.append(chunk)
+            chunks.append(bytes(chunk))
         assert await opened.read() == b""
     except Exception as exc:
         fault = exc

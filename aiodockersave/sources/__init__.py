@@ -91,6 +91,7 @@ class Source(Protocol):
 
         Raises:
             BlobNotFoundError: The source does not have it.
+            NotImplementedError: The source cannot start inside a blob, or end there; the whole can be had.
 
         Cancel: nothing stays open.
         """

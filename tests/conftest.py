@@ -171,6 +171,8 @@ MAY_BLOCK: tuple[tuple[str, str], ...] = (
     ("aiodockersave/_pipes.py", "_open_anew"),
     # Sends what there is room for, whatever the mode of the descriptor (MSG_DONTWAIT).
     ("aiodockersave/_pipes.py", "_send_now"),
+    # Cleans up where no thread can be started.
+    ("aiodockersave/_aio.py", "submit_always"),
     # Opens a FIFO without waiting for its reader.
     ("aiodockersave/_target.py", "open_stream"),
 )

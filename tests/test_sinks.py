@@ -37,7 +37,7 @@ from aiodockersave import (
     sinks,
 )
 from aiodockersave.content import BATCH_SIZE, MAX_BATCH_SIZE
-from aiodockersave.sinks import Sink, SupportsPatch, SupportsRead, SupportsRewind, write_some
+from aiodockersave.sinks import Sink, SupportsPatch, SupportsRead, SupportsRewind, descriptor_sink, write_some
 from tests.images import Image, ListSink, MemorySink, archive_of, make_image, make_layer, put
 from tests.support.contents import generate
 from tests.support.http import serving
@@ -947,3 +947,37 @@ async def test_a_layer_of_several_batches_is_open_until_its_end(tmp_path: Path) 
 def test_the_protocol_can_be_asked_for() -> None:
     assert isinstance(ListSink(), Sink)
     assert not isinstance(object(), Sink)
+
+
+@pytest.mark.parametrize("power", ["rewind", "patch", "move"])
+def test_an_async_power_is_refused(power: str) -> None:
+    async def do(*_: object) -> None: ...
+
+    async def write(_: object, data: bytes) -> None: ...
+
+    sink = type("Sink", (), {"write": write, power: do})()
+    with pytest.raises(TypeError, match=rf"the {power}\(\) of Sink is async"):
+        as_sink(sink)
+
+
+def test_bytes_behind_the_archive_are_not_cut(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(5000))
+    with path.open("r+b") as file:
+        file.seek(1000)
+        assert not isinstance(as_sink(file), SupportsRewind)
+        file.seek(5000)
+        assert isinstance(as_sink(file), SupportsRewind)
+
+
+async def test_a_default_timeout_of_sockets_changes_nothing() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        socket.setdefaulttimeout(5)
+        try:
+            sink = descriptor_sink(ours.fileno())
+            await sink.write(b"sent")
+        finally:
+            socket.setdefaulttimeout(None)
+        assert theirs.recv(10) == b"sent"
+        assert ours.getblocking()

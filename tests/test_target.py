@@ -8,8 +8,10 @@ import errno
 import os
 import secrets
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from aiodockersave import (
     SinkError,
     WriterBrokenError,
     WriterClosedError,
+    _aio,
     open_archive,
 )
 from aiodockersave._target import Target
@@ -486,4 +489,45 @@ def test_a_name_that_ends_with_a_slash_is_no_file(tmp_path: Path) -> None:
     target = Target(f"{tmp_path}/new/", fsync=False)
     with pytest.raises(IsADirectoryError):
         target.open()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_block_that_is_closed_leaves_no_temporary_file(tmp_path: Path) -> None:
+    """As where a loop was stopped, and its coroutines are closed: nothing can be awaited any more."""
+
+    async def write(inside: asyncio.Event) -> None:
+        async with open_archive(tmp_path / "out.tar") as archive:
+            await archive.put_layer(b"a layer")
+            inside.set()
+            await asyncio.Event().wait()
+
+    async def until_inside() -> asyncio.Task[None]:
+        inside = asyncio.Event()
+        task = asyncio.create_task(write(inside))
+        await asyncio.wait_for(inside.wait(), TIME_LIMIT)
+        return task
+
+    loop = asyncio.new_event_loop()
+    task: Any = loop.run_until_complete(until_inside())
+    loop.close()
+    task._log_destroy_pending = False
+    task.get_coro().close()
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_where_no_thread_can_start_nothing_hangs_or_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refusing(threading.Thread):
+        def start(self) -> None:
+            raise RuntimeError("can't start new thread")
+
+    async def write() -> None:
+        async with open_archive(tmp_path / "out.tar") as archive:
+            monkeypatch.setattr(_aio, "threading", SimpleNamespace(Thread=Refusing))
+            await archive.put_layer(b"a layer")
+
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        await asyncio.wait_for(write(), TIME_LIMIT)
+    monkeypatch.undo()
     assert list(tmp_path.iterdir()) == []

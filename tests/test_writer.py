@@ -720,3 +720,43 @@ async def test_a_layer_tar_of_nothing_is_a_layer() -> None:
     image = make_image(make_layer(b"", None), make_layer(layer_tar({}), "gzip"))
     for mode in MODES:
         assert read_entries(await archive_of([image], layers=mode)) == derive_entries([image], mode)
+
+
+async def test_a_layer_of_an_image_that_is_no_descriptor() -> None:
+    archive = ArchiveWriter(ListSink())
+    with pytest.raises(TypeError, match="a layer of an image is a Descriptor, not str"):
+        await archive.put_image(make_image(GZIP).config, ["sha256:…"])  # type: ignore[list-item]
+
+
+async def test_a_task_as_content_that_is_not_needed_stays_the_callers() -> None:
+    async def load() -> bytes:
+        await asyncio.sleep(0)
+        return GZIP.blob
+
+    archive = ArchiveWriter(ListSink())
+    await archive.put_layer(GZIP.blob, GZIP.descriptor)
+    loading = asyncio.create_task(load())
+    await archive.put_layer(loading, GZIP.descriptor)
+    assert await loading == GZIP.blob
+
+
+async def test_a_rewind_that_turns_out_to_be_async_breaks_the_archive(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cut_small(monkeypatch)
+
+    class Never:
+        def __await__(self) -> Any:
+            raise AssertionError("nobody awaits it")
+
+    class Sneaky(ListSink):
+        def rewind(self, position: int, /) -> Any:
+            return Never()
+
+    archive = ArchiveWriter(Sneaky())
+    torn = archive.put_layer(in_pieces(GZIP.blob[:-1]), GZIP.descriptor)
+    with pytest.raises(SizeMismatchError) as first:
+        await torn
+    assert "rewind() is async" in first.value.__notes__[0]
+    with pytest.raises(WriterBrokenError):
+        await archive.close()

@@ -42,6 +42,7 @@ Commands:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command line, the process's own by default, and return the exit code."""
+    is_own_process = arguments is None
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments == ["--help"] and sys.stdout is not None:
         return _printing(_print_help)
@@ -57,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     finally:
-        if default:
+        if default and not is_own_process:  # a process that ends has nothing to say of a late Ctrl-C either
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -84,15 +84,21 @@ async def _interruptible(work: Callable[[], Awaitable[None]]) -> None:
         if task is not None:
             task.cancel()
 
-    for number in _ENDING:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, and a shell's background jobs
-            loop.add_signal_handler(number, interrupt, number)
+    # Ignored are those of nohup, and of a shell's background jobs.
+    ending = [number for number in _ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+    for number in ending:
+        loop.add_signal_handler(number, interrupt, number)
     try:
         await work()
     except asyncio.CancelledError as exc:
         if received:
             raise _EndedError(received[0]) from exc
         raise
+    finally:
+        # A loop that closes closes what its handlers write to first, and Python would complain of a late signal.
+        for number in ending:
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _reason(error: OSError, target: str) -> str:

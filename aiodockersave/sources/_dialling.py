@@ -157,6 +157,37 @@ class Dialler:
             return self._session("lent")
         return self._session("proxied" if is_proxied else "named" if self.is_named(target) else "followed")
 
+    async def speaks_tls(self) -> bool:
+        """Find out by a handshake whether the registry takes TLS at all.
+
+        Nothing is asked over it, so whose certificate it shows does not matter yet, and authorities need not be read.
+
+        Raises:
+            OSError: There is no connection.
+        """
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        port = self._port or 443
+        fault = OSError(errno.EHOSTUNREACH, "it has no address")
+        for address in await self._resolve(self._host, port):
+            try:
+                async with asyncio.timeout(self._settings.timeouts.connect):
+                    _, writer = await asyncio.open_connection(address, port, ssl=context)
+            except ssl.SSLError as exc:  # an alert is TLS; "wrong version number" is how HTTP looks to it
+                return "ALERT" in (exc.reason or "")
+            except ConnectionResetError:
+                return False
+            except TimeoutError:
+                fault = OSError(
+                    errno.ETIMEDOUT, f"no connection within {self._settings.timeouts.connect:g} s"
+                )
+            except OSError as exc:
+                fault = exc
+            else:
+                writer.transport.abort()
+                return True
+        raise fault
+
     # ── what may be dialled ──
 
     def is_named(self, target: Origin) -> bool:

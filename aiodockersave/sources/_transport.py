@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from aiodockersave import __version__
 from aiodockersave._aio import Worker, wait_out
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from yarl import URL
 
 __all__ = ["Request", "Response", "Transport"]
+
+T = TypeVar("T")
 
 MAX_REDIRECTS: Final = 10
 MAX_ERROR_BODY: Final = 1 << 20
@@ -168,14 +170,13 @@ class Transport:
         """Find out whether the registry takes TLS connections at all.
 
         Raises:
-            InterruptedTransfer, RegistryError: It cannot be found out; a certificate that is not valid is an error.
+            InterruptedTransfer: It cannot be reached.
         """
         try:
-            response = await self._send(request, request.url, {})
-        except _TlsRefusal:
-            return False
-        await response.discard()
-        return True
+            return await _while_importing(self.dialler.speaks_tls())
+        except OSError as exc:
+            fault = explain(exc, what=request.what, url=request.url, timeouts=self._timeouts)
+        raise fault  # outside of the handler, so that it has no context
 
     async def open(self, request: Request) -> Response:
         """Send a request and follow its redirects; return the last answer, of which status and headers are there.
@@ -230,7 +231,7 @@ class Transport:
         own = {"Accept-Encoding": "identity", "User-Agent": f"aiodockersave/{__version__}"}
         if request.form is not None:
             own["Content-Type"] = "application/x-www-form-urlencoded"
-        options = await self._prepare(target)
+        options = await _while_importing(self.dialler.options(target))
         kinds = fault_kinds()
         try:
             session = await self.dialler.choose(target)
@@ -248,15 +249,16 @@ class Transport:
             fault = explain(exc, what=request.what, url=url, timeouts=self._timeouts)
         raise _TlsRefusal if is_refusal else fault  # outside of the handler, so that it has no context
 
-    async def _prepare(self, target: Origin) -> dict[str, Any]:
-        """Return the options of requests to an origin. aiohttp is imported meanwhile, which takes as long, in a thread."""
-        if "aiohttp" in sys.modules:
-            return await self.dialler.options(target)
-        importing = Worker("aiodockersave-import").submit(load_aiohttp)
-        try:
-            return await self.dialler.options(target)
-        finally:
-            await wait_out(importing)
+
+async def _while_importing(awaitable: Awaitable[T]) -> T:
+    """Await something while aiohttp is imported, which takes long, in a thread."""
+    if "aiohttp" in sys.modules:
+        return await awaitable
+    importing = Worker("aiodockersave-import").submit(load_aiohttp)
+    try:
+        return await awaitable
+    finally:
+        await wait_out(importing)
 
 
 class _TlsRefusal(Exception):  # noqa: N818 - it does not leave this module

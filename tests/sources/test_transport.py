@@ -429,8 +429,6 @@ async def test_certificates_are_checked(stack: AsyncExitStack, connect: Connect,
         RegistryError, match="its certificate is not valid: unable to get local issuer certificate"
     ):
         await fetch(connect(server.url), server.url)
-    with pytest.raises(RegistryError, match="certificate is not valid"):
-        await connect(server.url).speaks_tls(Request("probe", server.url))
     other = await stack.enter_async_context(serving(Server(), certified(ca, "other.example")))
     with pytest.raises(RegistryError, match="certificate is not valid: IP address mismatch"):
         await fetch(connect(other.url, tls=trusting(ca)), other.url)
@@ -450,8 +448,23 @@ async def test_who_speaks_tls(stack: AsyncExitStack, connect: Connect, ca: trust
 async def test_tls_with_a_fault_is_tls(stack: AsyncExitStack, connect: Connect) -> None:
     alert = bytes([0x15, 3, 3, 0, 2, 2, 70])  # fatal: protocol version
     url = (await stack.enter_async_context(answering_raw(alert, then_wait=True))).replace("http", "https")
+    assert await connect(url).speaks_tls(Request("probe", url))
     with pytest.raises(RegistryError, match=r"TLS failed: .*ALERT"):
+        await fetch(connect(url), url)
+
+
+async def test_who_cannot_be_reached_speaks_nothing(connect: Connect) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        url = f"https://127.0.0.1:{closed.getsockname()[1]}"
+    with pytest.raises(InterruptedTransfer, match=r"cannot be reached: .*(refused|Connect call failed)"):
         await connect(url).speaks_tls(Request("probe", url))
+
+
+async def test_who_says_nothing_speaks_nothing(connect: Connect) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"https://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(InterruptedTransfer, match=r"no connection within 0\.3 s"):
+            await connect(url).speaks_tls(Request("probe", url))
 
 
 async def test_from_https_to_http(stack: AsyncExitStack, connect: Connect, ca: trustme.CA) -> None:

@@ -80,8 +80,9 @@ class Reference:
         """
         if not isinstance(text, str):
             raise TypeError(f"a reference is a str, not {type(text).__name__}")
+        shown = _without_login(text)
         if fault := _text_fault(text):
-            raise InvalidReferenceError(text, fault)
+            raise InvalidReferenceError(shown, fault)
         rest, at, digest = text.partition("@")
         path, slash, last = rest.rpartition("/")
         last, colon, tag = last.partition(":")
@@ -89,9 +90,9 @@ class Reference:
         try:
             return cls(registry, repository, tag if colon else None, Digest.parse(digest) if at else None)
         except InvalidDigestError as error:
-            raise InvalidReferenceError(text, f"the digest is not valid: {error.reason}") from None
+            raise InvalidReferenceError(shown, f"the digest is not valid: {error.reason}") from None
         except InvalidReferenceError as error:
-            raise InvalidReferenceError(text, error.reason) from None
+            raise InvalidReferenceError(shown, error.reason) from None
 
     @property
     def name(self) -> str:
@@ -141,6 +142,14 @@ def _split_registry(name: str) -> tuple[str, str]:
 
 def _is_registry(first: str) -> bool:
     return first == "localhost" or "." in first or ":" in first or first != first.lower()
+
+
+def _without_login(text: str) -> str:
+    """Leave out what stands before ``@`` where it may be a login, as in a URL."""
+    before, at, behind = text.rpartition("@")
+    is_login = "://" in before or (":" in before and not before.startswith("[") and "/" not in before)
+    is_digest = behind.startswith(("sha256:", "sha512:"))
+    return f"…@{behind}" if at and is_login and not is_digest else text
 
 
 def _text_fault(text: str) -> str | None:

@@ -52,6 +52,21 @@ def test_refused(case: dict[str, str]) -> None:
     assert pickle.loads(pickle.dumps(caught.value)).reason == caught.value.reason
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://me:s3cret@quay.io/app:1",
+        "https://me:s3/cret@quay.io/app",
+        "me:s3cret@quay.io/app",
+        "me:s3cret@quay\n",
+    ],
+)
+def test_a_login_is_not_repeated(text: str) -> None:
+    with pytest.raises(InvalidReferenceError, match="…@quay") as caught:
+        Reference.parse(text)
+    assert "cret" not in f"{caught.value!r} {caught.value.text}"
+
+
 @pytest.mark.parametrize("text", [None, b"alpine", 7, ["alpine"]])
 def test_wrong_type(text: object) -> None:
     with pytest.raises(TypeError, match="a reference is a str"):

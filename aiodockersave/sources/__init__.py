@@ -33,7 +33,7 @@ from aiodockersave.errors import (
 )
 from aiodockersave.model import DOCKER_CONFIG, OCI_CONFIG, Descriptor, Digest, Platform, is_layer_media_type
 
-__all__ = ["ResolvedImage", "Source"]
+__all__ = ["ResolvedImage", "Source", "SupportsLastBytes"]
 
 _CONFIG_TYPES = frozenset({DOCKER_CONFIG, OCI_CONFIG})
 
@@ -92,6 +92,24 @@ class Source(Protocol):
         Raises:
             BlobNotFoundError: The source does not have it.
             NotImplementedError: The source cannot start inside a blob, or end there; the whole can be had.
+
+        Cancel: nothing stays open.
+        """
+        ...
+
+
+@runtime_checkable
+class SupportsLastBytes(Protocol):
+    """A power that a source may have besides: to give the end of a blob without the rest.
+
+    With it, layers are decompressed into a file several at once: a gzip blob's end tells its plain size.
+    """
+
+    async def last_bytes(self, descriptor: Descriptor, count: int) -> bytes | None:
+        """Return the last ``count`` bytes of a blob; None where that would cost more than one small request.
+
+        Raises:
+            SourceError: They cannot be had.
 
         Cancel: nothing stays open.
         """

@@ -97,7 +97,10 @@ Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
 
 
 async def resolve_by_system(host: str, port: int) -> Sequence[str]:
-    """Ask the system's resolver."""
+    """Ask the system's resolver, but not for what is an address: it denies ``::1`` where that is all there is of IPv6."""
+    address = numeric(host)
+    if address is not None:
+        return [address]
     loop = asyncio.get_running_loop()
     try:
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)

@@ -195,14 +195,15 @@ Origin = tuple[str, str, int]
 """Scheme, host in lower case, port: what credentials belong to."""
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-_HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f]*:[0-9a-f:.]*(?:%(?:25)?[a-z0-9._~-]+)?")
+_HOST = re.compile(r"[a-z0-9_][a-z0-9._-]*|[0-9a-f]*:[0-9a-f:.]*(?:%(?:25)?[a-z0-9._~-]+)?")
 _CLEAN = re.compile("[!-~]+")
 
 
 def origin(url: str) -> Origin | None:
     """Return the origin of an absolute URL; None for one that is not HTTP's, or names no proper host.
 
-    A URL with user information has none: what it would log in with is not ours to send.
+    A URL with user information has none: what it would log in with is not ours to send. Nor has one with characters that
+    no request line may have.
     """
     try:
         parts = urlsplit(url)
@@ -211,6 +212,8 @@ def origin(url: str) -> Origin | None:
         return None
     host = (parts.hostname or "").lower()
     if parts.scheme not in _DEFAULT_PORTS or "@" in parts.netloc or not _HOST.fullmatch(host) or port == 0:
+        return None
+    if not _CLEAN.fullmatch(url):
         return None
     return parts.scheme, host, port or _DEFAULT_PORTS[parts.scheme]
 

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
-from urllib.parse import urlencode
+from urllib.parse import quote_plus, urlencode
 
 from aiodockersave.errors import AuthenticationError
 
@@ -161,11 +161,15 @@ def password_request(realm: str, service: str, scope: str, credentials: Credenti
 
 
 def _post(realm: str, form: Mapping[str, str], what: str) -> Request:
-    return Request(what, realm, form=urlencode(form).encode())
+    return Request(what, realm, form=_encoded(form).encode())
 
 
 def _with_query(url: str, parameters: Mapping[str, str]) -> str:
-    return f"{url}{'&' if '?' in url else '?'}{urlencode(parameters)}"
+    return f"{url}{'&' if '?' in url else '?'}{_encoded(parameters)}"
+
+
+def _encoded(parameters: Mapping[str, str]) -> str:
+    return urlencode(parameters, errors="surrogateescape")  # as headers are read: the service comes from one
 
 
 def basic(credentials: Credentials) -> str:
@@ -249,7 +253,8 @@ class Authorizer:
         grant = access.grant
         if grant is None or grant.expires > self._clock():
             return None if grant is None else grant.header
-        header, _ = await self.answer(request, repository, [grant.challenge], refused=grant.header)
+        # Not as one that was refused: some token servers give the same token for as long as they like.
+        header, _ = await self.answer(request, repository, [grant.challenge], refused=None)
         return header
 
     async def answer(
@@ -288,7 +293,8 @@ class Authorizer:
         self, access: _Access, request: Request, repository: str, challenges: Sequence[Challenge]
     ) -> _Grant:
         by_scheme = {challenge.scheme: challenge for challenge in reversed(challenges)}
-        if "bearer" in by_scheme:
+        has_realm = "bearer" in by_scheme and by_scheme["bearer"].parameters.get("realm")
+        if has_realm or list(by_scheme) == ["bearer"]:
             return await self._bearer(access, request, repository, by_scheme["bearer"])
         if "basic" not in by_scheme:
             schemes = shown(", ".join(sorted(by_scheme)), limit=80) or "nothing that can be read"
@@ -324,7 +330,12 @@ class Authorizer:
         except OSError:
             pass  # a name that cannot be resolved now: asking it will tell
         if fault is not None:
-            raise _failed(request, f"its token server {shown_url(realm)} {fault}")
+            where = (
+                f"its token server {shown_url(realm)}"
+                if realm
+                else "the token server, which it does not name,"
+            )
+            raise _failed(request, f"{where} {fault}")
 
     async def _credentials_for(self, access: _Access, repository: str) -> Credentials | None:
         credentials = await self._credentials.get(self._registry, repository)
@@ -336,7 +347,8 @@ class Authorizer:
                 credentials.registry_token,
                 basic(credentials).removeprefix("Basic "),
             )
-            access.secrets = frozenset(secret for secret in kept if len(secret) >= _SHORTEST_SECRET)
+            long = [secret for secret in kept if len(secret) >= _SHORTEST_SECRET]
+            access.secrets = frozenset([*long, *map(quote_plus, long)])  # and as they stand in a form
         return credentials
 
     async def _fetch(

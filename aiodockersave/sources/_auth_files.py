@@ -13,7 +13,7 @@ from typing import Literal
 from aiodockersave import gojson
 from aiodockersave.errors import ConfigurationError, ContentTooLargeError, InvalidDocumentError
 
-from ._files import read_file, shown
+from ._files import is_text, read_file, shown
 
 __all__ = ["AuthFile", "Credentials", "Place", "places"]
 
@@ -191,7 +191,7 @@ def _entries(auths: Mapping[str, object], faults: list[str]) -> Mapping[str, Cre
 def _helpers(names: Mapping[str, object], faults: list[str]) -> Mapping[str, str]:
     helpers: dict[str, str] = {}
     for key, value in names.items():
-        if isinstance(value, str):
+        if is_text(key) and is_text(value):
             helpers[key] = value
         else:
             faults.append(f"the helper for {_shown_key(key)} is not used: it is no name")
@@ -231,7 +231,7 @@ def _text(entry: Mapping[str, object], name: str) -> str:
     value = entry.get(name)
     if value is None:
         return ""
-    if not isinstance(value, str):
+    if not is_text(value):
         raise _Unusable(f'"{name}" is no text')
     return value
 

@@ -157,10 +157,13 @@ class Dialler:
             return self._session("lent")
         return self._session("proxied" if is_proxied else "named" if self.is_named(target) else "followed")
 
-    async def speaks_tls(self) -> bool:
+    async def speaks_tls(self) -> bool | None:
         """Find out by a handshake whether the registry takes TLS at all.
 
         Nothing is asked over it, so whose certificate it shows does not matter yet, and authorities need not be read.
+
+        Returns:
+            Whether it does; None where it closed the connection and said nothing.
 
         Raises:
             OSError: There is no connection.
@@ -176,7 +179,7 @@ class Dialler:
             except ssl.SSLError as exc:  # an alert is TLS; "wrong version number" is how HTTP looks to it
                 return "ALERT" in (exc.reason or "")
             except ConnectionResetError:
-                return False
+                return None
             except TimeoutError:
                 fault = OSError(
                     errno.ETIMEDOUT, f"no connection within {self._settings.timeouts.connect:g} s"
@@ -220,9 +223,15 @@ class Dialler:
                 guard.check(address, self.registry_class)
 
     async def _look_up_registry(self) -> None:
-        """Find the registry's class where a caller's connector, which does not tell, dials it."""
+        """Find the registry's class where a caller's connector, which does not tell, dials it.
+
+        That, or a proxy, may know the name where the system does not; then the class is taken to be public.
+        """
         if self._settings.session is not None and self._dialled is None:
-            addresses = await self._resolve(self._host, self._port or 443)
+            try:
+                addresses = await self._resolve(self._host, self._port or 443)
+            except socket.gaierror:
+                return
             kinds = {self._settings.guard.classify(address) for address in addresses}
             self._dialled = kinds.pop() if len(kinds) == 1 else AddressClass.PUBLIC
 
@@ -265,10 +274,13 @@ class Dialler:
         session: aiohttp.ClientSession = library.ClientSession(
             connector=self._new_connector(way) if lender is None else lender.connector,
             connector_owner=lender is None,
-            trace_configs=None if lender is None else lender.trace_configs,
             cookie_jar=library.DummyCookieJar(),
             timeout=library.ClientTimeout(
-                total=None, sock_connect=timeouts.connect, sock_read=timeouts.silence
+                total=None,
+                # What a proxy says to CONNECT is timed by nothing else. It would time the wait for a lent connection too.
+                connect=timeouts.connect if way == "proxied" else None,
+                sock_connect=timeouts.connect,
+                sock_read=timeouts.silence,
             ),
             auto_decompress=False,
             read_bufsize=_READ_BUFFER,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from aiodockersave.errors import DockerSaveError, InvalidInputError
+from aiodockersave.errors import DockerSaveError, InvalidInputError, InvalidReferenceError
 
 from ._addresses import is_loopback_name
 from ._answers import origin, shown_url
@@ -76,13 +76,19 @@ class Endpoint:
         plain_http: bool,
         has_authorities: bool,
     ) -> Endpoint:
-        """Make the endpoint of a registry by its name in references."""
+        """Make the endpoint of a registry by its name in references.
+
+        Raises:
+            InvalidReferenceError: Docker takes it for a name, but there is no such address or port.
+        """
         authority = _HUB.get(name, name)
-        host = urlsplit(f"//{authority}").hostname or ""
+        found = origin(f"https://{authority}")
+        if found is None:
+            raise InvalidReferenceError(name, "the registry has an address or a port that cannot be")
         scheme: str | None = "https"
         if plain_http:
             scheme = "http"
-        elif is_loopback_name(host) and not has_authorities:
+        elif is_loopback_name(found[1]) and not has_authorities:
             scheme = None
         return cls(name, authority, scheme, settings, credentials)
 
@@ -94,9 +100,9 @@ class Endpoint:
             InvalidInputError: It is no URL of a mirror.
         """
         if origin(url) is None or "?" in url or "#" in url:
-            raise InvalidInputError(
-                f"no URL of a mirror, such as https://mirror.example.com: {shown_url(url)!r}"
-            )
+            # What may hold a password is not repeated: where it ends is not sure in what is no URL.
+            given = "; user and password come from docker login" if "@" in url else f": {shown_url(url)!r}"
+            raise InvalidInputError(f"no URL of a mirror, such as https://mirror.example.com{given}")
         parts = urlsplit(url)
         path = parts.path.strip("/")
         prefix = f"{path}/" if path else ""
@@ -149,10 +155,13 @@ class Endpoint:
         return await response.failure(self._authorizer.secrets)
 
     async def _base(self, what: str) -> str:
-        if self._scheme is None:
-            probe = Request(what, f"https://{self._authority}/v2/")
-            self._scheme = "https" if await self._transport.speaks_tls(probe) else "http"
-        return f"{self._scheme}://{self._authority}/v2/"
+        scheme = self._scheme
+        if scheme is None:
+            speaks_tls = await self._transport.speaks_tls(Request(what, f"https://{self._authority}/v2/"))
+            scheme = "https" if speaks_tls else "http"
+            if speaks_tls is not None:  # it may only be about to start
+                self._scheme = scheme
+        return f"{scheme}://{self._authority}/v2/"
 
 
 @dataclass(frozen=True, slots=True)

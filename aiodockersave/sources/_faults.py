@@ -30,8 +30,12 @@ _NO_SUCH_NAME: Final = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.
 
 
 def fault_kinds() -> tuple[type[Exception], ...]:
-    """Return what a request, or reading an answer, may raise: aiohttp's errors and the system's."""
-    return (load_aiohttp().ClientError, OSError, ValueError)
+    """Return what a request, or reading an answer, may raise: aiohttp's errors and the system's.
+
+    Where aiohttp has no compiled parser, faults in the framing of a body are no errors of its client.
+    """
+    aiohttp = load_aiohttp()
+    return (aiohttp.ClientError, aiohttp.http_exceptions.HttpProcessingError, OSError, ValueError)
 
 
 def explain(
@@ -68,15 +72,10 @@ def explain_status(
 
 def is_tls_refusal(exc: Exception) -> bool:
     """Tell whether the other side does not speak TLS, rather than speaking it with a fault."""
-    aiohttp = load_aiohttp()
-    if isinstance(exc, aiohttp.ClientConnectorCertificateError) or not isinstance(
-        exc, aiohttp.ClientConnectorError
-    ):
-        return False
-    if isinstance(exc, aiohttp.ClientConnectorSSLError):
-        # An alert is TLS; "wrong version number" is how HTTP looks to it.
-        return "ALERT" not in (getattr(exc.os_error, "reason", None) or "")
-    return isinstance(exc.os_error, ConnectionResetError)
+    # An alert is TLS; "wrong version number" is how HTTP looks to it. A connection that breaks off says neither.
+    return isinstance(exc, load_aiohttp().ClientConnectorSSLError) and "ALERT" not in (
+        getattr(exc.os_error, "reason", None) or ""
+    )
 
 
 def _lasting_reason(exc: Exception) -> str:
@@ -114,7 +113,7 @@ def _no_such_name(exc: Exception) -> str:
 
 def _passing_reason(exc: Exception, timeouts: Timeouts) -> str:
     aiohttp = load_aiohttp()
-    if isinstance(exc, aiohttp.SocketTimeoutError):
+    if isinstance(exc, aiohttp.SocketTimeoutError) or (isinstance(exc, TimeoutError) and not exc.args):
         return f"nothing came for {timeouts.silence:g} s"
     if isinstance(exc, aiohttp.ServerTimeoutError):
         return f"no connection within {timeouts.connect:g} s"
@@ -130,4 +129,6 @@ def _passing_reason(exc: Exception, timeouts: Timeouts) -> str:
 
 
 def _system_reason(exc: Any) -> str:
-    return shown(exc.strerror or str(exc) or type(exc).__name__)
+    # asyncio says nothing at all of a connection that is closed during the handshake.
+    silent = "the connection was closed" if isinstance(exc, ConnectionError) else type(exc).__name__
+    return shown(exc.strerror or str(exc) or silent)

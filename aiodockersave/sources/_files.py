@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
+from typing import TypeGuard
 
 from aiodockersave.errors import ContentTooLargeError
 
-__all__ = ["open_regular", "read_file", "shown"]
+__all__ = ["is_text", "open_regular", "read_file", "shown"]
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def open_regular(path: str) -> tuple[int, int]:
@@ -41,6 +45,11 @@ def read_file(path: str, limit: int) -> bytes:
     if len(data) > limit:
         raise ContentTooLargeError(limit, what=shown(path))
     return data
+
+
+def is_text(value: object) -> TypeGuard[str]:
+    """Tell whether a value read from JSON is text that can be sent, without halves of surrogate pairs."""
+    return isinstance(value, str) and _SURROGATE.search(value) is None
 
 
 def shown(text: str) -> str:

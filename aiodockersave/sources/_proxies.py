@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import base64
 import ipaddress
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote_to_bytes, urlsplit, urlunsplit
+
+from aiodockersave.errors import InvalidInputError
 
 from ._addresses import is_loopback_name
 from ._answers import Origin
@@ -59,7 +62,11 @@ class Proxies:
         return cls(_proxy_url(http), _proxy_url(https), tuple(filter(None, names)))
 
     def find(self, origin: Origin) -> Proxy | None:
-        """Return the proxy for requests to an origin; None where it is asked directly."""
+        """Return the proxy for requests to an origin; None where it is asked directly.
+
+        Raises:
+            InvalidInputError: The environment names it by what is no URL.
+        """
         scheme, host, port = origin
         proxy = self.https if scheme == "https" else self.http
         if not proxy or is_loopback_name(host) or any(_matches(rule, host, port) for rule in self.exceptions):
@@ -68,13 +75,18 @@ class Proxies:
 
 
 def _split_login(url: str) -> Proxy:
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # it is not repeated, as it may hold a password
+        raise InvalidInputError("the environment names a proxy by what is no URL") from None
     login, at, host = parts.netloc.rpartition("@")
+    bare = urlunsplit(parts._replace(netloc=host))
     if not at:
-        return Proxy(url, None)
+        return Proxy(bare, None)
     user, _, password = login.partition(":")
-    pair = f"{unquote(user)}:{unquote(password)}".encode()
-    return Proxy(urlunsplit(parts._replace(netloc=host)), f"Basic {base64.b64encode(pair).decode()}")
+    # Bytes, since what is encoded there, or stands in the environment, need not be UTF-8.
+    pair = b":".join(unquote_to_bytes(os.fsencode(part)) for part in (user, password))
+    return Proxy(bare, f"Basic {base64.b64encode(pair).decode()}")
 
 
 def _proxy_url(text: str) -> str:

@@ -78,7 +78,7 @@ class Turns(Generic[P]):
 
     Args:
         what: What is fetched, for the error.
-        places: The addresses, the one whose refusal counts most last.
+        places: The addresses. The refusal of the last one, the registry itself, is the error where no other helps.
         retries: When to give up.
         sleep: Waits for seconds.
 
@@ -90,6 +90,8 @@ class Turns(Generic[P]):
     def __init__(self, what: str, places: Sequence[P], retries: Retries, sleep: Sleep) -> None:
         self._what = what
         self._places = list(places)
+        self._registry = self._places[-1]
+        self._refusal: DockerSaveError | None = None
         self._retries = retries
         self._sleep = sleep
         self._turn = 0
@@ -142,6 +144,8 @@ class Turns(Generic[P]):
         self.failures += 1
         self._wanted_delay = max(self._wanted_delay, wanted)
         if self.failures >= self._retries.attempts * len(self._places):
+            if self._refusal is not None:
+                raise self._refusal
             raise self._given_up(fault) from fault.error if not fault.is_final else None
         self._turn = (self._turn + 1) % len(self._places)
         rounds, rest = divmod(self.failures, len(self._places))
@@ -152,8 +156,10 @@ class Turns(Generic[P]):
         return delay
 
     def _drop(self, error: DockerSaveError) -> float:
+        if self.place is self._registry:
+            self._refusal = error
         if len(self._places) == 1:
-            raise error
+            raise self._refusal or error
         del self._places[self._turn]
         self._turn %= len(self._places)
         return 0.0

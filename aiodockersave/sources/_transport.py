@@ -6,11 +6,13 @@ the origin (scheme, host, port) that it is for, and nowhere else.
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
 from collections.abc import Awaitable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeVar
+from urllib.parse import urlsplit
 
 from aiodockersave import __version__
 from aiodockersave._aio import Worker, wait_out
@@ -102,7 +104,9 @@ class Response:
             InterruptedTransfer: The body broke off.
         """
         try:
-            return await self._raw.content.readany()
+            # aiohttp's own limit ends where it gives up on the framing of a body, whose reader it then does not wake.
+            async with asyncio.timeout(self._timeouts.silence):
+                return await self._raw.content.readany()
         except fault_kinds() as exc:
             fault = explain(exc, what=self._what, url=self.url, timeouts=self._timeouts)
         raise fault  # outside of the handler, so that it has no context
@@ -166,8 +170,8 @@ class Transport:
         self.dialler = Dialler(host, port, settings)
         self._timeouts = settings.timeouts
 
-    async def speaks_tls(self, request: Request) -> bool:
-        """Find out whether the registry takes TLS connections at all.
+    async def speaks_tls(self, request: Request) -> bool | None:
+        """Find out whether the registry takes TLS connections at all; None where it did not say.
 
         Raises:
             InterruptedTransfer: It cannot be reached.
@@ -204,7 +208,7 @@ class Transport:
             raise request.error("it redirects to no proper URL", at=url)
         if request.form is not None:
             raise request.error("it redirects a request that holds a secret", at=url)
-        if found[0] == "http" and url.startswith("https:") and not self.may_be_plain(found):
+        if found[0] == "http" and urlsplit(url).scheme == "https" and not self.may_be_plain(found):
             raise request.error(f"it redirects from https to http, at {shown(found[1])}", at=url)
         return target
 

@@ -35,7 +35,12 @@ _USER_PLACE = (
     ".config/containers/certs.d"  # podman takes it from the home directory, whatever XDG_CONFIG_HOME says
 )
 _SYSTEM_PLACES = ("/etc/containers/certs.d", "/etc/docker/certs.d")
-_REGISTRY = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9._-]*|\[[0-9A-Fa-f:]+\])(?::[0-9]+)?")
+_REGISTRY = re.compile(
+    r"(?:[A-Za-z0-9_][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._~-]+)?\])(?::[0-9]+)?"
+)
+
+# What OpenSSL says of a key that is not the certificate's: one of the same algorithm, and one of another.
+_OTHER_CERTIFICATE = frozenset({"KEY_VALUES_MISMATCH", "NO_CERTIFICATE_ASSIGNED"})
 
 logger = logging.getLogger("aiodockersave")
 
@@ -181,7 +186,7 @@ def _load_client(context: ssl.SSLContext, certificate: str, key: str) -> None:
     try:
         context.load_cert_chain(certificate, key, password=refuse)
     except ssl.SSLError as error:
-        if error.reason == "KEY_VALUES_MISMATCH":
+        if error.reason in _OTHER_CERTIFICATE:
             raise ConfigurationError(
                 key, f"it belongs to another certificate than {shown(certificate)}"
             ) from None

@@ -27,7 +27,7 @@ from aiodockersave import gojson
 from aiodockersave._aio import Worker, wait_out
 from aiodockersave.errors import InvalidDocumentError
 
-from ._files import shown
+from ._files import is_text, shown
 
 __all__ = ["HelperAnswer", "HelperError", "ask_helper"]
 
@@ -195,7 +195,7 @@ def _read_answer(status: int, output: bytes) -> HelperAnswer | None:
     # Go reads names whatever their case, so helpers exist that write them in lower case.
     fields = {name.casefold(): value for name, value in answer.items()}
     username, secret = fields.get("username", ""), fields.get("secret", "")
-    if not (isinstance(username, str) and isinstance(secret, str)):
+    if not (is_text(username) and is_text(secret)):
         raise HelperError("its Username or Secret is no text")
     return HelperAnswer(username, secret) if username or secret else None
 

@@ -65,6 +65,8 @@ _MAX_BLOBS: Final = 1 << 16
 """Blobs of which is kept where they are."""
 _MAX_HOLDERS: Final = 8
 _MAX_CONTEXTS: Final = 64
+_FEW_BYTES: Final = 64 << 10
+"""Bytes that may be received in vain for a few at a blob's end."""
 _NOT_FOUND = 404
 
 Path = str | os.PathLike[str]
@@ -135,6 +137,7 @@ class RegistrySource:
         )
         self._configs: Recent[Digest, bytes] = Recent(_CACHE_SIZE, len)
         self._holders: Recent[Digest, tuple[Reference, ...]] = Recent(_MAX_BLOBS)
+        self._is_closed = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -147,9 +150,15 @@ class RegistrySource:
 
         Cancel: they are closed all the same, but not waited for.
         """
+        self._is_closed = True
         async with AsyncExitStack() as stack:
             for endpoint in (*self._mirrors, *self._registries.values()):
                 stack.push_async_callback(endpoint.aclose)
+
+    def _check_open(self) -> None:
+        running_task()
+        if self._is_closed:
+            raise RuntimeError("the source is closed")
 
     # ── images ──
 
@@ -173,7 +182,7 @@ class RegistrySource:
 
         Cancel: nothing stays open.
         """
-        running_task()
+        self._check_open()
         image = Reference.parse(reference).with_default_tag()
         manifest = await self._image_manifest(image, platform)
         what = f"{image} (manifest {manifest.digest})"
@@ -201,7 +210,8 @@ class RegistrySource:
             what = f"{what} ({expected.digest})" if expected.digest != image.digest else what
             _check_manifest_type(expected, what)
             check_document_size(expected, what)
-            if (known := self._manifests.get(expected.digest)) is not None:
+            known = self._manifests.get(expected.digest)
+            if known is not None and expected.size in (None, len(known.raw)):
                 return _of_type(known, expected, what)
             places, target = self._places(image), str(expected.digest)
 
@@ -256,8 +266,27 @@ class RegistrySource:
 
         Cancel: nothing stays open.
         """
-        running_task()
-        wanted = _wanted(descriptor, start, stop)
+        self._check_open()
+        async with self._reading(descriptor, _wanted(descriptor, start, stop)) as reader:
+            yield reader
+
+    async def last_bytes(self, descriptor: Descriptor, count: int) -> bytes | None:
+        """Return the last ``count`` bytes of a layer, where the registry answers ranges.
+
+        Raises:
+            DockerSaveError: As :meth:`open_blob`; also where it does not.
+
+        Cancel: nothing stays open.
+        """
+        self._check_open()
+        wanted = _wanted(descriptor, max(0, (descriptor.size or 0) - count), None)
+        async with self._reading(descriptor, wanted, max_skip=_FEW_BYTES) as reader:
+            return b"".join([chunk async for chunk in reader])
+
+    @asynccontextmanager
+    async def _reading(
+        self, descriptor: Descriptor, wanted: Wanted, *, max_skip: int | None = None
+    ) -> AsyncGenerator[BlobReader, None]:
         images = self._holders.get(descriptor.digest)
         if images is None:
             raise BlobNotFoundError(
@@ -265,9 +294,8 @@ class RegistrySource:
             )
         places = [place for image in images for place in self._places(image)]
         names = ", ".join(image.name for image in images)
-        reader = BlobReader(
-            f"blob {descriptor.digest} of {names}", descriptor, wanted, places, self._retries, self._sleep
-        )
+        what = f"blob {descriptor.digest} of {names}"
+        reader = BlobReader(what, descriptor, wanted, places, self._retries, self._sleep, max_skip=max_skip)
         try:
             await _open(reader, descriptor, names)
             yield reader

@@ -244,6 +244,12 @@ def test_retry_after(header: str | None, expected: float | None) -> None:
         ("https://h ost", None),
         ("https://h%2e.example", None),
         ("https://bücher.example", None),
+        ("https://-h.example", None),
+        ("https://..", None),
+        ("https://h.example/a b", None),
+        ("https://h.example/a\r\nb", None),
+        ("https://h.example/ü", None),
+        (" https://h.example/", None),
         ("", None),
     ],
 )

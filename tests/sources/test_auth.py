@@ -107,6 +107,8 @@ REALMS: list[tuple[str, str | None]] = [
     ("auth.example", "is no proper URL"),
     ("https://", "is no proper URL"),
     ("https://bücher.example/", "is no proper URL"),
+    ("https://auth.example/to ken", "is no proper URL"),
+    ("\x01https://auth.example/token", "is no proper URL"),
     ("", "is no proper URL"),
 ]
 
@@ -443,6 +445,11 @@ ANSWERS: dict[str, tuple[web.Response, type[Exception], str]] = {
         web.json_response({"details": "wrong: se&cret#"}, status=401),
         AuthenticationError,
         r"wrong: \*\*\*",
+    ),
+    "the form that was not sent": (
+        web.json_response({"message": "user=gordon&password=se%26cret%23"}, status=400),
+        RegistryError,
+        r"password=\*\*\* ",
     ),
     "denied": (web.Response(status=403), AuthenticationError, "denied"),
     "not found": (web.Response(status=400), RegistryError, "status 400"),

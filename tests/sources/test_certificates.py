@@ -15,9 +15,11 @@ from typing import Any
 
 import pytest
 import trustme
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
+    NoEncryption,
     PrivateFormat,
     load_pem_private_key,
 )
@@ -295,6 +297,12 @@ def encrypted(leaf: trustme.LeafCert) -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"word"))
 
 
+def rsa_key() -> bytes:
+    """A key that is of no certificate here: trustme's are of elliptic curves."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
 def writing(name: str, content: bytes) -> Spoil:
     return lambda keys, folder: (folder / name).write_bytes(content)
 
@@ -337,6 +345,7 @@ FAULTS = [
     Fault("key: a certificate", writing("client.key", BAD_PEM), "client.key", "no valid private key"),
     Fault("key: a directory", replacing_by_a_directory("client.key"), "client.key", "not a regular file"),
     Fault("key: another's", lambda keys, folder: (folder / "client.key").write_bytes(keys.other_client.private_key_pem.bytes()), "client.key", "belongs to another certificate"),
+    Fault("key: of another algorithm", lambda keys, folder: (folder / "client.key").write_bytes(rsa_key()), "client.key", "belongs to another certificate"),
     Fault("key: encrypted", lambda keys, folder: (folder / "client.key").write_bytes(encrypted(keys.client)), "client.key", "it is encrypted"),
 ]  # fmt: skip
 

@@ -279,6 +279,7 @@ ENTRIES = [
             ("auth of a wrong type", {"auth": [SECRET]}, '"auth" is no text'),
             ("token of a wrong type", {"identitytoken": 5}, '"identitytoken" is no text'),
             ("token with line ends", {"registrytoken": f"a\r\n{SECRET}"}, '"registrytoken" has characters'),
+            ("half a surrogate pair", {"username": "\ud800", "password": SECRET}, '"username" is no text'),
             ("a list", [SECRET], "it is no object"),
             ("a text", SECRET, "it is no object"),
         ]
@@ -527,6 +528,7 @@ HELPERS = [
             ("answers bytes", r"printf '\377\376'", "it answers something that is no JSON object"),
             ("answers cut off", saying(f'{{"Username":"a","Secret":"{SECRET}'), "it answers something that is no JSON object"),
             ("answers a number", saying({"Username": "a", "Secret": 5}), "its Username or Secret is no text"),
+            ("answers half a surrogate pair", r"""printf '{"Username":"\\ud800","Secret":"x"}'""", "its Username or Secret is no text"),
             ("answers without end", "while :; do printf %01000d 7; done", "it answers with more than 1048576 bytes"),
             ("cannot start", "#!/nonexistent/interpreter", "it cannot be started: No such file or directory"),
         ]

@@ -570,6 +570,9 @@ async def test_a_mirror_is_asked_for_digests_only(build: Build) -> None:
         "mirror.example.com",
         "ftp://mirror.example.com",
         "https://user:pw@m.example",
+        "user:pw@m.example",
+        "https://user:pw/pw@m.example",
+        "https://user:pw?@m.example",
         "https://m.example/?a=secret",
     ],
 )

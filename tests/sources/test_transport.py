@@ -397,7 +397,9 @@ async def test_a_proxy_that_does_not_connect(
     ("proxy", "error", "message"),
     [
         ("http://127.0.0.1:1", InterruptedTransfer, "the proxy cannot be reached"),
+        ("HTTP://127.0.0.1:1", InterruptedTransfer, "the proxy cannot be reached"),
         ("socks5://127.0.0.1:1", InvalidInputError, "only proxies by http and https"),
+        ("http://[::1", InvalidInputError, "a proxy by what is no URL$"),
     ],
 )
 async def test_a_proxy_that_is_none(
@@ -438,7 +440,7 @@ async def test_who_speaks_tls(stack: AsyncExitStack, connect: Connect, ca: trust
     secure = await stack.enter_async_context(serving(Server(), certified(ca, "127.0.0.1")))
     plain = await stack.enter_async_context(serving(Server()))
     closing = await stack.enter_async_context(answering_raw(b""))
-    for url, speaks in ((secure.url, True), (plain.url, False), (closing, False)):
+    for url, speaks in ((secure.url, True), (plain.url, False), (closing, None)):
         request = Request("probe", url.replace("http://", "https://"))
         assert await connect(url, tls=trusting(ca)).speaks_tls(request) is speaks
     with pytest.raises(RegistryError, match="it does not speak TLS"):

@@ -26,12 +26,15 @@ if TYPE_CHECKING:
         EventLoopError,
         ImageConflictError,
         ImageNotFoundError,
+        InsufficientSpaceError,
         InvalidDigestError,
         InvalidDocumentError,
         InvalidInputError,
         InvalidPlatformError,
         InvalidReferenceError,
         MissingDependencyError,
+        PartFileError,
+        PartFileLockedError,
         PlatformNotFoundError,
         RateLimitedError,
         RegistryError,
@@ -46,21 +49,20 @@ if TYPE_CHECKING:
     )
     from .formats import ManifestItem
     from .model import Descriptor, Digest, Platform
-    from .pipeline import (
+    from .pipeline import save
+    from .plan import ArchiveMember, ImageSpec, Plan, Report, Segment, plan_archive
+    from .preparing import ImageRequest, Prepared, PreparedImage, prepare
+    from .progress import (
         Event,
         ImageFinished,
-        ImageRequest,
         LayerAdvanced,
         LayerFinished,
+        LayerRetried,
         LayerReused,
         LayerStarted,
-        Prepared,
-        PreparedImage,
+        SaveFinished,
         SaveStarted,
-        prepare,
-        save,
     )
-    from .plan import ArchiveMember, ImageSpec, Plan, Report, Segment, plan_archive
     from .reference import Reference
     from .sinks import Sink, as_sink
     from .sources import ResolvedImage, Source
@@ -73,6 +75,7 @@ if TYPE_CHECKING:
     )
     from .sources.oci_layout import OciLayoutSource
     from .sources.registry import RegistrySource
+    from .stream import archive_stream, stream_plan
     from .writer import ArchiveWriter
 
 __all__ = [
@@ -101,6 +104,7 @@ __all__ = [
     "ImageNotFoundError",
     "ImageRequest",
     "ImageSpec",
+    "InsufficientSpaceError",
     "InvalidDigestError",
     "InvalidDocumentError",
     "InvalidInputError",
@@ -108,12 +112,15 @@ __all__ = [
     "InvalidReferenceError",
     "LayerAdvanced",
     "LayerFinished",
+    "LayerRetried",
     "LayerReused",
     "LayerStarted",
     "ManifestItem",
     "MappingCredentials",
     "MissingDependencyError",
     "OciLayoutSource",
+    "PartFileError",
+    "PartFileLockedError",
     "Plan",
     "Platform",
     "PlatformNotFoundError",
@@ -125,6 +132,7 @@ __all__ = [
     "RegistrySource",
     "Report",
     "ResolvedImage",
+    "SaveFinished",
     "SaveStarted",
     "Segment",
     "Sink",
@@ -139,11 +147,13 @@ __all__ = [
     "WriterClosedError",
     "WriterError",
     "__version__",
+    "archive_stream",
     "as_sink",
     "open_archive",
     "plan_archive",
     "prepare",
     "save",
+    "stream_plan",
 ]
 
 # Where each name lives; what is not listed is an error.
@@ -172,21 +182,25 @@ _ROOMS = {
     "DockerCredentials": "sources.credentials",
     "MappingCredentials": "sources.credentials",
     "StaticCredentials": "sources.credentials",
-    "ImageRequest": "pipeline",
+    "ImageRequest": "preparing",
     "ArchiveMember": "plan",
     "Segment": "plan",
     "ManifestItem": "formats",
-    "prepare": "pipeline",
-    "Prepared": "pipeline",
-    "PreparedImage": "pipeline",
-    "Event": "pipeline",
-    "SaveStarted": "pipeline",
-    "LayerStarted": "pipeline",
-    "LayerAdvanced": "pipeline",
-    "LayerFinished": "pipeline",
-    "LayerReused": "pipeline",
-    "ImageFinished": "pipeline",
+    "prepare": "preparing",
+    "Prepared": "preparing",
+    "PreparedImage": "preparing",
+    "Event": "progress",
+    "SaveStarted": "progress",
+    "LayerStarted": "progress",
+    "LayerAdvanced": "progress",
+    "LayerFinished": "progress",
+    "LayerReused": "progress",
+    "LayerRetried": "progress",
+    "SaveFinished": "progress",
+    "ImageFinished": "progress",
     "save": "pipeline",
+    "archive_stream": "stream",
+    "stream_plan": "stream",
 }
 
 if not TYPE_CHECKING:  # a type checker would take any misspelt name for one of these

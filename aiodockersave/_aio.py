@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Coroutine, Generator, Iterable
 from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
@@ -188,6 +188,75 @@ async def wait_out(future: asyncio.Future[T]) -> T:
         raise cancelled
     finally:
         del cancelled, future
+
+
+async def wait_for_end(task: asyncio.Task[Any]) -> None:
+    """Wait until a task of ours that was cancelled has ended; what came of it is its owner's matter.
+
+    It may be closing something foreign, which need not end by itself: so a cancel is passed on to it, each
+    ``Task.cancel`` anew, and a cancel scope around once.
+
+    Raises:
+        CancelledError: The first that was delivered, once the task has ended.
+    """
+    cancelled: asyncio.CancelledError | None = None
+    try:
+        with CancelScope() as scope:
+            while not task.done():
+                try:
+                    await asyncio.wait([task])
+                except asyncio.CancelledError as exc:
+                    cancelled = cancelled or exc
+                    scope.shield = True  # it would say it over and over
+                    task.cancel()
+        if cancelled is not None:
+            raise cancelled
+    finally:
+        del cancelled
+
+
+async def run_together(*calls: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run coroutines side by side, each as a task. When one fails or this is cancelled, the others are cancelled.
+
+    A single one runs in the caller's own task.
+
+    Raises:
+        BaseException: What one that failed has raised, the first in order if several did at once.
+
+    Cancel: is raised when all have ended.
+    """
+    if len(calls) == 1:
+        return await calls[0]()
+    tasks = [asyncio.ensure_future(call()) for call in calls]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        failed = [task for task in tasks if task in done and (task.cancelled() or task.exception())]
+    finally:
+        await end_tasks(tasks)
+    return failed[0].result() if failed else None
+
+
+async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel what still runs, and wait until all has ended. What was raised there is left to whoever looks at it.
+
+    Cancel: is raised after that.
+    """
+    waiting = [task for task in tasks if not task.done()]
+    for task in waiting:
+        task.cancel()
+    cancelled: asyncio.CancelledError | None = None
+    with CancelScope(shield=True):
+        while waiting:
+            try:
+                await asyncio.wait(waiting)
+            except asyncio.CancelledError as exc:
+                cancelled = cancelled or exc
+            waiting = [task for task in waiting if not task.done()]
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # looked at, so that nobody complains that none did
+    if cancelled is not None:
+        raise cancelled
 
 
 class Fairness:

@@ -1,12 +1,13 @@
-"""The file of an archive by its path: a temporary file beside the target that replaces it when it is whole.
+"""The file of an archive by its path: a file beside the target that replaces it when it is whole.
 
 ::
 
     open    .NAME.<8 hex>.tmp beside the target (O_EXCL, O_NOFOLLOW)
+            or .NAME.<16 hex of the ETag>.part, which may be there, locked: a part file
     sync    length compared, fsync          ┐ an error here is final: the kernel has dropped the pages
     publish rename over the target          │ from here on the file stays
             fsync of the directory          ┘
-    discard unlink
+    close   unlink, but a part file that is kept
 
 All of it happens below one descriptor of the directory, so a parent that is swapped meanwhile changes nothing. A
 symbolic link's target is replaced, not the link. What is no regular file is written into, and never replaced.
@@ -22,11 +23,12 @@ import errno
 import os
 import secrets
 import stat
+from collections.abc import Callable
 
-from .errors import SinkError
+from ._part_file import OPEN_BESIDE, name_beside, open_part, part_name
+from .errors import InsufficientSpaceError, InvalidInputError, SinkError
 
 _FIFO_POLL = 0.02
-_NAME_MAX = 255
 _TRIES = 16
 
 
@@ -38,14 +40,22 @@ class Target:
             :func:`open_stream`.
         published: Whether the archive is under its name.
         sync_failed: Whether the disk refused bytes: nothing may be called whole any more.
+        keeps_part: Whether :meth:`close` leaves the part file, so that another save can go on with it.
+
+    Args:
+        path: The target.
+        fsync: Whether file and directory are brought to the disk.
+        etag: The ETag of the archive's plan, for a part file instead of a temporary one; None for none.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, fsync: bool) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, fsync: bool, etag: str | None = None) -> None:
         self.path = os.fspath(path)
         self.fd: int | None = None
         self.published = False
         self.sync_failed = False
+        self.keeps_part = False
         self._fsync = fsync
+        self._etag = etag
         self._directory: int | None = None
         self._name = ""
         self._temporary: str | None = None
@@ -63,7 +73,11 @@ class Target:
         if self._names_directory(old):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), self.path)
         if old is None or stat.S_ISREG(old.st_mode):
-            self._open_temporary(old)
+            self._open_beside(old)
+        elif self._etag is not None:
+            raise InvalidInputError(
+                f"{self.path!r:.300} is no regular file: nothing of it could be kept to go on"
+            )
         elif not stat.S_ISFIFO(old.st_mode):
             self.fd = os.open(self.path, os.O_WRONLY | os.O_NOCTTY)
 
@@ -72,24 +86,54 @@ class Target:
             return not os.path.basename(self.path)  # as in "new/", of which realpath would make "new"
         return stat.S_ISDIR(old.st_mode)
 
-    def _open_temporary(self, old: os.stat_result | None) -> None:
+    @property
+    def part_path(self) -> str:
+        """The part file, for messages."""
+        return os.path.join(os.path.dirname(self.path), self._temporary or "")
+
+    @property
+    def is_file(self) -> bool:
+        """Whether, once it is open, it is a file beside the target."""
+        return self._temporary is not None
+
+    def _open_beside(self, old: os.stat_result | None) -> None:
         parent, self._name = os.path.split(os.path.realpath(self.path))
         self._directory = os.open(parent, os.O_RDONLY | os.O_DIRECTORY)
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        try:
+            if self._etag is None:
+                self.fd, self._temporary = self._open_temporary(self._directory)
+            else:
+                name = part_name(self._name, self._etag)
+                self.fd, self._temporary = open_part(self._directory, name, self._name), name
+                self.keeps_part = True
+        except OSError as exc:
+            if isinstance(exc.filename, str):
+                exc.filename = f"{parent}/{exc.filename}"
+            raise
+        if old is not None:
+            os.fchmod(self.fd, stat.S_IMODE(old.st_mode))
+
+    def _open_temporary(self, directory: int) -> tuple[int, str]:
         for _ in range(_TRIES):
-            name = _temporary_name(self._name)
-            try:
-                self.fd = os.open(name, flags, 0o666, dir_fd=self._directory)
-            except FileExistsError:
-                continue
-            except OSError as exc:
-                exc.filename = f"{parent}/{name}"
-                raise
-            self._temporary = name
-            if old is not None:
-                os.fchmod(self.fd, stat.S_IMODE(old.st_mode))
-            return
-        raise FileExistsError(errno.EEXIST, "no free name for a temporary file", self.path)
+            name = name_beside(self._name, f".{secrets.token_hex(4)}.tmp")
+            with contextlib.suppress(FileExistsError):
+                return os.open(name, OPEN_BESIDE | os.O_EXCL, 0o666, dir_fd=directory), name
+        raise FileExistsError(errno.EEXIST, "no free name for a temporary file", self._name)
+
+    def check_space(self, size: int) -> None:
+        """Look whether a file of ``size`` bytes has room where it is to be.
+
+        Raises:
+            InsufficientSpaceError: It has not.
+        """
+        if self.fd is not None and self._temporary is not None:
+            there = os.fstatvfs(self.fd)
+            available = there.f_bavail * there.f_frsize
+            needed = (
+                size - os.fstat(self.fd).st_blocks * 512
+            )  # POSIX counts in these, whatever the file system
+            if there.f_blocks and needed > available:  # some file systems say nothing of themselves
+                raise InsufficientSpaceError(self.path, needed, available)
 
     def sync(self, size: int) -> None:
         """Bring the bytes to the disk.
@@ -104,11 +148,21 @@ class Target:
         if actual != size:
             raise SinkError(f"{self.path} has {actual} bytes on disk, but {size} were written")
         if self._fsync:
-            try:
-                os.fsync(self.fd)
-            except OSError:
-                self.sync_failed = True
-                raise
+            self._sync(os.fsync)
+
+    def sync_portion(self) -> None:
+        """Bring to the disk what was written until now; errors as :meth:`sync`."""
+        if not self.sync_failed:
+            self._sync(os.fdatasync)
+
+    def _sync(self, call: Callable[[int], None]) -> None:
+        if self.fd is None:
+            raise AssertionError("the target is not open")
+        try:
+            call(self.fd)
+        except OSError:
+            self.sync_failed = True
+            raise
 
     def publish(self) -> None:
         """Put the file under its name; ``published`` says whether that was done, also where this raises."""
@@ -122,17 +176,21 @@ class Target:
             os.fsync(self._directory)
 
     def close(self) -> None:
-        """Close what is open, and remove the temporary file unless it was published."""
+        """Close what is open, and remove the temporary file unless it was published, or is a part file to keep."""
         fd, self.fd = self.fd, None
         directory, self._directory = self._directory, None
         temporary, self._temporary = self._temporary, None
         with contextlib.ExitStack() as stack:
             if directory is not None:
                 stack.callback(os.close, directory)
-            if temporary is not None:
+            if temporary is not None and not self._is_worth_keeping(fd):
                 stack.callback(_remove, temporary, directory)
             if fd is not None:
                 stack.callback(os.close, fd)
+
+    def _is_worth_keeping(self, fd: int | None) -> bool:
+        # What the disk refused may be missing from a part file, while its pages still show it.
+        return self.keeps_part and not self.sync_failed and fd is not None and os.fstat(fd).st_size > 0
 
 
 def _remove(name: str, directory: int | None) -> None:
@@ -150,9 +208,3 @@ async def open_stream(target: Target) -> int:
                 raise
             await asyncio.sleep(_FIFO_POLL)
     return target.fd
-
-
-def _temporary_name(name: str) -> str:
-    suffix = f".{secrets.token_hex(4)}.tmp"
-    kept = os.fsencode(name)[: _NAME_MAX - len(suffix) - 1]
-    return f".{os.fsdecode(kept)}{suffix}"

@@ -46,14 +46,9 @@ async def open_archive(
 
     Cancel: the old file is untouched and no temporary file is left, unless the archive was under its name already.
     """
-    running_task()
-    target = Target(path, fsync=fsync)
-    worker = Worker("aiodockersave-file")
-    try:
-        await worker.run(target.open)
-        fd = await open_stream(target)
+    async with opened(Target(path, fsync=fsync)) as target:
         archive = ArchiveWriter(
-            descriptor_sink(fd),
+            descriptor_sink(await open_stream(target)),
             format=format,
             layers=layers,
             stage_memory=stage_memory,
@@ -64,6 +59,16 @@ async def open_archive(
         )
         async with archive:
             yield archive
+
+
+@contextlib.asynccontextmanager
+async def opened(target: Target) -> AsyncGenerator[Target, None]:
+    """Open a target, and close it at the end, whatever happens."""
+    running_task()
+    worker = Worker("aiodockersave-file")
+    try:
+        await worker.run(target.open)
+        yield target
     except GeneratorExit:
         target.close()  # nothing can be awaited any more
         raise

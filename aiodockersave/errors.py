@@ -28,6 +28,9 @@
     │   └── RegistryError                     a registry refuses, or answers what it must not
     │       ├── AuthenticationError
     │       └── RateLimitedError
+    ├── InsufficientSpaceError (OSError)      the archive will not fit where it is to be
+    ├── PartFileError                         what an earlier save has left cannot be gone on with
+    │   └── PartFileLockedError               another save is writing it
     ├── EventLoopError (RuntimeError)         the running event loop is not asyncio's
     └── MissingDependencyError (ImportError)  an extra is not installed
 
@@ -56,12 +59,15 @@ __all__ = [
     "EventLoopError",
     "ImageConflictError",
     "ImageNotFoundError",
+    "InsufficientSpaceError",
     "InvalidDigestError",
     "InvalidDocumentError",
     "InvalidInputError",
     "InvalidPlatformError",
     "InvalidReferenceError",
     "MissingDependencyError",
+    "PartFileError",
+    "PartFileLockedError",
     "PlatformNotFoundError",
     "RateLimitedError",
     "RegistryError",
@@ -420,6 +426,48 @@ class ConfigurationError(SourceError, ValueError):
         super().__init__(f"{path if path.isprintable() else ascii(path)}: {reason}")
         self.path = path
         self.reason = reason
+
+
+# ── the target ──
+
+
+class InsufficientSpaceError(DockerSaveError, OSError):
+    """There is not enough space for the archive; nothing was fetched.
+
+    Attributes:
+        path: The target.
+        needed: Bytes that are still to be written.
+        available: Bytes that there are.
+    """
+
+    def __init__(self, path: str, needed: int, available: int) -> None:
+        super().__init__(
+            f"{path}: {needed} bytes are needed there, {available} are free; free some space, or write to another place"
+        )
+        self.path = path
+        self.needed = needed
+        self.available = available
+
+
+class PartFileError(DockerSaveError):
+    """A part file cannot be gone on with.
+
+    Attributes:
+        path: The part file.
+        reason: Why not, and what to do.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path if path.isprintable() else ascii(path)}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+class PartFileLockedError(PartFileError):
+    """Another save is writing the part file."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, "another save is writing it at the moment")
 
 
 # ── the environment ──

@@ -1,225 +1,44 @@
-"""From images to an archive: what sources have is resolved, planned, and put through a writer into a sink.
+"""From images to an archive: what sources have is resolved, planned, and brought to a file or into a sink.
 
 ::
 
-    ImageRequest ──prepare──▶ Prepared (manifests, configs, tags, the plan) ──▶ layers, images, close
+    ImageRequest ─prepare▶ Prepared ─┬▶ a file    blobs at their offsets, several at once    kept_file, plain_file
+                                     └▶ a stream  one after the other, read ahead            streaming
 
-Everything that can be known ahead is found out before the target is opened: a reference that is not there, an image
-that is none, a tag that is no name, one layer with two sizes. What follows reads each layer once, in the order of the
-plan, image after image.
+The target is opened when everything is known that can be known before a layer is read.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
-from functools import partial
-from types import TracebackType
-from typing import Any, Final, Self
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ._aio import Worker, running_task
-from .archive_file import open_archive
-from .content import Batch, OpenContent
-from .errors import DockerSaveError
-from .formats import Format, Image, Layers, check_choice, read_image
-from .model import Descriptor, Platform
-from .plan import ImageSpec, Plan, Report, plan_archive
-from .sinks import AnySink
-from .sources import ResolvedImage, Source
+from ._target import Target, open_stream
+from .archive_file import opened
+from .books import Books
+from .errors import InvalidInputError
+from .formats import Format, Layers
+from .kept_file import file_kept
+from .model import Platform
+from .plain_file import file_plain
+from .plan import Report
+from .preparing import ImageRequest, Prepared, prepare
+from .progress import Meter, Progress, SaveFinished, SaveStarted
+from .sinks import AnySink, descriptor_sink
+from .streaming import stream_images
+from .syncing import Syncer, checksum_of
 from .writer import ArchiveWriter
 
-__all__ = [
-    "Event",
-    "ImageFinished",
-    "ImageRequest",
-    "LayerAdvanced",
-    "LayerFinished",
-    "LayerReused",
-    "LayerStarted",
-    "Prepared",
-    "PreparedImage",
-    "SaveStarted",
-    "prepare",
-    "save",
-]
+if TYPE_CHECKING:
+    from .plan import Plan
 
-# What `uname` says and `Platform` does not know from elsewhere.
-_MACHINES: Final = {
-    "armv5tel": ("arm", "v5"),
-    "armv6l": ("arm", "v6"),
-    "armv7l": ("arm", "v7"),
-    "armv8l": ("arm", "v7"),
-    "i586": ("386", ""),
-    "i686": ("386", ""),
-    "loongarch64": ("loong64", ""),
-}
+__all__ = ["save"]
 
-
-@dataclass(frozen=True, slots=True)
-class ImageRequest:
-    """One image to put into an archive.
-
-    Attributes:
-        source: Where it comes from.
-        reference: What the source calls it.
-        tags: The names that it gets, such as ``example.com/app:1.0``; None for those that the source suggests.
-        name: What it is called in messages; the reference by default.
-    """
-
-    source: Source
-    reference: str
-    tags: Sequence[str] | None = None
-    name: str = ""
-
-    def __str__(self) -> str:
-        return self.name or self.reference
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedImage:
-    """An image that was found and checked.
-
-    Attributes:
-        request: What was asked for.
-        resolved: What the source has.
-        image: Config, layers and tags, as they go into the archive.
-    """
-
-    request: ImageRequest
-    resolved: ResolvedImage
-    image: Image
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """All that is known of an archive before it is written.
-
-    Attributes:
-        images: Its images, in order.
-        plan: The archive ahead of time; None where layers are decompressed, since their sizes are not known then.
-    """
-
-    images: tuple[PreparedImage, ...]
-    plan: Plan | None
-
-    @property
-    def layers(self) -> tuple[Descriptor, ...]:
-        """The blobs that are read, each once, in order."""
-        return tuple({layer.digest: layer for image in self.images for layer in image.image.layers}.values())
-
-
-# ── progress ──
-
-
-@dataclass(frozen=True, slots=True)
-class SaveStarted:
-    """Everything is prepared; the target is opened next."""
-
-    prepared: Prepared
-
-
-@dataclass(frozen=True, slots=True)
-class LayerStarted:
-    """A layer was opened."""
-
-    layer: Descriptor
-
-
-@dataclass(frozen=True, slots=True)
-class LayerAdvanced:
-    """Some of a layer was read: ``size`` bytes more of the blob."""
-
-    layer: Descriptor
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class LayerFinished:
-    """A layer is in the archive, verified."""
-
-    layer: Descriptor
-
-
-@dataclass(frozen=True, slots=True)
-class LayerReused:
-    """A layer was in the archive already, and was not read again."""
-
-    layer: Descriptor
-
-
-@dataclass(frozen=True, slots=True)
-class ImageFinished:
-    """An image is in the archive with all its layers."""
-
-    image: PreparedImage
-
-
-Event = SaveStarted | LayerStarted | LayerAdvanced | LayerFinished | LayerReused | ImageFinished
-Progress = Callable[[Event], None]
-"""Called on the event loop, so it must not block. What it raises ends the save."""
-
-
-# ── preparing ──
-
-
-def default_platform() -> Platform:
-    """Return ``linux`` on this machine's architecture."""
-    machine = os.uname().machine
-    return Platform("linux", *_MACHINES.get(machine, (machine,)))
-
-
-async def prepare(
-    images: Sequence[ImageRequest],
-    *,
-    format: Format = "docker",
-    layers: Layers = "keep",
-    platform: Platform | None = None,
-) -> Prepared:
-    """Resolve images, check them, and plan their archive; no layer is read. Arguments and errors as :func:`save`."""
-    running_task()
-    check_choice("format", format, Format)
-    check_choice("layers", layers, Layers)
-    platform = platform or default_platform()
-    worker = Worker("aiodockersave-plan")
-    found = []
-    for request in images:
-        with _naming(request):
-            resolved = await request.source.resolve(request.reference, platform)
-            found.append(await worker.run(_check, request, resolved))
-    plan = None
-    if layers == "keep":
-        specs = [
-            ImageSpec(each.resolved.config, each.resolved.manifest, _tags(each.request, each.resolved))
-            for each in found
-        ]
-        plan = await worker.run(plan_archive, specs, format=format)
-    return Prepared(tuple(found), plan)
-
-
-def _check(request: ImageRequest, resolved: ResolvedImage) -> PreparedImage:
-    image = read_image(resolved.config, resolved.manifest, _tags(request, resolved))
-    return PreparedImage(request, resolved, image)
-
-
-def _tags(request: ImageRequest, resolved: ResolvedImage) -> Sequence[str]:
-    return resolved.default_tags if request.tags is None else request.tags
-
-
-@contextlib.contextmanager
-def _naming(request: ImageRequest) -> Generator[None, None, None]:
-    """Note on our errors which image they are about."""
-    try:
-        yield
-    except DockerSaveError as exc:
-        name = str(request)
-        exc.add_note(f"image {name if name.isprintable() else ascii(name):.300}")
-        raise
-
-
-# ── saving ──
+DEFAULT_JOBS = 2
+"""Blobs that are read at once: two keep two processors busy, and more are no quicker where the processor is the limit."""
+MAX_JOBS = 64
 
 
 async def save(
@@ -229,6 +48,8 @@ async def save(
     format: Format = "docker",
     layers: Layers = "keep",
     platform: Platform | None = None,
+    jobs: int = DEFAULT_JOBS,
+    resume: bool = False,
     fsync: bool = True,
     stage_memory: int = 8 << 20,
     stage_dir: str | os.PathLike[str] | None = None,
@@ -238,18 +59,24 @@ async def save(
 ) -> Report:
     """Write images from sources into one archive.
 
+    Its bytes depend on images, tags, ``format`` and ``layers`` alone, never on the target, ``jobs`` or timing.
+
     Args:
         images: What goes in, in this order.
         target: A path, as :func:`open_archive` takes it, or any sink.
         format: The layout of the archive.
         layers: ``"keep"`` stores layers as the source has them, ``"decompress"`` as plain tars.
         platform: Which of an image's platforms is taken; ``linux`` on this machine's architecture by default.
+        jobs: How many blobs are read at once, from 1 to 64; into a stream one is written while the next is read.
+        resume: Whether a save that was interrupted is gone on with, and this one can be, should it be interrupted: what
+            was received is kept in ``.NAME.<16 hex>.part`` beside the target, and an exception has a note that says so.
+            Only for a path, and with ``layers="keep"``.
         fsync: Whether a path's file and directory are brought to the disk.
-        stage_memory: Bytes of memory for content that is staged.
+        stage_memory: Bytes of memory for content that is staged, which is only on the way into a stream.
         stage_dir: Where content goes that is staged and too large for memory.
         max_plain_size: The largest layer to accept when decompressing, in bytes.
         checksum: Whether the report has the SHA-256 of the archive.
-        progress: Called with each event.
+        progress: Called with each event, see :mod:`aiodockersave.progress`.
 
     Returns:
         What is in the archive.
@@ -259,6 +86,8 @@ async def save(
         ContentError: What a source gave is not what was promised.
         InvalidDocumentError: A manifest or config is not valid.
         InvalidInputError: A tag is no name, or a layer has two sizes.
+        InsufficientSpaceError: The archive will not fit, as far as its size is known ahead.
+        PartFileError: What an interrupted save has left is of another archive, or in use.
         OSError: The target cannot be written.
 
     Errors of this package have a note that names the image.
@@ -266,94 +95,102 @@ async def save(
     Cancel: as :func:`open_archive` for a path: it has its old file, or the whole new one. A sink of the caller's
     is left as ``ArchiveWriter.abort()`` leaves it. Nothing of a source is open.
     """
+    running_task()
+    is_path = isinstance(target, str | os.PathLike)
+    if not 1 <= jobs <= MAX_JOBS:
+        raise InvalidInputError(f"jobs={jobs}: it is from 1 to {MAX_JOBS}")
+    if resume and not (is_path and layers == "keep"):
+        raise InvalidInputError(
+            "only a file can be gone on with, and only with layers kept as they are: its size is not known ahead otherwise"
+        )
     prepared = await prepare(images, format=format, layers=layers, platform=platform)
-    notify = progress or _ignore
-    notify(SaveStarted(prepared))
-    options = {
-        "format": format,
-        "layers": layers,
-        "stage_memory": stage_memory,
-        "stage_dir": stage_dir,
-        "max_plain_size": max_plain_size,
-        "checksum": checksum,
-    }
-    async with _open(target, options, fsync=fsync) as archive:
-        for image in prepared.images:
-            with _naming(image.request):
-                await _put_image(archive, image, notify)
-    return _checked_report(archive, prepared.plan)
+    meter = Meter(progress, prepared.layers)
+    meter.tell(SaveStarted(prepared, meter.total))
 
+    def new_writer(sink: AnySink, target: Target | None = None) -> ArchiveWriter:
+        return ArchiveWriter(
+            sink,
+            format=format,
+            layers=layers,
+            stage_memory=stage_memory,
+            stage_dir=stage_dir,
+            max_plain_size=max_plain_size,
+            checksum=checksum,
+            _target=target,
+        )
 
-def _open(
-    target: str | os.PathLike[str] | AnySink, options: dict[str, Any], *, fsync: bool
-) -> AbstractAsyncContextManager[ArchiveWriter]:
     if isinstance(target, str | os.PathLike):
-        return open_archive(target, fsync=fsync, **options)
-    return ArchiveWriter(target, **options)
-
-
-async def _put_image(archive: ArchiveWriter, image: PreparedImage, notify: Progress) -> None:
-    resolved, checked = image.resolved, image.image
-    for layer, diff_id in zip(checked.layers, checked.config.diff_ids, strict=True):
-        content = _Layer(image.request.source, layer, notify)
-        await archive.put_layer(content.open, layer, diff_id=diff_id)
-        notify(LayerFinished(layer) if content.was_opened else LayerReused(layer))
-    await archive.put_image(resolved.config, resolved.manifest, [str(tag) for tag in checked.repo_tags])
-    notify(ImageFinished(image))
-
-
-def _checked_report(archive: ArchiveWriter, plan: Plan | None) -> Report:
-    report = archive.report
-    if report is None:
-        raise AssertionError("the archive was left without being closed")
-    if plan is not None and (report.size, report.members) != (plan.size, plan.members):
-        raise AssertionError(f"the archive is not the planned one: {report.size} bytes, not {plan.size}")
+        etag = prepared.plan.etag if resume and prepared.plan is not None else None
+        async with opened(Target(target, fsync=fsync, etag=etag)) as place:
+            if place.is_file:
+                saving = _Saving(
+                    place, prepared, meter, format=format, jobs=jobs, max_plain_size=max_plain_size
+                )
+                report = await saving.run(fsync=fsync, resume=resume, checksum=checksum)
+            else:
+                writer = new_writer(descriptor_sink(await open_stream(place)), place)
+                report = await stream_images(writer, prepared, Books(prepared, meter), jobs=jobs)
+    else:
+        report = await stream_images(new_writer(target), prepared, Books(prepared, meter), jobs=jobs)
+    meter.tell(SaveFinished(report))
     return report
 
 
-def _ignore(_: Event) -> None:
-    """Without a progress callback nobody is told."""
+class _Saving:
+    """A save to a file beside the target."""
 
-
-class _Layer:
-    """A blob as content for a writer, which says how far it was read.
-
-    Attributes:
-        was_opened: Whether it was read; a layer that is in the archive already is not.
-    """
-
-    def __init__(self, source: Source, layer: Descriptor, notify: Progress) -> None:
-        self.was_opened = False
-        self._content = OpenContent(partial(source.open_blob, layer))
-        self._layer = layer
-        self._notify = notify
-
-    def open(self) -> Self:
-        """Be the callable that a writer calls when the layer's turn has come."""
-        self.was_opened = True
-        return self
-
-    async def __aenter__(self) -> Self:
-        try:
-            await self._content.open()
-            self._notify(LayerStarted(self._layer))
-        except BaseException as exc:
-            await self._close(exc)
-            raise
-        return self
-
-    async def read(self, _: int) -> Batch:
-        chunk = await self._content.read()
-        if chunk:
-            self._notify(LayerAdvanced(self._layer, len(chunk)))
-        return chunk
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    def __init__(
+        self,
+        target: Target,
+        prepared: Prepared,
+        meter: Meter,
+        *,
+        format: Format,
+        jobs: int,
+        max_plain_size: int | None,
     ) -> None:
-        await self._close(exc)
+        if target.fd is None:
+            raise AssertionError("the target is not open")
+        self._fd = target.fd
+        self._target = target
+        self._prepared = prepared
+        self._books = Books(prepared, meter)
+        self._format = format
+        self._jobs = jobs
+        self._max_plain_size = max_plain_size
 
-    async def _close(self, fault: BaseException | None) -> None:
-        raised = await self._content.close(fault)
-        if raised is not None:
-            raise raised
+    async def run(self, *, fsync: bool, resume: bool, checksum: bool) -> Report:
+        """Bring it under its name."""
+        worker = Worker("aiodockersave-file")
+        syncer = Syncer(self._target, is_wanted=fsync)
+        try:
+            try:
+                plan = await self._file(worker, syncer, resume=resume)
+            finally:
+                await syncer.close()
+            sha256 = await checksum_of(self._fd, plan.size) if checksum else None
+            await worker.run(self._target.sync, plan.size)
+            await worker.run(self._target.publish)
+        except BaseException as exc:
+            if self._target.keeps_part and not self._target.published:
+                exc.add_note(
+                    f"what was received is kept in {self._target.part_path}; the same save with --resume goes on from there"
+                )
+            raise
+        return Report(plan.size, plan.members, plan.images, sha256)
+
+    async def _file(self, worker: Worker, syncer: Syncer, *, resume: bool) -> Plan:
+        if self._prepared.plan is None:
+            return await file_plain(
+                self._fd,
+                self._prepared,
+                self._books,
+                format=self._format,
+                jobs=self._jobs,
+                max_plain_size=self._max_plain_size,
+                written=syncer.written,
+            )
+        plan = self._prepared.plan
+        await worker.run(self._target.check_space, plan.size)
+        await file_kept(self._fd, plan, self._books, jobs=self._jobs, resume=resume, written=syncer.written)
+        return plan

@@ -8,6 +8,7 @@ the builder of :mod:`aiodockersave.formats` run to its end, with every commit at
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -70,6 +71,31 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """What a range has of a segment.
+
+    Attributes:
+        segment: The segment.
+        start: Where the part starts, in bytes from the start of the segment.
+        stop: Where it ends.
+    """
+
+    segment: Segment
+    start: int
+    stop: int
+
+    @property
+    def size(self) -> int:
+        """Its size in bytes."""
+        return self.stop - self.start
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is all of the segment."""
+        return self.size == self.segment.size
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """An archive that need not exist yet.
 
@@ -87,6 +113,32 @@ class Plan:
     members: tuple[ArchiveMember, ...]
     segments: tuple[Segment, ...]
     images: tuple[ManifestItem, ...]
+
+    def parts(self, start: int = 0, stop: int | None = None) -> tuple[Part, ...]:
+        """Return what the bytes from ``start`` up to ``stop``, or to the end, have of each segment, in order.
+
+        An empty blob is among them where the range holds bytes before and behind it.
+
+        Raises:
+            InvalidInputError: There is no such range in the archive.
+        """
+        stop = self.size if stop is None else stop
+        if not 0 <= start <= stop <= self.size:
+            raise InvalidInputError(
+                f"no range of an archive of {self.size} bytes: start={start}, stop={stop}"
+            )
+        if start == stop:
+            return ()
+        first = bisect_right(self.segments, start, key=_offset) - 1
+        end = bisect_left(self.segments, stop, key=_offset)
+        return tuple(
+            Part(segment, max(start - segment.offset, 0), min(stop - segment.offset, segment.size))
+            for segment in self.segments[first:end]
+        )
+
+
+def _offset(segment: Segment) -> int:
+    return segment.offset
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,4 +253,4 @@ def _etag(segments: Iterable[Segment]) -> str:
     return sha256.hexdigest()
 
 
-__all__ = ["ArchiveMember", "ImageSpec", "Plan", "Report", "Segment", "plan_archive"]
+__all__ = ["ArchiveMember", "ImageSpec", "Part", "Plan", "Report", "Segment", "plan_archive"]

@@ -123,6 +123,11 @@ class ArchiveWriter:
         """Tell whether a layer is in: by the digest it was put under, or the one it is stored under."""
         return self._ledger.get(Digest.parse(digest)) is not None
 
+    def stages(self, descriptor: Descriptor | None) -> bool:
+        """Tell whether a layer is received as a whole before a byte of it is written, as its header is not known."""
+        known = not self._decompress and descriptor is not None and descriptor.size is not None
+        return not known and not self._output.can_patch
+
     # ── layers ──
 
     async def put_layer(
@@ -165,7 +170,7 @@ class ArchiveWriter:
                 self._check_open()
                 if (stored := self._ledger.find(wanted)) is not None:
                     return stored
-                if stage or self._must_stage(wanted):
+                if stage or self.stages(descriptor):
                     return await self._put_staged(call, opened, wanted)
                 return await self._put_streamed(call, opened, wanted)
         finally:
@@ -177,10 +182,6 @@ class ArchiveWriter:
         if diff_id is None or not self._decompress:
             return Wanted(descriptor, None)
         return Wanted(descriptor, Digest.parse(diff_id))
-
-    def _must_stage(self, wanted: Wanted) -> bool:
-        known = not self._decompress and wanted.descriptor is not None and wanted.descriptor.size is not None
-        return not known and not self._output.can_patch
 
     def _intake(self, opened: OpenContent, wanted: Wanted) -> Intake:
         return Intake(

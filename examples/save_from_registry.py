@@ -15,25 +15,31 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from aiodockersave import DockerSaveError, ImageRequest, Platform, RegistrySource, save
-from aiodockersave.pipeline import Event, LayerAdvanced, LayerFinished, SaveStarted
+from aiodockersave import (
+    DockerSaveError,
+    Event,
+    ImageRequest,
+    LayerFinished,
+    Platform,
+    RegistrySource,
+    SaveStarted,
+    save,
+)
 
 
 class Progress:
     """Prints a line for each layer that is in. It is called on the event loop, so it must be quick."""
 
     def __init__(self) -> None:
-        self._total = self._read = 0
+        self._total = 0
 
     def __call__(self, event: Event) -> None:
         """Take what happened."""
         match event:
-            case SaveStarted(prepared):
-                self._total = sum(layer.size or 0 for layer in prepared.layers)
-            case LayerAdvanced(_, size):
-                self._read += size
-            case LayerFinished(layer):
-                print(f"{100 * self._read // max(1, self._total):>3}%  {layer.digest}")
+            case SaveStarted(_, total):
+                self._total = total
+            case LayerFinished(layer, total_done):
+                print(f"{100 * total_done // max(1, self._total):>3}%  {layer.digest}")
             case _:
                 pass
 

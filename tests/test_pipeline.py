@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from aiodockersave import ImageRequest, ResolvedImage, Source, plan_archive, save
+from aiodockersave import ImageRequest, ResolvedImage, Source, plan_archive, prepare, save
 from aiodockersave.errors import (
     BlobNotFoundError,
     DigestMismatchError,
@@ -26,16 +26,16 @@ from aiodockersave.errors import (
 )
 from aiodockersave.formats import Layers
 from aiodockersave.model import Descriptor, Digest, Platform
-from aiodockersave.pipeline import (
+from aiodockersave.preparing import default_platform
+from aiodockersave.progress import (
     Event,
     ImageFinished,
     LayerAdvanced,
     LayerFinished,
     LayerReused,
     LayerStarted,
+    SaveFinished,
     SaveStarted,
-    default_platform,
-    prepare,
 )
 
 from .images import (
@@ -262,33 +262,29 @@ def test_without_asyncio(source: MemorySource) -> None:
 @pytest.mark.parametrize("layers", MODES)
 async def test_progress(source: MemorySource, layers: Layers) -> None:
     events: list[Event] = []
-    report = await save(both(source), ListSink(), layers=layers, progress=events.append)
+    report = await save(both(source), ListSink(), layers=layers, jobs=1, progress=events.append)
     start, *rest = events
     assert isinstance(start, SaveStarted)
+    sizes = [len(layer.blob) for layer in (BASE, APP, TWO.layers[1])]
+    assert start.total == sum(sizes)
     assert start.prepared.plan is None or start.prepared.plan.size == report.size
     two = TWO.layers[1]
     one, other = start.prepared.images
     assert [event for event in rest if not isinstance(event, LayerAdvanced)] == [
-        LayerStarted(BASE.descriptor),
-        LayerFinished(BASE.descriptor),
-        LayerStarted(APP.descriptor),
-        LayerFinished(APP.descriptor),
-        ImageFinished(one),
         LayerReused(BASE.descriptor),
+        LayerStarted(BASE.descriptor),
+        LayerFinished(BASE.descriptor, sizes[0]),
+        LayerStarted(APP.descriptor),
+        LayerFinished(APP.descriptor, sum(sizes[:2])),
+        ImageFinished(one),
         LayerStarted(two.descriptor),
-        LayerFinished(two.descriptor),
+        LayerFinished(two.descriptor, sum(sizes)),
         ImageFinished(other),
+        SaveFinished(report),
     ]
-    for layer in (BASE, APP, two):
-        steps = [
-            event.size
-            for event in rest
-            if isinstance(event, LayerAdvanced) and event.layer == layer.descriptor
-        ]
-        assert (sum(steps), len(steps)) == (len(layer.blob), -(-len(layer.blob) // 100))
 
 
-@pytest.mark.parametrize("kind", [SaveStarted, LayerStarted, LayerAdvanced, LayerFinished, ImageFinished])
+@pytest.mark.parametrize("kind", [SaveStarted, LayerStarted, LayerFinished, ImageFinished])
 async def test_what_progress_raises_ends_the_save(
     source: MemorySource, kind: type[Event], tmp_path: Path
 ) -> None:
@@ -324,7 +320,7 @@ async def test_errors_name_blob_and_image(
     with pytest.raises(error, match=str(digest)) as caught:
         await save([replace(each, name=f"memory:{each.reference}") for each in both(source)], path)
     assert caught.value.__notes__ == ["image memory:two"]
-    assert source.faults == [caught.value]  # the source is told
+    assert caught.value in source.faults  # the source is told
     assert source.is_open == 0
     assert path.read_bytes() == b"old"
 

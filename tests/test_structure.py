@@ -30,11 +30,16 @@ ACTS = (
         "ledger",
         "layers",
         "_calls",
+        "_part_file",
         "_target",
         "writer",
         "archive_file",
+        "read_ahead",
+        "outgoing",
+        "stream",
     ),
-    *("sources", "pipeline", "web", "cli"),
+    *("sources", "preparing", "progress", "books", "placing", "filling", "kept_file", "plain_file"),
+    *("syncing", "streaming", "pipeline", "web", "cli"),
 )
 ROOMS = (*DECIDES, *ACTS)
 
@@ -60,7 +65,7 @@ OPTIONAL_DEPENDENCIES = {
     "yarl": {"sources"},
 }
 
-LONGEST_MODULE = 450  # lines: what one can still see as one thing
+LONGEST_MODULE = 500  # lines: what one can still see as one thing
 
 
 def module_name(path: Path) -> str:

@@ -39,7 +39,7 @@ def _read_images(_: click.Context, __: click.Parameter, values: tuple[str, ...])
         except InvalidInputError as error:
             from .terminal import printable  # noqa: PLC0415
 
-            raise click.BadParameter(printable(f"{value}: {error}")) from None
+            raise click.BadParameter(printable(str(error))) from None
     return images
 
 
@@ -136,13 +136,25 @@ def command() -> None:
     show_default=True,
     help="Store layers as they are, or as plain tars.",
 )
+@_option(
+    "--jobs",
+    type=click.IntRange(1, 64),
+    default=2,
+    show_default=True,
+    help="How many layers are read at once.",
+)
+@_option(
+    "--resume",
+    is_flag=True,
+    help="Go on where an interrupted save ended, and keep what was received should this one be interrupted.",
+)
 @_option("--no-fsync", is_flag=True, help="Do not wait until the archive is on the disk.")
 @_option(
     "--progress",
-    type=click.Choice(["auto", "plain", "none"]),
+    type=click.Choice(["auto", "plain", "json", "none"]),
     default="auto",
     show_default=True,
-    help="How progress is shown on standard error.",
+    help="Progress on standard error: bars on a terminal and lines elsewhere, lines, JSON objects, or nothing.",
 )
 def save(
     *,
@@ -150,6 +162,7 @@ def save(
     registries: RegistryOptions,
     output: str,
     progress: str,
+    resume: bool,
     no_fsync: bool,
     quiet: bool,
     verbose: bool,
@@ -162,20 +175,32 @@ def save(
     """
     from aiodockersave import pipeline  # noqa: PLC0415 - see the head of this file
 
+    from .progress import new_reporter  # noqa: PLC0415
     from .running import run  # noqa: PLC0415
     from .sources import Sources  # noqa: PLC0415
-    from .terminal import Reporter, Terminal, summary  # noqa: PLC0415
+    from .terminal import Terminal, summary  # noqa: PLC0415
 
     target = _target(output)
-    terminal = Terminal(quiet=quiet, verbose=verbose)
-    reporter = Reporter(terminal, lines=progress != "none")
+    if resume and output == "-":
+        raise click.UsageError("--resume is for a file; what went to standard output cannot be gone on with")
+    if resume and options["layers"] == "decompress":
+        raise click.UsageError("--resume needs --layers keep: with decompress the size is not known ahead")
+    terminal = Terminal(quiet=quiet, verbose=verbose, as_json=progress == "json")
+    reporter = new_reporter(progress, terminal)
 
     async def work() -> None:
         async with Sources(registries) as sources:
             requests = await sources.requests(images)
-            report = await pipeline.save(
-                requests, target, fsync=not no_fsync, checksum=True, progress=reporter, **options
-            )
+            with reporter:
+                report = await pipeline.save(
+                    requests,
+                    target,
+                    fsync=not no_fsync,
+                    resume=resume,
+                    checksum=not quiet,
+                    progress=reporter,
+                    **options,
+                )
         if reporter.prepared is not None:
             for image in reporter.prepared.images:
                 if image.request.tags is None and not image.image.repo_tags:
@@ -219,7 +244,7 @@ def plan(
 
     IMAGE is as for "save", which writes exactly this with --layers keep. No layer is read.
     """
-    from aiodockersave.pipeline import prepare  # noqa: PLC0415 - see the head of this file
+    from aiodockersave.preparing import prepare  # noqa: PLC0415 - see the head of this file
 
     from .running import run  # noqa: PLC0415
     from .sources import Sources  # noqa: PLC0415

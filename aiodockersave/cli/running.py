@@ -17,6 +17,8 @@ EXIT_FAILED = 1
 EXIT_SIGNAL = 128
 """Added to the number of a signal, as shells do it."""
 
+_PATIENCE = 0.5
+"""Seconds that an interrupted command waits for its last lines to be taken."""
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ADVICE = {
     errno.EACCES: "check the permissions",
@@ -37,33 +39,39 @@ def run(work: Callable[[], Awaitable[None]], terminal: Terminal, *, target: str 
 
     Args:
         work: What is to be done.
-        terminal: Where it is said what failed.
+        terminal: Where it is said what failed; its printer is closed.
         target: The name of what is written to; None for standard output.
     """
+    code = _run(work, terminal, target)
+    # Whoever wants the process to end does not want to wait until somebody reads why it does.
+    terminal.printer.close(_PATIENCE if code > EXIT_SIGNAL else None)
+    return code
+
+
+def _run(work: Callable[[], Awaitable[None]], terminal: Terminal, target: str | None) -> int:
+    code = EXIT_FAILED
     try:
         asyncio.run(_interruptible(work))
     except _EndedError as error:
-        terminal.fail(f"ended by {error.signal.name}", error)
-        return EXIT_SIGNAL + (signal.SIGINT if error.signal is signal.SIGINT else signal.SIGTERM)
+        code = EXIT_SIGNAL + (signal.SIGINT if error.signal is signal.SIGINT else signal.SIGTERM)
+        terminal.fail(_with_notes(f"ended by {error.signal.name}", error.__cause__), error, code)
     except BrokenPipeError as error:
         if target is None:
             give_up_output()
             return EXIT_SIGNAL + signal.SIGPIPE
-        terminal.fail(_reason(error, target), error)
+        terminal.fail(_reason(error, target), error, code)
+    except DockerSaveError as error:  # also where it is an OSError: its text says all
+        terminal.fail(_with_notes(str(error), error), error, code)
     except OSError as error:
         if target is None:
             give_up_output()
-        terminal.fail(_reason(error, target or "standard output"), error)
-    except DockerSaveError as error:
-        terminal.fail(_with_notes(str(error), error), error)
+        terminal.fail(_reason(error, target or "standard output"), error, code)
     except Exception as error:  # noqa: BLE001 - whatever it is, it ends in one line
-        terminal.fail(
-            f"internal error: {type(error).__name__}: {error}; please report it with what --verbose shows",
-            error,
-        )
+        line = f"internal error: {type(error).__name__}: {error}; please report it with what --verbose shows"
+        terminal.fail(_with_notes(line, error), error, code)
     else:
         return 0
-    return EXIT_FAILED
+    return code
 
 
 class _EndedError(Exception):
@@ -109,7 +117,7 @@ def _reason(error: OSError, target: str) -> str:
     return _with_notes(line, error)
 
 
-def _with_notes(line: str, error: BaseException) -> str:
+def _with_notes(line: str, error: BaseException | None) -> str:
     notes = [note for note in getattr(error, "__notes__", ()) if note not in line]
     return f"{line} ({'; '.join(notes)})" if notes else line
 

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from aiodockersave.pipeline import ImageRequest
+from aiodockersave.preparing import ImageRequest
 
 from .image_argument import ImageArgument, LayoutImage
 

@@ -1,4 +1,4 @@
-"""What people see: messages and progress as lines on standard error, data on standard output."""
+"""What people see: messages as lines on standard error, data on standard output."""
 
 from __future__ import annotations
 
@@ -6,23 +6,16 @@ import contextlib
 import json
 import logging
 import sys
-import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from aiodockersave.model import Descriptor, Digest
-from aiodockersave.pipeline import (
-    Event,
-    LayerAdvanced,
-    LayerFinished,
-    LayerReused,
-    Prepared,
-    SaveStarted,
-)
 from aiodockersave.plan import Plan, Report
+from aiodockersave.preparing import Prepared
 
-_PATIENCE = 5.0
-"""Seconds after which a layer that is still being read gets a line."""
+from .printing import Printer
+
+PROGRAM = "aiodockersave"
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -40,37 +33,70 @@ def _escaped(char: str) -> str:
 
 
 class Terminal:
-    """Standard error for people, standard output for data; either may be closed."""
+    """Standard error for people, standard output for data; either may be closed.
 
-    def __init__(self, *, quiet: bool, verbose: bool) -> None:
-        self._quiet = quiet
+    Args:
+        quiet: Say nothing but errors.
+        verbose: Say more, and of errors where they were raised.
+        as_json: Say it in JSON, as :mod:`.json_lines` has it.
+
+    Attributes:
+        printer: Writes standard error; whoever runs a command closes it.
+    """
+
+    def __init__(self, *, quiet: bool, verbose: bool, as_json: bool = False) -> None:
+        self.is_quiet = quiet
+        self.printer = Printer()
         self._verbose = verbose
+        self._as_json = as_json
         self._show_log(logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING)
 
     def _show_log(self, level: int) -> None:
         """Print what the library says while it works: one bad credential, another attempt."""
-        handler = _LogHandler()
+        handler = _LogHandler(self)
         log = logging.getLogger("aiodockersave")
         log.handlers = [each for each in log.handlers if not isinstance(each, _LogHandler)] + [handler]
         log.setLevel(level)
 
     def say(self, line: str) -> None:
         """Print a line, unless only errors are wanted."""
-        if not self._quiet:
-            print_error(line)
+        if not self.is_quiet:
+            self._print("info", line, line)
 
-    def fail(self, line: str, error: BaseException) -> None:
-        """Print in one line what failed; with ``--verbose`` also where."""
-        print_error(f"aiodockersave: {line}")
-        if self._verbose:
-            print_error("".join(traceback.format_exception(error)).rstrip(), keep="\n")
+    def note(self, level: str, line: str) -> None:
+        """Print a line that says who speaks; ``level`` is that of a log, such as ``warning``."""
+        self._print(level, line, f"{PROGRAM}: {line}")
+
+    def fail(self, line: str, error: BaseException, code: int) -> None:
+        """Print in one line what failed; with ``--verbose`` also where. ``code`` is how the command exits."""
+        trace = "".join(traceback.format_exception(error)).rstrip() if self._verbose else None
+        if self._as_json:
+            self.put({"event": "error", "message": line, "exit_code": code, "traceback": trace})
+            return
+        self.printer.print(printable(f"{PROGRAM}: {line}"))
+        if trace is not None:
+            self.printer.print(printable(trace, keep="\n"))
+
+    def put(self, event: Mapping[str, Any], *, may_drop: bool = False) -> None:
+        """Print a JSON object as one line, which is ASCII without control characters whatever is in it."""
+        self.printer.print(json.dumps(event), may_drop=may_drop)
+
+    def _print(self, level: str, message: str, line: str) -> None:
+        if self._as_json:
+            self.put({"event": "message", "level": level, "message": message})
+        else:
+            self.printer.print(printable(line))
 
 
 class _LogHandler(logging.Handler):
     """Prints each record as one line on standard error."""
 
+    def __init__(self, terminal: Terminal) -> None:
+        super().__init__()
+        self._terminal = terminal
+
     def emit(self, record: logging.LogRecord) -> None:
-        print_error(f"aiodockersave: {record.getMessage()}")
+        self._terminal.note(record.levelname.lower(), record.getMessage())
 
 
 def print_error(text: str, keep: str = "") -> None:
@@ -91,69 +117,6 @@ def print_data(text: str) -> None:
         raise OSError("standard output is closed")
     sys.stdout.write(printable(text, keep="\n") + "\n")
     sys.stdout.flush()
-
-
-# ── progress ──
-
-
-class Reporter:
-    """Progress as lines: one when a layer is in, and one now and then while a large layer is read.
-
-    Attributes:
-        prepared: What is saved, once that is known.
-    """
-
-    def __init__(self, terminal: Terminal, *, lines: bool) -> None:
-        self.prepared: Prepared | None = None
-        self._terminal = terminal
-        self._lines = lines
-        self._numbers: dict[Digest, int] = {}
-        self._total = 0
-        self._read = 0
-        self._layer_read = 0
-        self._last_line = 0.0
-
-    def __call__(self, event: Event) -> None:
-        """Take an event of the pipeline."""
-        match event:
-            case SaveStarted(prepared):
-                self._start(prepared)
-            case LayerAdvanced(layer, size):
-                self._read += size
-                self._layer_read += size
-                if time.monotonic() - self._last_line > _PATIENCE:
-                    self._print(layer, f"{_amount(self._layer_read)} of {_amount(layer.size or 0)}")
-            case LayerFinished(layer):
-                self._print(layer, _amount(self._layer_read))
-                self._layer_read = 0
-            case LayerReused(layer):
-                self._print(layer, "is in already")
-            case _:
-                pass
-
-    def _start(self, prepared: Prepared) -> None:
-        self.prepared = prepared
-        self._numbers = {layer.digest: i for i, layer in enumerate(prepared.layers, 1)}
-        self._total = sum(layer.size or 0 for layer in prepared.layers)
-        self._last_line = time.monotonic()
-
-    def _print(self, layer: Descriptor, text: str) -> None:
-        self._last_line = time.monotonic()
-        if self._lines:
-            percent = min(100, 100 * self._read // self._total) if self._total else 100
-            number = f"{self._numbers[layer.digest]}/{len(self._numbers)}"
-            self._terminal.say(
-                f"{percent:3}%  layer {number}  {layer.digest.algorithm}:{layer.digest.encoded[:12]}  {text}"
-            )
-
-
-def _amount(size: int) -> str:
-    """Return a size as people read it: three digits and a decimal unit."""
-    value, units = float(size), ["B", "kB", "MB", "GB", "TB", "PB"]
-    while value >= 999.5 and len(units) > 1:
-        value /= 1000
-        del units[0]
-    return f"{size} B" if units[0] == "B" else f"{value:.3g} {units[0]}"
 
 
 # ── results ──

@@ -23,7 +23,7 @@ import pytest
 import trustme
 
 from aiodockersave import Digest, Platform, Reference, Source
-from aiodockersave.pipeline import default_platform
+from aiodockersave.preparing import default_platform
 from tests.images import Image, archive_of, make_image, make_layer
 from tests.test_examples import EXAMPLES, LIMIT, example, serving, until
 

@@ -36,7 +36,7 @@ from aiodockersave import (
 )
 from aiodockersave.formats import Layers
 from aiodockersave.model import OCI_LAYER_GZIP, Descriptor
-from aiodockersave.pipeline import Event, ImageRequest, LayerFinished, LayerReused, save
+from aiodockersave import Event, ImageRequest, LayerFinished, LayerReused, save
 from aiodockersave.sources.credentials import Credentials, MappingCredentials, StaticCredentials
 from aiodockersave.sources.registry import RegistrySource
 from tests.images import EXAMPLES, Image, Layer, archive_of, layer_tar, make_image, make_layer, read_layout

@@ -9,7 +9,7 @@ from typing import Any
 
 from aiodockersave import DockerSaveError, Platform
 from aiodockersave.formats import Layers
-from aiodockersave.pipeline import ImageRequest, save
+from aiodockersave import ImageRequest, save
 from aiodockersave.sources.credentials import Credentials
 from aiodockersave.sources.registry import RegistrySource, Timeouts
 from tests.images import make_image, make_layer

@@ -1,0 +1,66 @@
+"""What a save has to read, each blob once, and which images are whole by then."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .preparing import Prepared, PreparedImage
+from .progress import ImageFinished, LayerReused, Meter
+
+if TYPE_CHECKING:
+    from .model import Descriptor, Digest
+
+__all__ = ["Blob", "Books"]
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A blob to be read, and the first image that has it."""
+
+    layer: Descriptor
+    diff_id: Digest
+    image: PreparedImage
+
+
+class Books:
+    """Which blobs are to be read, and which images are whole.
+
+    Args:
+        prepared: What is saved.
+        meter: Is told.
+    """
+
+    def __init__(self, prepared: Prepared, meter: Meter) -> None:
+        self.meter = meter
+        self.blobs: list[Blob] = []
+        self._reused: list[Descriptor] = []
+        self._missing: list[tuple[PreparedImage, set[Digest]]] = []
+        seen: set[Digest] = set()
+        for image in prepared.images:
+            checked = image.image
+            for layer, diff_id in zip(checked.layers, checked.config.diff_ids, strict=True):
+                if layer.digest in seen:
+                    self._reused.append(layer)
+                else:
+                    seen.add(layer.digest)
+                    self.blobs.append(Blob(layer, diff_id, image))
+            self._missing.append((image, {layer.digest for layer in checked.layers}))
+
+    def begin(self) -> None:
+        """Tell which layers are read once for several."""
+        for layer in self._reused:
+            self.meter.tell(LayerReused(layer))
+        self._tell_images()
+
+    def finished(self, layer: Descriptor) -> None:
+        """Tell that a blob is in, and the images that it completes."""
+        self.meter.finished(layer)
+        for _, missing in self._missing:
+            missing.discard(layer.digest)
+        self._tell_images()
+
+    def _tell_images(self) -> None:
+        while self._missing and not self._missing[0][1]:
+            image, _ = self._missing.pop(0)
+            self.meter.tell(ImageFinished(image))

@@ -1,0 +1,119 @@
+"""Progress as JSON: every line of standard error is one object, ASCII, written at once.
+
+``event`` says what it is. All keys of an event are always there; more may come to be. Sizes are bytes of blobs as the
+source has them, digests are ``algorithm:hex``.
+
+==================  ==============================================================================================
+``event``           and its keys
+==================  ==============================================================================================
+``save_started``    ``total``: bytes of all blobs, each counted once. ``layers``: the blobs in order, each with
+                    ``digest`` and ``size`` (null where it is not known). ``images``: in order, each with
+                    ``reference``, ``image_id``, ``manifest_digest`` and ``repo_tags``, as ``plan --json`` has them
+``layer_started``   ``digest``, ``size``, ``resumed``: how many bytes an earlier save has left
+``layer_advanced``  ``digest``, ``size``, ``done``, ``total_done``, ``total``: bytes read or resumed, of this layer
+                    and of all. At most one in 100 ms for each layer
+``layer_retried``   ``digest``, ``retries``: how often the layer was asked for again
+``layer_finished``  ``digest``, ``size``, ``total_done``, ``total``: the layer is in the archive, verified
+``layer_reused``    ``digest``: another image has the layer too; it is not read again
+``image_finished``  ``reference``, ``image_id``
+``save_finished``   ``size`` of the archive in bytes, ``sha256`` of it (a digest), ``total_done``, ``total``
+``message``         ``level`` (``info``, ``warning`` or ``error``), ``message``: what people are told in a line
+``error``           ``message``, ``exit_code``, ``traceback`` (null without ``--verbose``): the last line, if it fails
+==================  ==============================================================================================
+
+Layers overlap. Neither a layer's ``done`` nor ``total_done`` ever goes back. A save that succeeds has one
+``save_finished``, one that does not has none, and an ``error`` (none of both: exit code 141, standard output's reader
+has left). Where nobody reads, ``layer_advanced`` is left out rather than that the save waits. ``--quiet`` leaves all
+out but errors. What is wrong with the command line itself is said in plain text, with exit code 2.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from aiodockersave.model import Descriptor
+from aiodockersave.preparing import PreparedImage
+from aiodockersave.progress import (
+    Event,
+    ImageFinished,
+    LayerAdvanced,
+    LayerFinished,
+    LayerRetried,
+    LayerReused,
+    LayerStarted,
+    SaveFinished,
+    SaveStarted,
+)
+
+from .progress import Reporter
+from .terminal import Terminal
+
+_NAMES: Final = {
+    SaveStarted: "save_started",
+    LayerStarted: "layer_started",
+    LayerAdvanced: "layer_advanced",
+    LayerRetried: "layer_retried",
+    LayerFinished: "layer_finished",
+    LayerReused: "layer_reused",
+    ImageFinished: "image_finished",
+    SaveFinished: "save_finished",
+}
+
+
+class JsonLines(Reporter):
+    """A line for each event."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        super().__init__()
+        self._terminal = terminal
+
+    def show(self, event: Event) -> None:
+        """Print the event."""
+        if not self._terminal.is_quiet:
+            self._terminal.put(self._as_json(event), may_drop=isinstance(event, LayerAdvanced))
+
+    def _as_json(self, event: Event) -> dict[str, Any]:
+        fields: dict[str, Any]
+        match event:
+            case SaveStarted(prepared, total):
+                layers = [_layer(each) for each in prepared.layers]
+                fields = {
+                    "total": total,
+                    "layers": layers,
+                    "images": [_image(each) for each in prepared.images],
+                }
+            case LayerStarted(layer, resumed):
+                fields = {**_layer(layer), "resumed": resumed}
+            case LayerAdvanced(layer):
+                fields = {**_layer(layer), "done": self.tally.of(layer).done, **self._total()}
+            case LayerRetried(layer, retries):
+                fields = {"digest": str(layer.digest), "retries": retries}
+            case LayerFinished(layer):
+                fields = {**_layer(layer), **self._total()}
+            case LayerReused(layer):
+                fields = {"digest": str(layer.digest)}
+            case ImageFinished(image):
+                fields = _name(image)
+            case SaveFinished(report):
+                sha256 = str(report.sha256) if report.sha256 else None
+                fields = {"size": report.size, "sha256": sha256, **self._total()}
+        return {"event": _NAMES[type(event)], **fields}
+
+    def _total(self) -> dict[str, int]:
+        return {"total_done": self.tally.total_done, "total": self.tally.total}
+
+
+def _layer(layer: Descriptor) -> dict[str, Any]:
+    return {"digest": str(layer.digest), "size": layer.size}
+
+
+def _name(image: PreparedImage) -> dict[str, Any]:
+    return {"reference": str(image.request), "image_id": str(image.image.config.image_id)}
+
+
+def _image(image: PreparedImage) -> dict[str, Any]:
+    return {
+        **_name(image),
+        "manifest_digest": str(image.resolved.digest),
+        "repo_tags": [tag.repo_tag for tag in image.image.repo_tags],
+    }

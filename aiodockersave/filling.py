@@ -1,0 +1,205 @@
+"""Reading a blob into its place: from a source on the loop, to a thread that hashes and writes.
+
+::
+
+    source ──chunks──▶ batches ──▶ thread: placement.take ──▶ … ──▶ placement.finish
+             loop                  one batch runs, one waits
+
+The loop only moves bytes on. Everything of a blob is over when :func:`fill` has returned or raised: its connection is
+closed, and no thread works for it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from ._aio import Fairness, Worker, running_task, wait_out
+from ._calls import Call
+from .content import Batch, OpenContent
+from .errors import SizeMismatchError
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from .model import Descriptor
+    from .placing import Placement
+    from .progress import Meter
+    from .sources import Source
+
+__all__ = ["fill"]
+
+BATCH_SIZE: Final = 512 << 10
+"""Bytes that are worth a hop to a thread."""
+_DEPTH: Final = 2
+"""Batches that a thread has been given: one runs, one waits."""
+
+
+async def fill(
+    placement: Placement,
+    source: Source,
+    layer: Descriptor,
+    *,
+    worker: Worker,
+    meter: Meter,
+    start: int = 0,
+    written: Callable[[int], None] = lambda _: None,
+) -> int:
+    """Read a blob into its place, and verify it.
+
+    Args:
+        placement: Takes the bytes, in the thread of ``worker``.
+        source: Where the blob is.
+        layer: The blob, with its size.
+        worker: The thread.
+        meter: Is told how far it is.
+        start: How many bytes the placement has already.
+        written: Is called with a number of bytes that the thread was given.
+
+    Returns:
+        What ``placement.finish`` returns.
+
+    Raises:
+        ContentError: The blob is not what was promised.
+        BaseException: What the source or the placement raises.
+    """
+    content = _Rest(source, layer, start)
+    feeder = _Feeder(placement, worker, written)
+
+    async def work() -> Callable[[], int]:
+        await content.open()
+        await _pass_on(content, feeder, layer, start, meter)
+        stored = await feeder.finish()
+        return lambda: stored
+
+    return await Call(running_task()).settle(work, undo=_keep, content=content, closing=[feeder.close])
+
+
+async def _pass_on(content: _Rest, feeder: _Feeder, layer: Descriptor, start: int, meter: Meter) -> None:
+    fairness = Fairness()
+    position = start
+    retries = 0
+    batch: list[Batch] = []
+    size = 0
+    while chunk := await content.read():
+        position += len(chunk)
+        while retries < content.retries:
+            retries += 1
+            meter.retried(layer)
+        _check_size(layer, position, at_end=False)
+        batch.append(chunk)
+        size += len(chunk)
+        if size >= BATCH_SIZE:
+            await feeder.feed(batch, size)
+            batch, size = [], 0
+            meter.advanced(layer, position)
+        await fairness.passed(len(chunk))
+    _check_size(layer, position, at_end=True)
+    if batch:
+        await feeder.feed(batch, size)
+
+
+def _check_size(layer: Descriptor, position: int, *, at_end: bool) -> None:
+    size = layer.size or 0
+    if position > size or (at_end and position < size):
+        raise SizeMismatchError(size, position, what=f"blob {layer.digest}")
+
+
+async def _keep(_: BaseException) -> None:
+    """Nothing is taken back: the file is dropped as a whole, or what is right of it is kept."""
+
+
+class _Rest(OpenContent):
+    """A blob from some byte on, also of a source that cannot start there."""
+
+    def __init__(self, source: Source, layer: Descriptor, start: int) -> None:
+        super().__init__(
+            partial(source.open_blob, layer, start=start) if start else partial(source.open_blob, layer)
+        )
+        self._whole = partial(source.open_blob, layer)
+        self._start = start
+        self._skip = 0
+        self._entered: object = None
+
+    @property
+    def retries(self) -> int:
+        """How often the source had to ask again, as far as it says so."""
+        retries = getattr(self._entered, "retries", 0)
+        return retries if isinstance(retries, int) else 0
+
+    async def _enter(self, content: Any) -> object:
+        self._entered = await super()._enter(content)
+        return self._entered
+
+    async def open(self) -> None:
+        """Open it where it shall start, else from its first byte."""
+        try:
+            await super().open()
+        except NotImplementedError as exc:
+            if not self._start or await self.close(exc):
+                raise
+            self._content, self._skip = self._whole, self._start
+            await super().open()
+
+    async def read(self) -> Batch:
+        """Return the next chunk of what is wanted."""
+        chunk = await super().read()
+        while chunk and self._skip >= len(chunk):
+            self._skip -= len(chunk)
+            chunk = await super().read()
+        chunk, self._skip = chunk[self._skip :] if self._skip else chunk, 0
+        return chunk
+
+
+class _Feeder:
+    """Gives batches to a placement, in a thread, and waits while it has enough."""
+
+    def __init__(self, placement: Placement, worker: Worker, written: Callable[[int], None]) -> None:
+        self._placement = placement
+        self._worker = worker
+        self._written = written
+        self._given: deque[asyncio.Future[None]] = deque()
+        self._has_failed = False
+
+    async def feed(self, batch: Sequence[Batch], size: int) -> None:
+        """Take a batch; waits while the thread has enough. Raises what an earlier one raised."""
+        while len(self._given) >= _DEPTH:
+            await self._wait_for_one()
+        self._given.append(self._worker.submit(self._take, batch))
+        self._written(size)
+
+    async def finish(self) -> int:
+        """Wait for all batches, and verify."""
+        while self._given:
+            await self._wait_for_one()
+        return await self._worker.run(self._placement.finish)
+
+    async def close(self) -> None:
+        """Wait until the thread does nothing more for the placement."""
+        self._placement.stop()
+        self._has_failed = True  # what waits is not begun
+        try:
+            await self._worker.run_always(self._placement.close)  # behind all that was given
+        finally:
+            for future in self._given:
+                if future.done():  # it is not where this coroutine is closed
+                    future.exception()
+
+    async def _wait_for_one(self) -> None:
+        future = self._given[0]
+        try:
+            await wait_out(future)
+        finally:
+            if future.done():
+                self._given.popleft()
+
+    def _take(self, batch: Sequence[Batch]) -> None:
+        if self._has_failed:
+            return
+        try:
+            self._placement.take(batch)
+        except BaseException:
+            self._has_failed = True
+            raise

@@ -1,0 +1,125 @@
+"""Saving to a file with layers as they are: several blobs at once, each at the offset that the plan has for it.
+
+No order, nothing staged. What is no blob's (headers, configs, metadata) is written last. So the bytes are the plan's,
+whatever came first. What an earlier attempt has left is hashed, and only what is missing is fetched; the digest decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from ._aio import Worker, run_together
+from .errors import ContentError
+from .filling import fill
+from .placing import KeptBlob, write_literals
+from .preparing import naming
+
+if TYPE_CHECKING:
+    from .books import Blob, Books
+    from .plan import Plan
+    from .progress import Meter
+
+__all__ = ["file_kept"]
+
+_READ_BACK: Final = 32 << 20
+"""Bytes of an earlier attempt that are hashed by one blocking call: how long a cancel may have to wait."""
+
+
+async def file_kept(
+    fd: int,
+    plan: Plan,
+    books: Books,
+    *,
+    jobs: int,
+    resume: bool,
+    written: Callable[[int], None],
+) -> None:
+    """Write the archive of a plan into a file.
+
+    Args:
+        fd: The file; what is in it may be of an earlier attempt.
+        plan: The archive.
+        books: Its blobs.
+        jobs: How many of them are read at once.
+        resume: Whether what is in the file is gone on with.
+        written: Is called with a number of bytes that are being written.
+
+    Raises:
+        ContentError, SourceError: A blob is not what was promised, or cannot be had.
+        OSError: The file cannot be written.
+
+    Cancel: nothing goes on.
+    """
+    offsets = {
+        segment.descriptor.digest: segment.offset
+        for segment in plan.segments
+        if segment.descriptor is not None
+    }
+    waiting = iter(
+        sorted(books.blobs, key=lambda blob: -(blob.layer.size or 0))
+    )  # so that none is left for the end
+
+    async def run() -> None:
+        worker = Worker("aiodockersave-blob")
+        with worker.held():
+            for blob in waiting:
+                with naming(blob.image.request):
+                    placing = _Kept(fd, offsets[blob.layer.digest], blob, books.meter, worker, written)
+                    await placing.run(resume=resume)
+                books.finished(blob.layer)
+
+    books.begin()
+    if books.blobs:
+        await run_together(*[run] * min(jobs, len(books.blobs)))
+    await Worker("aiodockersave-file").run(write_literals, fd, plan.segments, plan.size)
+
+
+class _Kept:
+    """One blob that is stored as it is."""
+
+    def __init__(
+        self, fd: int, offset: int, blob: Blob, meter: Meter, worker: Worker, written: Callable[[int], None]
+    ) -> None:
+        self._new_placement = partial(KeptBlob, fd, offset, blob.layer)
+        self._blob = blob
+        self._meter = meter
+        self._worker = worker
+        self._written = written
+
+    async def run(self, *, resume: bool) -> None:
+        """Bring it into its place; what is right there already is not fetched."""
+        layer, placement = self._blob.layer, self._new_placement()
+        is_whole = resume and await self._take_over(placement)
+        start = placement.position
+        if start == layer.size and not is_whole:
+            placement, start = self._new_placement(), 0
+        self._meter.started(layer, start)
+        if is_whole:
+            return
+        try:
+            await self._fill(placement)
+        except ContentError:
+            if not start:
+                raise
+            self._meter.retried(layer)
+            await self._fill(self._new_placement())
+
+    async def _take_over(self, placement: KeptBlob) -> bool:
+        """Hash what an earlier attempt has left; tell whether that is the whole blob."""
+        stop = await self._worker.run(placement.find)
+        while placement.position < stop:
+            await self._worker.run(placement.read_back, min(stop, placement.position + _READ_BACK))
+        return await self._worker.run(placement.is_whole)
+
+    async def _fill(self, placement: KeptBlob) -> None:
+        await fill(
+            placement,
+            self._blob.image.request.source,
+            self._blob.layer,
+            worker=self._worker,
+            meter=self._meter,
+            start=placement.position,
+            written=self._written,
+        )

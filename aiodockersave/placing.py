@@ -1,0 +1,331 @@
+"""A blob into its place in a file, by threads: hashed, decompressed where asked, written at its offset.
+
+::
+
+    take(batch) ─┬▶ SHA-256 of the blob                                  KeptBlob: one thread
+                 └▶ write at the offset
+
+    take(batch) ─┬▶ SHA-256 of the blob                                  PlainBlob: one thread,
+                 └▶ inflate ─▶ SHA-256 of the plain tar, write           or three, in a relay
+
+The idea to know first: everything here blocks, and one blob is handled by one caller's thread at a time. Nothing of it
+depends on what other blobs do: each writes into its own region only, and knows the bytes of it that are right.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from queue import Queue
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from .content import Batch
+from .decompression import Compression, Decompressor, sniff
+from .errors import ContentTooLargeError, DigestMismatchError, SinkError
+from .model import Descriptor, Digest
+
+if TYPE_CHECKING:
+    from .plan import Segment
+
+__all__ = ["KeptBlob", "Placement", "PlainBlob", "RegionFullError", "move_back", "write_at", "write_literals"]
+
+PIECE: Final = 1 << 20
+"""Bytes that are decompressed, hashed and written at once."""
+_RELAY_DEPTH: Final = 4
+"""Pieces that may wait between two threads."""
+_LAST_ZEROS: Final = 64 << 10
+"""Zeros at the end of a blob that are taken for its own: a plain tar ends with a record of them."""
+
+
+class RegionFullError(Exception):
+    """A plain tar has more bytes than its region: its size was guessed wrong."""
+
+
+class Placement(Protocol):
+    """One blob on its way into its region."""
+
+    def take(self, batch: Sequence[Batch]) -> None:
+        """Take the next bytes of the blob.
+
+        Raises:
+            OSError: They cannot be written.
+            ContentError: They are not what was promised.
+        """
+        ...
+
+    def finish(self) -> int:
+        """Verify what was taken, and return how many bytes are in the region.
+
+        Raises:
+            ContentError: It is not what was promised.
+        """
+        ...
+
+    def stop(self) -> None:
+        """Let a :meth:`take` that runs in another thread end soon; its blob is given up."""
+        ...
+
+    def close(self) -> None:
+        """End threads, whatever they have left to do."""
+        ...
+
+
+def write_at(fd: int, data: Batch, offset: int) -> None:
+    """Write all of ``data`` at ``offset``."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, offset)
+        view = view[written:]
+        offset += written
+
+
+def move_back(fd: int, start: int, shift: int, size: int) -> None:
+    """Copy ``size`` bytes at ``start`` to ``shift`` bytes further behind."""
+    data = b""
+    while len(data) < size:
+        piece = os.pread(fd, size - len(data), start + len(data))
+        if not piece:
+            raise SinkError(f"the file is shorter than what was written to it, at byte {start + len(data)}")
+        data += piece
+    write_at(fd, data, start + shift)
+
+
+def write_literals(fd: int, segments: Iterable[Segment], size: int) -> None:
+    """Write all of an archive that is no blob's, and cut the file to the archive's size."""
+    for segment in segments:
+        if segment.data is not None:
+            write_at(fd, segment.data, segment.offset)
+    os.ftruncate(fd, size)
+
+
+class KeptBlob:
+    """A blob that is stored as it is.
+
+    Attributes:
+        position: How many of its bytes are hashed and in their place.
+
+    Args:
+        fd: The file.
+        offset: Where the blob starts in it.
+        descriptor: The blob, with its size.
+    """
+
+    def __init__(self, fd: int, offset: int, descriptor: Descriptor) -> None:
+        self.position = 0
+        self._fd = fd
+        self._offset = offset
+        self._descriptor = descriptor
+        self._hash = descriptor.digest.hasher()
+
+    def find(self) -> int:
+        """Return how many bytes of an earlier attempt may be there: zeros at their end may never have been written."""
+        stop = min(os.fstat(self._fd).st_size - self._offset, self._size)
+        while stop > 0:
+            start = max(0, stop - PIECE)
+            kept = os.pread(self._fd, stop - start, self._offset + start).rstrip(b"\0")
+            if kept:
+                return start + len(kept)
+            stop = start
+        return 0
+
+    def read_back(self, stop: int) -> None:
+        """Hash what is there, up to ``stop``, instead of taking it."""
+        while self.position < stop:
+            data = os.pread(self._fd, min(PIECE, stop - self.position), self._offset + self.position)
+            if not data:
+                raise SinkError("the part file was cut while it was read")
+            self._hash.update(data)
+            self.position += len(data)
+
+    def is_whole(self) -> bool:
+        """Tell whether all of the blob is there and right, perhaps with zeros at its end."""
+        missing = self._size - self.position
+        if missing > _LAST_ZEROS:
+            return False
+        hash_ = self._hash.copy()
+        hash_.update(bytes(missing))
+        if hash_.hexdigest() != self._descriptor.digest.encoded:
+            return False
+        write_at(self._fd, bytes(missing), self._offset + self.position)
+        self._hash, self.position = hash_, self._size
+        return True
+
+    def take(self, batch: Sequence[Batch]) -> None:
+        """Hash and write bytes."""
+        for chunk in batch:
+            self._hash.update(chunk)
+            write_at(self._fd, chunk, self._offset + self.position)
+            self.position += len(chunk)
+
+    def finish(self) -> int:
+        """Verify the digest."""
+        _check(self._hash, self._descriptor.digest, "blob", self._descriptor)
+        return self.position
+
+    def stop(self) -> None:
+        """Do nothing: it does not take long."""
+
+    def close(self) -> None:
+        """Do nothing: there is no thread."""
+
+    @property
+    def _size(self) -> int:
+        return self._descriptor.size or 0
+
+
+class PlainBlob:
+    """A blob of which the plain tar is stored.
+
+    Args:
+        fd: The file; None to verify the blob only.
+        offset: Where the plain tar starts in it.
+        descriptor: The blob.
+        diff_id: The digest of the plain tar.
+        region: How many bytes of the file are its own; None where no end is set.
+        max_plain_size: The largest plain tar to accept, in bytes.
+        has_relay: Whether what is not decompressing has threads of its own.
+    """
+
+    def __init__(
+        self,
+        fd: int | None,
+        offset: int,
+        descriptor: Descriptor,
+        diff_id: Digest,
+        *,
+        region: int | None,
+        max_plain_size: int | None,
+        has_relay: bool,
+    ) -> None:
+        self._fd = fd
+        self._offset = offset
+        self._descriptor = descriptor
+        self._diff_id = diff_id
+        self._region = region
+        self._limit = sys.maxsize if max_plain_size is None else max_plain_size
+        self._blob_hash = descriptor.digest.hasher()
+        self._plain_hash = diff_id.hasher()
+        self._size = 0
+        self._is_begun = False
+        self._is_stopped = False
+        self._decompressor: Decompressor | None = None
+        self._relays: list[Relay] = []
+        self._hash_blob: Callable[[Batch], None] = self._blob_hash.update
+        self._store: Callable[[Batch], None] = self._store_now
+        if has_relay:
+            hashing, storing = Relay("hash", self._blob_hash.update), Relay("write", self._store_now)
+            self._relays = [hashing, storing]
+            self._hash_blob, self._store = hashing.put, storing.put
+
+    def take(self, batch: Sequence[Batch]) -> None:
+        """Hash and decompress bytes, and store what comes of them."""
+        data = b"".join(batch)
+        if not self._is_begun:  # a batch is small only where the blob is
+            self._begin(sniff(data[:4]))
+        self._hash_blob(data)
+        if self._decompressor is None:
+            if self._limit - self._size < len(data):
+                raise ContentTooLargeError(self._limit, what=f"layer {self._descriptor.digest}")
+            self._store(data)
+            return
+        self._decompressor.feed(data)
+        while not self._is_stopped and (plain := self._decompressor.read(PIECE)):
+            self._store(plain)
+
+    def _begin(self, compression: Compression | None) -> None:
+        self._is_begun = True
+        if compression is not None:
+            self._decompressor = Decompressor(
+                compression, what=f"layer {self._descriptor.digest}", max_plain_size=self._limit
+            )
+
+    def _store_now(self, plain: Batch) -> None:
+        if self._region is not None and self._size + len(plain) > self._region:
+            raise RegionFullError
+        self._plain_hash.update(plain)
+        if self._fd is not None:
+            write_at(self._fd, plain, self._offset + self._size)
+        self._size += len(plain)
+
+    def finish(self) -> int:
+        """Verify blob and plain tar, and return the size of the latter, which may be less than the region's."""
+        if self._decompressor is not None:
+            self._decompressor.finish()
+        for relay in self._relays:
+            relay.finish()
+        _check(self._blob_hash, self._descriptor.digest, "blob", self._descriptor)
+        _check(self._plain_hash, self._diff_id, "diff ID", self._descriptor)
+        return self._size
+
+    def stop(self) -> None:
+        """Decompress no further."""
+        self._is_stopped = True
+
+    def close(self) -> None:
+        """End threads."""
+        for relay in self._relays:
+            relay.stop()
+
+
+class Relay:
+    """Runs one function in a thread of its own, some calls behind.
+
+    Args:
+        name: What the thread is called.
+        call: The function. When it has failed once, it is not called again.
+    """
+
+    def __init__(self, name: str, call: Callable[[Batch], None]) -> None:
+        self._name = name
+        self._call = call
+        self._queue: Queue[Batch | None] = Queue(_RELAY_DEPTH)
+        self._thread: threading.Thread | None = None
+        self._fault: BaseException | None = None
+        self._is_stopped = False
+
+    def put(self, data: Batch) -> None:
+        """Hand over an argument, once there is room. Raises what an earlier call raised."""
+        self._check()
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=self._serve, name=f"aiodockersave-{self._name}", daemon=True
+            )
+            self._thread.start()
+        self._queue.put(data)  # there is room sooner or later: the thread takes all, whatever fails
+
+    def finish(self) -> None:
+        """Wait for all calls. Raises what one raised."""
+        self._join()
+        self._check()
+
+    def stop(self) -> None:
+        """Drop what waits, and wait for the call that runs."""
+        self._is_stopped = True
+        self._join()
+
+    def _join(self) -> None:
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._queue.put(None)
+            thread.join()
+
+    def _check(self) -> None:
+        if self._fault is not None:
+            raise self._fault
+
+    def _serve(self) -> None:
+        while (data := self._queue.get()) is not None:
+            if self._fault is None and not self._is_stopped:
+                try:
+                    self._call(data)
+                except BaseException as exc:  # noqa: BLE001 - raised to whoever hands over next
+                    self._fault = exc
+            del data
+
+
+def _check(hash_: Any, expected: Digest, what: str, descriptor: Descriptor) -> None:
+    actual = Digest(expected.algorithm, hash_.hexdigest())
+    if actual != expected:
+        raise DigestMismatchError(expected, actual, what=what, descriptor=descriptor)

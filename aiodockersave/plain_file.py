@@ -1,0 +1,329 @@
+"""Saving to a file with layers as plain tars: several at once where their places can be told ahead.
+
+A layer's place follows from the plain sizes of those before it. A size is known when the layer is in, or ahead by a
+**hint**: the last four bytes of a gzip member have the plain size modulo 2^32 (RFC 1952 § 2.3.1). ::
+
+    layer   0          1          2          3
+    size    known      hint       none       …
+            place ───▶ place ───▶ place      waits for 2
+
+A hint may be wrong: the blob may have several members, or lie. A layer that would leave its region, or does not fill
+it, shows that. Then the layers behind it, which are in the wrong place, are read once more: a wrong hint costs time, and
+never a byte of the result.
+
+What is no layer's (headers, configs, metadata) is written last, from the plan of what is there then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from ._aio import Worker, end_tasks
+from .errors import DockerSaveError
+from .filling import fill
+from .formats import Format, new_builder
+from .model import OCI_LAYER, Descriptor, compression
+from .placing import PlainBlob, RegionFullError, move_back, write_literals
+from .plan import ImageSpec, Plan, plan_archive
+from .preparing import naming
+from .sources import SupportsLastBytes
+
+if TYPE_CHECKING:
+    from .books import Blob, Books
+    from .model import Digest
+    from .preparing import Prepared
+
+__all__ = ["file_plain", "plausible_size"]
+
+_ISIZE: Final = 4
+_MODULUS: Final = 1 << 32
+_RECORD: Final = 512
+_LEAST_RATIO: Final = 0.99
+"""Plain bytes for one of gzip, at least: stored blocks add 5 bytes to 65,535, the frame 18 to all."""
+_MOST_RATIO: Final = 1032
+"""Plain bytes for one of deflate, at most."""
+_ASKING: Final = 8
+"""Hints that are asked for at once."""
+_PATIENCE: Final = 10.0
+"""Seconds after which a layer is begun without its hint."""
+_MOVED: Final = 32 << 20
+"""Bytes that are moved by one blocking call: how long a cancel may have to wait."""
+
+
+def plausible_size(last: bytes, size: int) -> int | None:
+    """Return the plain size that the last bytes of a gzip blob of ``size`` bytes tell, if it can be that of a tar."""
+    told = int.from_bytes(last[-_ISIZE:], "little")
+    least = int(_LEAST_RATIO * size) - 64
+    told += max(0, -(-(least - told) // _MODULUS)) * _MODULUS
+    is_possible = len(last) == _ISIZE and told % _RECORD == 0 and _RECORD <= told <= _MOST_RATIO * size
+    return told if is_possible else None
+
+
+async def plain_size_hint(blob: Blob) -> int | None:
+    """Return what the plain size of a blob may be; None where that cannot be told ahead."""
+    layer, source = blob.layer, blob.image.request.source
+    if layer.size is None:
+        return None
+    match compression(layer.media_type):
+        case None:
+            return layer.size
+        case "gzip" if isinstance(source, SupportsLastBytes):
+            try:
+                async with asyncio.timeout(_PATIENCE):
+                    last = await source.last_bytes(layer, _ISIZE)
+            except (DockerSaveError, OSError):  # the blob itself will tell
+                return None
+            return None if last is None else plausible_size(last, layer.size)
+        case _:
+            return None
+
+
+async def file_plain(
+    fd: int,
+    prepared: Prepared,
+    books: Books,
+    *,
+    format: Format,
+    jobs: int,
+    max_plain_size: int | None,
+    written: Callable[[int], None],
+) -> Plan:
+    """Write the archive of images into an empty file, layers decompressed.
+
+    Args:
+        fd: The file.
+        prepared: The images.
+        books: Their blobs.
+        format: The layout of the archive.
+        jobs: How many blobs are read at once.
+        max_plain_size: The largest layer to accept, in bytes.
+        written: Is called with a number of bytes that are being written.
+
+    Returns:
+        The plan of what is in the file.
+
+    Raises:
+        ContentError, SourceError: A blob is not what was promised, or cannot be had.
+        OSError: The file cannot be written.
+
+    Cancel: nothing goes on.
+    """
+    layout = _Layout(prepared, format)
+    filer = _Filer(fd, books, layout, jobs=jobs, max_plain_size=max_plain_size, written=written)
+    books.begin()
+    await filer.run()
+    worker = Worker("aiodockersave-file")
+    plan = await worker.run(layout.plan)
+    await worker.run(write_literals, fd, plan.segments, plan.size)
+    return plan
+
+
+class _Layout:
+    """Where plain tars go, by what is known of their sizes.
+
+    Attributes:
+        order: The diff IDs in the order in which they are stored.
+        sizes: The size of each, where it is known or guessed.
+    """
+
+    def __init__(self, prepared: Prepared, format: Format) -> None:
+        self._prepared = prepared
+        self._format = format
+        self.sizes: dict[Digest, int | None] = {}
+        empty = self._plan(lambda _: 0)
+        blobs = [segment for segment in empty.segments if segment.descriptor is not None]
+        self.order = [segment.descriptor.digest for segment in blobs if segment.descriptor is not None]
+        self._builder = new_builder(format)
+        self._no_size = {each: self._member_sizes(each, 0) for each in self.order}
+        # What is between one plain tar and the next, besides headers and padding.
+        self._starts = {
+            each: blob.offset - self._no_size[each][0] for each, blob in zip(self.order, blobs, strict=True)
+        }
+
+    def places(self) -> dict[Digest, int]:
+        """Return where the data of each plain tar start that has a place yet."""
+        places = {}
+        growth = 0
+        for each in self.order:
+            size = self.sizes.get(each)
+            header, total = self._no_size[each] if size is None else self._member_sizes(each, size)
+            places[each] = self._starts[each] + growth + header
+            if size is None:
+                break
+            growth += total - self._no_size[each][1]
+        return places
+
+    def header_size(self, diff_id: Digest, size: int) -> int:
+        """Return the size of a plain tar's header, in bytes."""
+        return self._member_sizes(diff_id, size)[0]
+
+    def plan(self) -> Plan:
+        """Return the plan of the archive, once all sizes are known.
+
+        Raises:
+            AssertionError: A plain tar has another place in it.
+        """
+        plan = self._plan(lambda diff_id: self.sizes[diff_id])
+        planned = {
+            each.descriptor.digest: each.offset for each in plan.segments if each.descriptor is not None
+        }
+        if planned != self.places():
+            raise AssertionError("the layers are not where the plan has them")
+        return plan
+
+    def _member_sizes(self, diff_id: Digest, size: int) -> tuple[int, int]:
+        """Return the size of a member's header, and of the whole member."""
+        (member,) = self._builder.prepare_blob(diff_id, size, OCI_LAYER).members
+        return len(member.header), member.total_size
+
+    def _plan(self, size_of: Callable[[Digest], int | None]) -> Plan:
+        specs = []
+        for image in self._prepared.images:
+            diff_ids = image.image.config.diff_ids
+            layers = [Descriptor(OCI_LAYER, each, size_of(each)) for each in diff_ids]
+            specs.append(
+                ImageSpec(image.resolved.config, layers, [str(tag) for tag in image.image.repo_tags])
+            )
+        return plan_archive(specs, format=self._format)
+
+
+class _Filer:
+    """Starts what can be started, and looks at what comes of it."""
+
+    def __init__(
+        self,
+        fd: int,
+        books: Books,
+        layout: _Layout,
+        *,
+        jobs: int,
+        max_plain_size: int | None,
+        written: Callable[[int], None],
+    ) -> None:
+        self._fd = fd
+        self._books = books
+        self._layout = layout
+        self._jobs = jobs
+        self._max_plain_size = max_plain_size
+        self._written = written
+        stored = {blob.diff_id: blob for blob in reversed(books.blobs)}
+        self._waiting = [stored[each] for each in layout.order]
+        # Another blob of a plain tar that is stored already is verified like any other.
+        self._copies = [blob for blob in books.blobs if stored[blob.diff_id] is not blob]
+        self._unasked = [] if jobs == 1 else self._waiting[:-1]
+        self._placed: dict[Digest, int] = {}
+        self._running: dict[asyncio.Task[None], Blob] = {}
+        self._asking: dict[asyncio.Task[None], Blob] = {}
+
+    async def run(self) -> None:
+        """Bring all blobs into their places."""
+        try:
+            while self._start_some():
+                tasks = [*self._running, *self._asking]
+                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    self._asking.pop(task, None)
+                    self._running.pop(task, None)
+                for task in done:
+                    task.result()
+                await self._replace()
+        finally:
+            await end_tasks([*self._running, *self._asking])
+
+    def _start_some(self) -> bool:
+        """Start what can be started now; tell whether anything runs."""
+        places = self._layout.places()
+        sizes = self._layout.sizes
+        while self._unasked and len(self._asking) < _ASKING:
+            blob = self._unasked.pop(0)
+            self._asking[asyncio.ensure_future(self._ask(blob))] = blob
+        if not self._placed and len(self._asking) > 1 and not self._unasked:
+            return True  # the largest is to be begun first, and the answers come together
+        asked = {blob.diff_id for blob in (*self._unasked, *self._asking.values())}
+        startable = [blob for blob in self._waiting if blob.diff_id in places]
+        for blob in sorted(startable, key=lambda blob: -(blob.layer.size or 0)):
+            # What runs without knowing its end could run over what is put behind it later.
+            if len(self._running) < self._jobs and (
+                sizes.get(blob.diff_id) is not None or blob.diff_id not in asked
+            ):
+                self._waiting.remove(blob)
+                self._start(blob, places[blob.diff_id])
+        while self._copies and len(self._running) < self._jobs:
+            self._start(self._copies.pop(0), None)
+        return bool(self._running or self._asking)
+
+    def _start(self, blob: Blob, place: int | None) -> None:
+        if place is not None:
+            self._placed[blob.diff_id] = place
+        has_others = bool(self._running or self._waiting or self._copies)
+        task = asyncio.ensure_future(self._file(blob, place, has_relay=not has_others or self._jobs == 1))
+        self._running[task] = blob
+
+    async def _ask(self, blob: Blob) -> None:
+        """Find out the plain size ahead, if the source can tell."""
+        size = await plain_size_hint(blob)
+        if size is not None and (self._max_plain_size is None or size <= self._max_plain_size):
+            self._layout.sizes.setdefault(blob.diff_id, size)
+
+    async def _file(self, blob: Blob, place: int | None, *, has_relay: bool) -> None:
+        """Bring one blob into its place, and take down its true size."""
+        region = self._layout.sizes.get(blob.diff_id)
+        placement = PlainBlob(
+            None if place is None else self._fd,
+            place or 0,
+            blob.layer,
+            blob.diff_id,
+            region=None if place is None else region,
+            max_plain_size=self._max_plain_size,
+            has_relay=has_relay,
+        )
+        worker = Worker("aiodockersave-blob")
+        self._books.meter.started(blob.layer)
+        with naming(blob.image.request), worker.held():
+            try:
+                size = await fill(
+                    placement,
+                    blob.image.request.source,
+                    blob.layer,
+                    worker=worker,
+                    meter=self._books.meter,
+                    written=self._written,
+                )
+            except RegionFullError:
+                self._layout.sizes[blob.diff_id] = None
+                del self._placed[blob.diff_id]
+                self._again(blob)
+                return
+            if place is not None:
+                self._layout.sizes[blob.diff_id] = size
+                if region is None:
+                    await self._make_room(blob.diff_id, place, size, worker)
+        self._books.finished(blob.layer)
+
+    async def _make_room(self, diff_id: Digest, place: int, size: int, worker: Worker) -> None:
+        """Move a plain tar behind a header that became longer than was left for it: from 8 GiB on it has PAX records."""
+        shift = self._layout.header_size(diff_id, size) - self._layout.header_size(diff_id, 0)
+        stop = size
+        while shift and stop:
+            step = min(_MOVED, stop)
+            stop -= step
+            await worker.run(move_back, self._fd, place + stop, shift, step)
+        self._placed[diff_id] = place + shift
+
+    async def _replace(self) -> None:
+        """Give up what turns out to be in the wrong place, and read it again."""
+        places = self._layout.places()
+        wrong = {each for each, place in self._placed.items() if places.get(each) != place}
+        await end_tasks([task for task, blob in self._running.items() if blob.diff_id in wrong])
+        self._running = {
+            task: blob for task, blob in self._running.items() if not task.done() or blob.diff_id not in wrong
+        }
+        for blob in self._books.blobs:
+            if blob.diff_id in wrong and self._placed.pop(blob.diff_id, None) is not None:
+                self._again(blob)
+
+    def _again(self, blob: Blob) -> None:
+        self._books.meter.retried(blob.layer)
+        self._waiting.append(blob)

@@ -1,0 +1,143 @@
+"""Images before their archive is written: what sources have is resolved, checked and planned.
+
+Everything that can be known ahead is found out here: a reference that is not there, an image that is none, a tag that
+is no name, one layer with two sizes. No layer is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ._aio import Worker, running_task
+from .errors import DockerSaveError
+from .formats import Format, Image, Layers, check_choice, read_image
+from .model import Descriptor, Platform
+from .plan import ImageSpec, Plan, plan_archive
+from .sources import ResolvedImage, Source
+
+__all__ = ["ImageRequest", "Prepared", "PreparedImage", "default_platform", "naming", "prepare"]
+
+# What `uname` says and `Platform` does not know from elsewhere.
+_MACHINES: Final = {
+    "armv5tel": ("arm", "v5"),
+    "armv6l": ("arm", "v6"),
+    "armv7l": ("arm", "v7"),
+    "armv8l": ("arm", "v7"),
+    "i586": ("386", ""),
+    "i686": ("386", ""),
+    "loongarch64": ("loong64", ""),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRequest:
+    """One image to put into an archive.
+
+    Attributes:
+        source: Where it comes from.
+        reference: What the source calls it.
+        tags: The names that it gets, such as ``example.com/app:1.0``; None for those that the source suggests.
+        name: What it is called in messages; the reference by default.
+    """
+
+    source: Source
+    reference: str
+    tags: Sequence[str] | None = None
+    name: str = ""
+
+    def __str__(self) -> str:
+        return self.name or self.reference
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedImage:
+    """An image that was found and checked.
+
+    Attributes:
+        request: What was asked for.
+        resolved: What the source has.
+        image: Config, layers and tags, as they go into the archive.
+    """
+
+    request: ImageRequest
+    resolved: ResolvedImage
+    image: Image
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """All that is known of an archive before it is written.
+
+    Attributes:
+        images: Its images, in order.
+        plan: The archive ahead of time; None where layers are decompressed, since their sizes are not known then.
+    """
+
+    images: tuple[PreparedImage, ...]
+    plan: Plan | None
+
+    @property
+    def layers(self) -> tuple[Descriptor, ...]:
+        """The blobs that are read, each once, in order."""
+        return tuple({layer.digest: layer for image in self.images for layer in image.image.layers}.values())
+
+
+def default_platform() -> Platform:
+    """Return ``linux`` on this machine's architecture."""
+    machine = os.uname().machine
+    return Platform("linux", *_MACHINES.get(machine, (machine,)))
+
+
+async def prepare(
+    images: Sequence[ImageRequest],
+    *,
+    format: Format = "docker",
+    layers: Layers = "keep",
+    platform: Platform | None = None,
+) -> Prepared:
+    """Resolve images, check them, and plan their archive; no layer is read.
+
+    Arguments and errors as :func:`~aiodockersave.save`.
+    """
+    running_task()
+    check_choice("format", format, Format)
+    check_choice("layers", layers, Layers)
+    platform = platform or default_platform()
+    worker = Worker("aiodockersave-plan")
+    found = []
+    for request in images:
+        with naming(request):
+            resolved = await request.source.resolve(request.reference, platform)
+            found.append(await worker.run(_check, request, resolved))
+    plan = None
+    if layers == "keep":
+        specs = [
+            ImageSpec(each.resolved.config, each.resolved.manifest, _tags(each.request, each.resolved))
+            for each in found
+        ]
+        plan = await worker.run(plan_archive, specs, format=format)
+    return Prepared(tuple(found), plan)
+
+
+def _check(request: ImageRequest, resolved: ResolvedImage) -> PreparedImage:
+    image = read_image(resolved.config, resolved.manifest, _tags(request, resolved))
+    return PreparedImage(request, resolved, image)
+
+
+def _tags(request: ImageRequest, resolved: ResolvedImage) -> Sequence[str]:
+    return resolved.default_tags if request.tags is None else request.tags
+
+
+@contextlib.contextmanager
+def naming(request: ImageRequest) -> Generator[None, None, None]:
+    """Note on our errors which image they are about."""
+    try:
+        yield
+    except DockerSaveError as exc:
+        name = str(request)
+        exc.add_note(f"image {name if name.isprintable() else ascii(name):.300}")
+        raise

@@ -239,6 +239,9 @@ async def run_together(*calls: Callable[[], Coroutine[Any, Any, None]]) -> None:
 async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancel what still runs, and wait until all has ended. What was raised there is left to whoever looks at it.
 
+    Something foreign may be closed there, which need not end by itself: so a cancel is passed on, as by
+    :func:`wait_for_end`.
+
     Cancel: is raised after that.
     """
     waiting = [task for task in tasks if not task.done()]
@@ -251,6 +254,8 @@ async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
                 await asyncio.wait(waiting)
             except asyncio.CancelledError as exc:
                 cancelled = cancelled or exc
+                for task in waiting:
+                    task.cancel()
             waiting = [task for task in waiting if not task.done()]
     for task in tasks:
         if not task.cancelled():

@@ -17,7 +17,7 @@ from typing import Final
 
 from .errors import PartFileError, PartFileLockedError
 
-__all__ = ["OPEN_BESIDE", "name_beside", "open_part", "part_name"]
+__all__ = ["OPEN_BESIDE", "is_still", "name_beside", "open_part", "part_name"]
 
 OPEN_BESIDE: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 """How a file beside a target is opened: not where a link leads that somebody has put there."""
@@ -38,13 +38,14 @@ def part_name(name: str, etag: str) -> str:
     return name_beside(name, f".{etag[:_ETAG_DIGITS]}.part")
 
 
-def open_part(directory: int, part: str, name: str) -> int:
+def open_part(directory: int, part: str, name: str, *, folder: str) -> int:
     """Open or make a part file and lock it; the lock ends with its descriptor.
 
     Args:
         directory: A descriptor of its directory.
         part: Its name.
         name: The name of the target.
+        folder: What the directory is called in messages.
 
     Raises:
         PartFileLockedError: Another save is writing it.
@@ -53,22 +54,27 @@ def open_part(directory: int, part: str, name: str) -> int:
     """
     for other in _others(directory, part, name):
         raise PartFileError(
-            other,
+            os.path.join(folder, other),
             "it is of another archive: a tag has moved, or this was another command; remove it, or save without it",
         )
     for _ in range(_TRIES):
         fd = os.open(part, OPEN_BESIDE | os.O_NONBLOCK, 0o666, dir_fd=directory)  # a FIFO must not block
         try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise PartFileError(part, "it is no regular file; remove it")
-            _lock(fd, part)
-            if _is_still(fd, directory, part):
+            there = os.fstat(fd)
+            # What has another name too is somebody's own, and not to be written to.
+            if not stat.S_ISREG(there.st_mode) or there.st_nlink > 1:
+                raise PartFileError(
+                    os.path.join(folder, part), "it is no regular file of one name; remove it"
+                )
+            if not _lock(fd, part):
+                raise PartFileLockedError(os.path.join(folder, part))
+            if is_still(fd, directory, part):
                 return fd
         except BaseException:
             os.close(fd)
             raise
         os.close(fd)  # whoever had locked it has just put it under the target's name, or removed it
-    raise PartFileLockedError(part)
+    raise PartFileLockedError(os.path.join(folder, part))
 
 
 def _others(directory: int, part: str, name: str) -> list[str]:
@@ -79,19 +85,21 @@ def _others(directory: int, part: str, name: str) -> list[str]:
     return sorted(each for each in os.listdir(directory) if each != part and re.fullmatch(pattern, each))
 
 
-def _lock(fd: int, part: str) -> None:
+def _lock(fd: int, part: str) -> bool:
+    """Lock a file; tell whether that was possible."""
     import fcntl  # noqa: PLC0415 - only where a save is to go on, and not on every system
 
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as exc:
         if exc.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            raise PartFileLockedError(part) from None
+            return False
         exc.filename = part
         raise
+    return True
 
 
-def _is_still(fd: int, directory: int, part: str) -> bool:
+def is_still(fd: int, directory: int, part: str) -> bool:
     """Tell whether a name is still that of an open file."""
     try:
         named = os.stat(part, dir_fd=directory, follow_symlinks=False)

@@ -25,8 +25,8 @@ import secrets
 import stat
 from collections.abc import Callable
 
-from ._part_file import OPEN_BESIDE, name_beside, open_part, part_name
-from .errors import InsufficientSpaceError, InvalidInputError, SinkError
+from ._part_file import OPEN_BESIDE, is_still, name_beside, open_part, part_name
+from .errors import InsufficientSpaceError, InvalidInputError, PartFileError, SinkError
 
 _FIFO_POLL = 0.02
 _TRIES = 16
@@ -40,7 +40,7 @@ class Target:
             :func:`open_stream`.
         published: Whether the archive is under its name.
         sync_failed: Whether the disk refused bytes: nothing may be called whole any more.
-        keeps_part: Whether :meth:`close` leaves the part file, so that another save can go on with it.
+        left: The part file that :meth:`close` has left, so that another save can go on with it; None for none.
 
     Args:
         path: The target.
@@ -53,10 +53,11 @@ class Target:
         self.fd: int | None = None
         self.published = False
         self.sync_failed = False
-        self.keeps_part = False
+        self.left: str | None = None
         self._fsync = fsync
         self._etag = etag
         self._directory: int | None = None
+        self._parent = ""
         self._name = ""
         self._temporary: str | None = None
 
@@ -87,28 +88,23 @@ class Target:
         return stat.S_ISDIR(old.st_mode)
 
     @property
-    def part_path(self) -> str:
-        """The part file, for messages."""
-        return os.path.join(os.path.dirname(self.path), self._temporary or "")
-
-    @property
     def is_file(self) -> bool:
         """Whether, once it is open, it is a file beside the target."""
         return self._temporary is not None
 
     def _open_beside(self, old: os.stat_result | None) -> None:
-        parent, self._name = os.path.split(os.path.realpath(self.path))
-        self._directory = os.open(parent, os.O_RDONLY | os.O_DIRECTORY)
+        self._parent, self._name = os.path.split(os.path.realpath(self.path))
+        self._directory = os.open(self._parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             if self._etag is None:
                 self.fd, self._temporary = self._open_temporary(self._directory)
             else:
                 name = part_name(self._name, self._etag)
-                self.fd, self._temporary = open_part(self._directory, name, self._name), name
-                self.keeps_part = True
+                self.fd = open_part(self._directory, name, self._name, folder=self._parent)
+                self._temporary = name
         except OSError as exc:
             if isinstance(exc.filename, str):
-                exc.filename = f"{parent}/{exc.filename}"
+                exc.filename = f"{self._parent}/{exc.filename}"
             raise
         if old is not None:
             os.fchmod(self.fd, stat.S_IMODE(old.st_mode))
@@ -125,13 +121,15 @@ class Target:
 
         Raises:
             InsufficientSpaceError: It has not.
+            PartFileError: What is there is longer: no save of this archive has left it.
         """
         if self.fd is not None and self._temporary is not None:
-            there = os.fstatvfs(self.fd)
+            file, there = os.fstat(self.fd), os.fstatvfs(self.fd)
+            if file.st_size > size:
+                path = os.path.join(self._parent, self._temporary)
+                raise PartFileError(path, f"it is longer than the archive will be, {size} bytes; remove it")
             available = there.f_bavail * there.f_frsize
-            needed = (
-                size - os.fstat(self.fd).st_blocks * 512
-            )  # POSIX counts in these, whatever the file system
+            needed = size - file.st_blocks * 512  # POSIX counts in these, whatever the file system
             if there.f_blocks and needed > available:  # some file systems say nothing of themselves
                 raise InsufficientSpaceError(self.path, needed, available)
 
@@ -169,10 +167,15 @@ class Target:
         if self._temporary is None:
             self.published = True
             return
+        if self._directory is None or self.fd is None:
+            raise AssertionError("the target is not open")
+        if self._etag is not None and not is_still(self.fd, self._directory, self._temporary):
+            path = os.path.join(self._parent, self._temporary)
+            raise PartFileError(path, "somebody has removed or replaced it meanwhile; save once more")
         os.replace(self._temporary, self._name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
         self.published = True
         self._temporary = None
-        if self._fsync and self._directory is not None:
+        if self._fsync:
             os.fsync(self._directory)
 
     def close(self) -> None:
@@ -183,19 +186,22 @@ class Target:
         with contextlib.ExitStack() as stack:
             if directory is not None:
                 stack.callback(os.close, directory)
-            if temporary is not None and not self._is_worth_keeping(fd):
-                stack.callback(_remove, temporary, directory)
             if fd is not None:
                 stack.callback(os.close, fd)
+                if directory is not None and temporary is not None:
+                    stack.callback(self._leave, fd, directory, temporary)  # before a part file is unlocked
 
-    def _is_worth_keeping(self, fd: int | None) -> bool:
-        # What the disk refused may be missing from a part file, while its pages still show it.
-        return self.keeps_part and not self.sync_failed and fd is not None and os.fstat(fd).st_size > 0
-
-
-def _remove(name: str, directory: int | None) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(name, dir_fd=directory)
+    def _leave(self, fd: int, directory: int, name: str) -> None:
+        """Remove the file beside the target, unless it is a part file that another save can go on with."""
+        if self._etag is not None:
+            if not is_still(fd, directory, name):
+                return  # somebody has removed it, and another save may have begun one
+            # What the disk refused may be missing, while its pages still show it.
+            if not self.sync_failed and os.fstat(fd).st_size > 0:
+                self.left = os.path.join(self._parent, name)
+                return
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=directory)
 
 
 async def open_stream(target: Target) -> int:

@@ -10,15 +10,16 @@ The target is opened when everything is known that can be known before a layer i
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING
 
 from ._aio import Worker, running_task
 from ._target import Target, open_stream
 from .archive_file import opened
 from .books import Books
-from .errors import InvalidInputError
+from .errors import InvalidInputError, PartFileError
 from .formats import Format, Layers
 from .kept_file import file_kept
 from .model import Platform
@@ -121,7 +122,7 @@ async def save(
 
     if isinstance(target, str | os.PathLike):
         etag = prepared.plan.etag if resume and prepared.plan is not None else None
-        async with opened(Target(target, fsync=fsync, etag=etag)) as place:
+        async with _noting_what_is_left(Target(target, fsync=fsync, etag=etag)) as place:
             if place.is_file:
                 saving = _Saving(
                     place, prepared, meter, format=format, jobs=jobs, max_plain_size=max_plain_size
@@ -134,6 +135,20 @@ async def save(
         report = await stream_images(new_writer(target), prepared, Books(prepared, meter), jobs=jobs)
     meter.tell(SaveFinished(report))
     return report
+
+
+@contextlib.asynccontextmanager
+async def _noting_what_is_left(target: Target) -> AsyncGenerator[Target, None]:
+    """Open a target as :func:`opened` does; an exception has a note of the part file that is left."""
+    try:
+        async with opened(target):
+            yield target
+    except BaseException as exc:
+        if target.left is not None and not isinstance(exc, PartFileError):
+            exc.add_note(
+                f"what was received is kept in {target.left}; the same save with --resume goes on from there"
+            )
+        raise
 
 
 class _Saving:
@@ -163,20 +178,11 @@ class _Saving:
         """Bring it under its name."""
         worker = Worker("aiodockersave-file")
         syncer = Syncer(self._target, is_wanted=fsync)
-        try:
-            try:
-                plan = await self._file(worker, syncer, resume=resume)
-            finally:
-                await syncer.close()
-            sha256 = await checksum_of(self._fd, plan.size) if checksum else None
-            await worker.run(self._target.sync, plan.size)
-            await worker.run(self._target.publish)
-        except BaseException as exc:
-            if self._target.keeps_part and not self._target.published:
-                exc.add_note(
-                    f"what was received is kept in {self._target.part_path}; the same save with --resume goes on from there"
-                )
-            raise
+        async with syncer:
+            plan = await self._file(worker, syncer, resume=resume)
+        sha256 = await checksum_of(self._fd, plan.size) if checksum else None
+        await worker.run(self._target.sync, plan.size)
+        await worker.run(self._target.publish)
         return Report(plan.size, plan.members, plan.images, sha256)
 
     async def _file(self, worker: Worker, syncer: Syncer, *, resume: bool) -> Plan:

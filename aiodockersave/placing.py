@@ -5,8 +5,8 @@
     take(batch) ─┬▶ SHA-256 of the blob                                  KeptBlob: one thread
                  └▶ write at the offset
 
-    take(batch) ─┬▶ SHA-256 of the blob                                  PlainBlob: one thread,
-                 └▶ inflate ─▶ SHA-256 of the plain tar, write           or three, in a relay
+    take(batch) ─┬▶ SHA-256 of the blob                                  PlainBlob: three threads, so that one
+                 └▶ inflate ─▶ SHA-256 of the plain tar, write           large layer keeps two processors busy
 
 The idea to know first: everything here blocks, and one blob is handled by one caller's thread at a time. Nothing of it
 depends on what other blobs do: each writes into its own region only, and knows the bytes of it that are right.
@@ -185,7 +185,6 @@ class PlainBlob:
         diff_id: The digest of the plain tar.
         region: How many bytes of the file are its own; None where no end is set.
         max_plain_size: The largest plain tar to accept, in bytes.
-        has_relay: Whether what is not decompressing has threads of its own.
     """
 
     def __init__(
@@ -197,7 +196,6 @@ class PlainBlob:
         *,
         region: int | None,
         max_plain_size: int | None,
-        has_relay: bool,
     ) -> None:
         self._fd = fd
         self._offset = offset
@@ -208,31 +206,28 @@ class PlainBlob:
         self._blob_hash = descriptor.digest.hasher()
         self._plain_hash = diff_id.hasher()
         self._size = 0
+        self._taken = 0  # of what is not decompressed; a relay stores it later
         self._is_begun = False
         self._is_stopped = False
         self._decompressor: Decompressor | None = None
-        self._relays: list[Relay] = []
-        self._hash_blob: Callable[[Batch], None] = self._blob_hash.update
-        self._store: Callable[[Batch], None] = self._store_now
-        if has_relay:
-            hashing, storing = Relay("hash", self._blob_hash.update), Relay("write", self._store_now)
-            self._relays = [hashing, storing]
-            self._hash_blob, self._store = hashing.put, storing.put
+        self._hashing = Relay("hash", self._blob_hash.update)
+        self._storing = Relay("write", self._store)
 
     def take(self, batch: Sequence[Batch]) -> None:
         """Hash and decompress bytes, and store what comes of them."""
         data = b"".join(batch)
         if not self._is_begun:  # a batch is small only where the blob is
             self._begin(sniff(data[:4]))
-        self._hash_blob(data)
+        self._hashing.put(data)
         if self._decompressor is None:
-            if self._limit - self._size < len(data):
+            self._taken += len(data)
+            if self._taken > self._limit:
                 raise ContentTooLargeError(self._limit, what=f"layer {self._descriptor.digest}")
-            self._store(data)
+            self._storing.put(data)
             return
         self._decompressor.feed(data)
         while not self._is_stopped and (plain := self._decompressor.read(PIECE)):
-            self._store(plain)
+            self._storing.put(plain)
 
     def _begin(self, compression: Compression | None) -> None:
         self._is_begun = True
@@ -241,7 +236,7 @@ class PlainBlob:
                 compression, what=f"layer {self._descriptor.digest}", max_plain_size=self._limit
             )
 
-    def _store_now(self, plain: Batch) -> None:
+    def _store(self, plain: Batch) -> None:
         if self._region is not None and self._size + len(plain) > self._region:
             raise RegionFullError
         self._plain_hash.update(plain)
@@ -253,7 +248,7 @@ class PlainBlob:
         """Verify blob and plain tar, and return the size of the latter, which may be less than the region's."""
         if self._decompressor is not None:
             self._decompressor.finish()
-        for relay in self._relays:
+        for relay in (self._hashing, self._storing):
             relay.finish()
         _check(self._blob_hash, self._descriptor.digest, "blob", self._descriptor)
         _check(self._plain_hash, self._diff_id, "diff ID", self._descriptor)
@@ -265,7 +260,7 @@ class PlainBlob:
 
     def close(self) -> None:
         """End threads."""
-        for relay in self._relays:
+        for relay in (self._hashing, self._storing):
             relay.stop()
 
 

@@ -257,9 +257,7 @@ class _Filer:
     def _start(self, blob: Blob, place: int | None) -> None:
         if place is not None:
             self._placed[blob.diff_id] = place
-        has_others = bool(self._running or self._waiting or self._copies)
-        task = asyncio.ensure_future(self._file(blob, place, has_relay=not has_others or self._jobs == 1))
-        self._running[task] = blob
+        self._running[asyncio.ensure_future(self._file(blob, place))] = blob
 
     async def _ask(self, blob: Blob) -> None:
         """Find out the plain size ahead, if the source can tell."""
@@ -267,7 +265,7 @@ class _Filer:
         if size is not None and (self._max_plain_size is None or size <= self._max_plain_size):
             self._layout.sizes.setdefault(blob.diff_id, size)
 
-    async def _file(self, blob: Blob, place: int | None, *, has_relay: bool) -> None:
+    async def _file(self, blob: Blob, place: int | None) -> None:
         """Bring one blob into its place, and take down its true size."""
         region = self._layout.sizes.get(blob.diff_id)
         placement = PlainBlob(
@@ -277,7 +275,6 @@ class _Filer:
             blob.diff_id,
             region=None if place is None else region,
             max_plain_size=self._max_plain_size,
-            has_relay=has_relay,
         )
         worker = Worker("aiodockersave-blob")
         self._books.meter.started(blob.layer)
@@ -297,20 +294,24 @@ class _Filer:
                 self._again(blob)
                 return
             if place is not None:
-                self._layout.sizes[blob.diff_id] = size
                 if region is None:
-                    await self._make_room(blob.diff_id, place, size, worker)
+                    place = await self._make_room(blob.diff_id, place, size, worker)
+                self._placed[blob.diff_id], self._layout.sizes[blob.diff_id] = place, size
         self._books.finished(blob.layer)
 
-    async def _make_room(self, diff_id: Digest, place: int, size: int, worker: Worker) -> None:
-        """Move a plain tar behind a header that became longer than was left for it: from 8 GiB on it has PAX records."""
+    async def _make_room(self, diff_id: Digest, place: int, size: int, worker: Worker) -> int:
+        """Move a plain tar behind a header that became longer than was left for it: from 8 GiB on it has PAX records.
+
+        Returns:
+            Where it is then.
+        """
         shift = self._layout.header_size(diff_id, size) - self._layout.header_size(diff_id, 0)
         stop = size
         while shift and stop:
             step = min(_MOVED, stop)
             stop -= step
             await worker.run(move_back, self._fd, place + stop, shift, step)
-        self._placed[diff_id] = place + shift
+        return place + shift
 
     async def _replace(self) -> None:
         """Give up what turns out to be in the wrong place, and read it again."""

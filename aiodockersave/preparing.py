@@ -12,7 +12,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ._aio import Worker, running_task
+from ._aio import Worker, run_together, running_task
 from .errors import DockerSaveError
 from .formats import Format, Image, Layers, check_choice, read_image
 from .model import Descriptor, Platform
@@ -21,6 +21,7 @@ from .sources import ResolvedImage, Source
 
 __all__ = ["ImageRequest", "Prepared", "PreparedImage", "default_platform", "naming", "prepare"]
 
+_RESOLVED_AT_ONCE: Final = 4
 # What `uname` says and `Platform` does not know from elsewhere.
 _MACHINES: Final = {
     "armv5tel": ("arm", "v5"),
@@ -108,19 +109,26 @@ async def prepare(
     check_choice("layers", layers, Layers)
     platform = platform or default_platform()
     worker = Worker("aiodockersave-plan")
-    found = []
-    for request in images:
-        with naming(request):
-            resolved = await request.source.resolve(request.reference, platform)
-            found.append(await worker.run(_check, request, resolved))
+    found: dict[int, PreparedImage] = {}
+    waiting = iter(enumerate(images))
+
+    async def run() -> None:
+        for index, request in waiting:
+            with naming(request):
+                resolved = await request.source.resolve(request.reference, platform)
+                found[index] = await worker.run(_check, request, resolved)
+
+    if images:
+        await run_together(*[run] * min(_RESOLVED_AT_ONCE, len(images)))
+    prepared = tuple(found[index] for index in range(len(images)))
     plan = None
     if layers == "keep":
         specs = [
             ImageSpec(each.resolved.config, each.resolved.manifest, _tags(each.request, each.resolved))
-            for each in found
+            for each in prepared
         ]
         plan = await worker.run(plan_archive, specs, format=format)
-    return Prepared(tuple(found), plan)
+    return Prepared(prepared, plan)
 
 
 def _check(request: ImageRequest, resolved: ResolvedImage) -> PreparedImage:

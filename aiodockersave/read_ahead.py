@@ -56,7 +56,7 @@ class Feed(abc.ABC):
 
     def start(self) -> None:
         """Start the task; does nothing where it was started, or where the feed is closed."""
-        if self._task is None and not self._closed:
+        if self._task is None and not (self._closed or self._ended):
             self._task = asyncio.get_running_loop().create_task(self._run(), name=self._name)
             self._task.add_done_callback(self._finish)
 
@@ -136,6 +136,7 @@ class Feed(abc.ABC):
 
     def _finish(self, task: asyncio.Task[None]) -> None:
         self._ended = True
+        self._task = None  # it holds what it raised, and that its frames
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         if error is not None and not self._closed:
             self._error, self._traceback = error, error.__traceback__

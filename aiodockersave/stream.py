@@ -99,7 +99,6 @@ class ByteStream(abc.ABC):
                     self._failure, self._traceback = exc, exc.__traceback__
                     await self._close()
                 raise
-            self._check_open()
             if chunk:
                 return chunk
             self._ended = True

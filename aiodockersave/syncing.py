@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from ._aio import Worker, wait_out
 from .intake import Hasher
@@ -51,10 +51,19 @@ class Syncer:
         if self._running is not None:
             self._running.result()
 
-    async def close(self) -> None:
-        """Wait for the portion that is on its way. What the disk refuses is told here."""
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, _: object, fault: BaseException | None, __: object) -> None:
+        """Wait for the portion that is on its way. What the disk refuses is raised here, or noted on a fault."""
         if self._running is not None:
-            await wait_out(self._running)
+            try:
+                await wait_out(self._running)
+            except OSError as exc:
+                if fault is None:
+                    raise
+                if fault is not exc:
+                    fault.add_note(f"while cleaning up: {exc}")
 
 
 async def checksum_of(fd: int, size: int) -> Digest:

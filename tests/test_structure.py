@@ -42,6 +42,8 @@ ACTS = (
     *("syncing", "streaming", "pipeline", "web", "cli"),
 )
 ROOMS = (*DECIDES, *ACTS)
+# What decides inside a room that acts.
+DECIDES_TOO = {"web.fields", "web.ranges"}
 
 # Known only for types, against the direction: errors carry digests and descriptors.
 FOR_TYPES_ONLY = {("errors", "model")}
@@ -62,6 +64,7 @@ OPTIONAL_DEPENDENCIES = {
     "click": {"cli"},
     "isal": {"decompression"},
     "rich": {"cli"},
+    "starlette": {"web"},  # used where it is there: FastAPI takes no other responses
     "yarl": {"sources"},
 }
 
@@ -138,7 +141,9 @@ def test_the_package_itself_imports_nothing_of_its_own_at_run_time() -> None:
     assert all(for_types for _, for_types in own_imports(""))
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if room_of(module) in DECIDES])
+@pytest.mark.parametrize(
+    "module", [module for module in MODULES if room_of(module) in DECIDES or module in DECIDES_TOO]
+)
 def test_deciding_rooms_do_not_act(module: str) -> None:
     foreign = {room_of(name) for name, for_types in imports_of(module) if not for_types} - {"aiodockersave"}
     assert not foreign & ACTING_LIBRARIES
@@ -146,6 +151,12 @@ def test_deciding_rooms_do_not_act(module: str) -> None:
     tree = ast.parse(FILES[module].read_text(encoding="utf-8"))
     waiting = (ast.AsyncFunctionDef, ast.AsyncFor, ast.AsyncWith, ast.Await)
     assert not [node.lineno for node in ast.walk(tree) if isinstance(node, waiting)]
+
+
+@pytest.mark.parametrize("module", sorted(DECIDES_TOO))
+def test_what_decides_inside_a_room_knows_nothing_that_acts(module: str) -> None:
+    imported = {name for name, _ in own_imports(module)}
+    assert {name for name in imported if room_of(name) not in DECIDES} <= DECIDES_TOO
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -212,6 +223,28 @@ def test_the_writer_loads_only_what_it_needs() -> None:
     assert not {room_of(name) for name in loaded} & set(OPTIONAL_DEPENDENCIES)
     rooms = {name.split(".")[1] for name in loaded if name.startswith("aiodockersave.")}
     assert rooms <= set(ROOMS[: ROOMS.index("writer") + 1])
+
+
+@pytest.mark.parametrize(
+    ("module", "needed"), [("web.asgi", set()), ("web.aiohttp", {"aiohttp"}), ("web.ranges", set())]
+)
+def test_responses_load_only_their_own_framework(module: str, needed: set[str]) -> None:
+    loaded = {room_of(name) for name in modules_after(f"import aiodockersave.{module}")}
+    assert loaded & {"aiohttp", "fastapi", "uvicorn", "click", "rich"} == needed
+
+
+def test_without_starlette_the_asgi_responses_stand_alone() -> None:
+    result = run_python(
+        "import sys; sys.modules['starlette'] = None\n"
+        "from aiodockersave.web.asgi import PlanResponse; print(PlanResponse.__mro__[-2].__name__)"
+    )
+    assert (result.returncode, result.stdout) == (0, "_BodyResponse\n"), result.stderr
+
+
+def test_without_aiohttp_its_responses_say_what_to_install() -> None:
+    result = run_python("import sys; sys.modules['aiohttp'] = None; import aiodockersave.web.aiohttp")
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].endswith("pip install 'aiodockersave[registry]'")
 
 
 def test_the_entry_loads_no_command_line() -> None:

@@ -177,7 +177,7 @@ def save(
 
     from .progress import new_reporter  # noqa: PLC0415
     from .running import run  # noqa: PLC0415
-    from .sources import Sources  # noqa: PLC0415
+    from .sources import Sources, get_ready  # noqa: PLC0415
     from .terminal import Terminal, summary  # noqa: PLC0415
 
     target = _target(output)
@@ -185,6 +185,7 @@ def save(
         raise click.UsageError("--resume is for a file; what went to standard output cannot be gone on with")
     if resume and options["layers"] == "decompress":
         raise click.UsageError("--resume needs --layers keep: with decompress the size is not known ahead")
+    get_ready(images)
     terminal = Terminal(quiet=quiet, verbose=verbose, as_json=progress == "json")
     reporter = new_reporter(progress, terminal)
 
@@ -247,8 +248,10 @@ def plan(
     from aiodockersave.preparing import prepare  # noqa: PLC0415 - see the head of this file
 
     from .running import run  # noqa: PLC0415
-    from .sources import Sources  # noqa: PLC0415
+    from .sources import Sources, get_ready  # noqa: PLC0415
     from .terminal import Terminal, plan_json, plan_text, print_data  # noqa: PLC0415
+
+    get_ready(images)
 
     async def work() -> None:
         async with Sources(registries) as sources:

@@ -28,16 +28,17 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from aiodockersave.errors import InvalidInputError, MissingDependencyError
+from aiodockersave.errors import InvalidInputError
 
 from ._addresses import AddressClass, DialGuard, is_loopback_name, numeric
 from ._answers import Origin
+from ._importing import load_aiohttp
 from ._proxies import Proxies
 
 if TYPE_CHECKING:
     import aiohttp
 
-__all__ = ["Dialler", "Settings", "Timeouts", "load_aiohttp"]
+__all__ = ["Dialler", "Settings", "Timeouts"]
 
 _READ_BUFFER = 1 << 20
 
@@ -76,19 +77,6 @@ class Settings:
     guard: DialGuard = field(default_factory=DialGuard)
     proxies: Proxies = field(default_factory=Proxies)
     session: aiohttp.ClientSession | None = None
-
-
-def load_aiohttp() -> Any:
-    """Import aiohttp, which takes long, when it is first needed.
-
-    Raises:
-        MissingDependencyError: It is not installed.
-    """
-    try:
-        import aiohttp  # noqa: PLC0415 - see above
-    except ImportError:
-        raise MissingDependencyError("a registry as a source", "registry") from None
-    return aiohttp
 
 
 class Dialler:

@@ -12,7 +12,8 @@ from aiodockersave.errors import AuthenticationError, DockerSaveError, RateLimit
 
 from ._addresses import AddressRefusedError
 from ._answers import ErrorBody, shown, shown_url
-from ._dialling import Timeouts, load_aiohttp
+from ._dialling import Timeouts
+from ._importing import load_aiohttp
 from ._retrying import InterruptedTransfer
 
 __all__ = ["explain", "explain_status", "fault_kinds", "is_tls_refusal"]

@@ -20,8 +20,9 @@ from aiodockersave.errors import ContentTooLargeError, DockerSaveError, Registry
 
 from ._addresses import AddressClass, is_loopback_name
 from ._answers import Origin, number, origin, parse_error_body, redirect_target, retry_after, shown, shown_url
-from ._dialling import Dialler, Settings, Timeouts, load_aiohttp
+from ._dialling import Dialler, Settings, Timeouts
 from ._faults import explain, explain_status, fault_kinds, is_tls_refusal
+from ._importing import load_aiohttp
 from ._retrying import InterruptedTransfer
 
 if TYPE_CHECKING:

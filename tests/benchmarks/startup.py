@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 
+from .figures import Figure, Settings
+
 RUNS = 15
 
 COMMANDS = {
@@ -23,7 +25,7 @@ def run(arguments: list[str]) -> float:
     return time.perf_counter() - start
 
 
-def main() -> None:
+def main(settings: Settings) -> list[Figure]:
     times: dict[str, list[float]] = {name: [] for name in COMMANDS}
     for _ in range(RUNS):
         for name, arguments in COMMANDS.items():
@@ -33,3 +35,4 @@ def main() -> None:
     for name, values in times.items():
         median = statistics.median(values)
         print(f"{name:44} {median:7.1f} ms   {median / bare:4.1f} times a bare Python")
+    return []

@@ -1,0 +1,247 @@
+"""Archives as ASGI responses: for Starlette, FastAPI, or a server alone.
+
+::
+
+    @app.get("/app.tar")
+    async def download() -> Response:
+        return PlanResponse(plan, source.open_blob, filename="app.tar")
+
+Where Starlette is installed, they are responses of its kind, since FastAPI takes no others; they need nothing of it.
+
+Until the first byte of the body is there, what goes wrong is raised before the response has begun, so the application
+may answer it as it likes. After that it is raised too: the server logs it and closes the connection in the middle of the
+body, which no client takes for complete. A client that leaves is no error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from aiodockersave._aio import running_task
+from aiodockersave.plan import Plan
+from aiodockersave.stream import ByteStream, OpenBlob, archive_stream, stream_plan
+from aiodockersave.writer import ArchiveWriter
+
+from ._delivery import SEND_TIMEOUT, Delivery, Outcome, drop
+from .fields import content_disposition, response_headers
+from .ranges import Answer, ByteRange, evaluate
+
+if TYPE_CHECKING:
+    from starlette.responses import Response
+else:
+    try:
+        from starlette.responses import Response
+    except ImportError:
+        Response = object
+
+__all__ = ["ArchiveResponse", "PlanResponse"]
+
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+
+
+class _BodyResponse(Response):
+    """What both have in common.
+
+    Attributes:
+        raw_headers: The caller's header fields; those of the archive are added when it is sent.
+        background: Run when the response has ended, as Starlette does it.
+    """
+
+    def __init__(
+        self,
+        *,
+        filename: str,
+        headers: Mapping[str, str] | None,
+        background: Callable[[], Awaitable[None]] | None,
+        send_timeout: float,
+    ) -> None:
+        # Not Starlette's: it would make header fields of a body that is not there yet.
+        content_disposition(filename)
+        self.status_code = 200
+        self.body = b""
+        self.background = background  # type: ignore[assignment]
+        self.raw_headers = [
+            (name.lower().encode("latin-1"), value.encode("latin-1"))
+            for name, value in (headers or {}).items()
+        ]
+        self._filename = filename
+        self._send_timeout = send_timeout
+
+    async def _respond(
+        self,
+        scope: MutableMapping[str, Any],
+        receive: Receive,
+        send: Send,
+        answer: Answer,
+        open_body: Callable[[ByteRange], ByteStream],
+    ) -> None:
+        extra = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in self.raw_headers]
+        client = _Client(receive, send, answer.status, response_headers(answer, self._filename, extra))
+        if answer.body is None:
+            await client.start()
+            await client.finish()
+        else:
+            size = answer.body.size
+            has_frame = size is not None or scope.get("http_version") != "1.0"
+            await self._deliver(client, open_body(answer.body), size, has_frame=has_frame)
+        if self.background is not None:
+            await self.background()
+
+    async def _deliver(self, client: _Client, body: ByteStream, size: int | None, *, has_frame: bool) -> None:
+        delivery = Delivery(client, size=size, send_timeout=self._send_timeout)
+        try:
+            outcome = await delivery.run(body)
+            if outcome is Outcome.STALLED:
+                raise TimeoutError(f"the client stalled for {self._send_timeout:g} s")
+        except BaseException:
+            if delivery.is_started:
+                client.drop(has_frame=has_frame)
+            raise
+
+
+class PlanResponse(_BodyResponse):
+    """A planned archive, or the part of it that is asked for, as a response.
+
+    ``ETag``, ``Content-Length`` and ranges are as :mod:`aiodockersave.web.ranges` decides. Only the blobs that the part
+    touches are opened, only at the bytes that it needs.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        open_blob: OpenBlob,
+        *,
+        filename: str,
+        headers: Mapping[str, str] | None = None,
+        background: Callable[[], Awaitable[None]] | None = None,
+        send_timeout: float = SEND_TIMEOUT,
+    ) -> None:
+        """Make a response; nothing is opened before it is sent.
+
+        Args:
+            plan: The archive.
+            open_blob: Opens a blob, as a source's method does. The source must be open until the response has ended.
+            filename: The name under which a browser saves the archive.
+            headers: More header fields; ``Cache-Control`` takes the place of ours, which is ``no-cache, no-transform``.
+            background: Run when the response has ended without an error.
+            send_timeout: Seconds that the client may take for 256 KiB, before it is dropped.
+
+        Raises:
+            InvalidInputError: ``filename`` cannot be sent.
+        """
+        super().__init__(filename=filename, headers=headers, background=background, send_timeout=send_timeout)
+        self._plan = plan
+        self._open_blob = open_blob
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Answer a request.
+
+        Raises:
+            InvalidInputError: A header field that was added cannot be sent.
+            TimeoutError: The client stalled.
+            Exception: What a source raised, before the response has begun or after that.
+
+        Cancel: nothing upstream stays open.
+        """
+        running_task()
+        plan = self._plan
+        answer = evaluate(scope["method"], _headers(scope), size=plan.size, etag=plan.etag)
+
+        def open_body(part: ByteRange) -> ByteStream:
+            return stream_plan(plan, self._open_blob, start=part.start, stop=part.stop)
+
+        await self._respond(scope, receive, send, answer, open_body)
+
+
+class ArchiveResponse(_BodyResponse):
+    """An archive that is written while it is sent, as a response: of unknown size, as a whole."""
+
+    def __init__(
+        self,
+        build: Callable[[ArchiveWriter], Awaitable[Any]],
+        *,
+        filename: str,
+        headers: Mapping[str, str] | None = None,
+        background: Callable[[], Awaitable[None]] | None = None,
+        send_timeout: float = SEND_TIMEOUT,
+        **writer_options: Any,
+    ) -> None:
+        """Make a response; ``build`` does not begin before it is sent.
+
+        Args:
+            build: Writes the archive, as :func:`aiodockersave.archive_stream` says; it need not close it.
+            filename: The name under which a browser saves the archive.
+            headers: More header fields; ``Cache-Control`` takes the place of ours, which is ``no-store, no-transform``.
+            background: Run when the response has ended without an error.
+            send_timeout: Seconds that the client may take for 256 KiB, before it is dropped.
+            writer_options: Those of :class:`~aiodockersave.ArchiveWriter`.
+
+        Raises:
+            InvalidInputError: ``filename`` cannot be sent.
+        """
+        super().__init__(filename=filename, headers=headers, background=background, send_timeout=send_timeout)
+        self._build = build
+        self._writer_options = writer_options
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Answer a request; a HEAD builds nothing.
+
+        Raises:
+            InvalidInputError: A header field that was added cannot be sent.
+            TimeoutError: The client stalled.
+            Exception: What ``build`` raised, before the response has begun or after that.
+
+        Cancel: ``build`` is cancelled and has ended.
+        """
+        running_task()
+        answer = evaluate(scope["method"], _headers(scope))
+
+        def open_body(_: ByteRange) -> ByteStream:
+            return archive_stream(self._build, **self._writer_options)
+
+        await self._respond(scope, receive, send, answer, open_body)
+
+
+class _Client:
+    """Who is at the other end of a server's ``receive`` and ``send``."""
+
+    def __init__(self, receive: Receive, send: Send, status: int, headers: list[tuple[str, str]]) -> None:
+        self._receive = receive
+        self._send = send
+        self._status = status
+        self._headers = headers
+
+    async def start(self) -> None:
+        headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in self._headers]
+        await self._send({"type": "http.response.start", "status": self._status, "headers": headers})
+
+    async def send(self, data: bytes | memoryview, /) -> None:
+        await self._send({"type": "http.response.body", "body": bytes(data), "more_body": True})
+
+    async def finish(self) -> None:
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def departure(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass  # the body of a request, which nobody asked for
+
+    def has_left(self) -> bool:
+        return True  # what an OSError of `send` means, since version 2.4 of the specification
+
+    def drop(self, *, has_frame: bool) -> None:
+        """Close the connection at once, where that can be done.
+
+        ASGI has no word for it. A server closes what an application leaves by an exception, but one that waits until all
+        it holds is sent waits for a stalled client, perhaps for ever: uvicorn, whose ``receive`` is the method of an
+        object that has the connection.
+        """
+        transport = getattr(getattr(self._receive, "__self__", None), "transport", None)
+        if callable(getattr(transport, "abort", None)):
+            drop(transport, has_frame=has_frame)
+
+
+def _headers(scope: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]

@@ -1,0 +1,92 @@
+"""The header fields that go with an archive: its type, its file name, how long it may be kept."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+from typing import Final
+from urllib.parse import quote
+
+from aiodockersave.errors import InvalidInputError
+
+from .ranges import Answer
+
+__all__ = ["content_disposition", "response_headers"]
+
+MAX_FILENAME_SIZE: Final = 255
+"""Bytes of a file's name: no file system takes more."""
+
+_TOKENS: Final = "!#$&+-.^_`|~"
+"""What stands for itself in an extended value, besides letters and digits (``attr-char``, RFC 8187 § 3.2.1)."""
+_PLAIN: Final = frozenset(f"{_TOKENS} @=:(),;[]{{}}'")
+"""What stands for itself between quotes, for every browser; not ``%``, which some decode (RFC 6266, appendix D)."""
+_CONTROLS: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+"""Controls, what turns text around (U+202E), lone surrogates, line and paragraph separators."""
+_OURS: Final = frozenset(
+    {
+        "accept-ranges",
+        "connection",
+        "content-encoding",
+        "content-length",
+        "content-range",
+        "content-type",
+        "content-disposition",
+        "etag",
+        "transfer-encoding",
+    }
+)
+"""What follows from the archive and the request, so that a caller's own value would lie."""
+
+
+def response_headers(
+    answer: Answer, filename: str, extra: Iterable[tuple[str, str]] = ()
+) -> list[tuple[str, str]]:
+    """Return all header fields of an answer.
+
+    Nothing may be changed on the way (``no-transform``): compressed, an archive would have another size and ETag. A
+    cache asks again each time (``no-cache``), as a tag may move; what cannot be asked for by ETag, it does not keep.
+
+    Args:
+        answer: What the request is answered with.
+        filename: The name under which a browser saves the archive.
+        extra: The caller's fields, on every answer; a ``Cache-Control`` takes the place of ours.
+
+    Raises:
+        InvalidInputError: ``filename`` is none, or ``extra`` has a field that follows from the archive.
+    """
+    disposition = content_disposition(filename)  # also where it is not sent: a bad name shows at once
+    added = list(extra)
+    names = {name.lower() for name, _ in added}
+    if taken := sorted(names & _OURS):
+        raise InvalidInputError(f"{taken[0]} follows from the archive and the request: leave it away")
+    fields = list(answer.headers)
+    if answer.is_archive:
+        fields += [("Content-Type", "application/x-tar"), ("Content-Disposition", disposition)]
+    if "cache-control" not in names and answer.status in {200, 206, 304}:
+        has_etag = any(name == "ETag" for name, _ in answer.headers)
+        fields.append(("Cache-Control", f"{'no-cache' if has_etag else 'no-store'}, no-transform"))
+    return fields + added
+
+
+def content_disposition(filename: str) -> str:
+    """Return the value of ``Content-Disposition`` that makes a browser save the body under this name.
+
+    RFC 6266. What is not safe between quotes is given twice: with ``_`` in its place, and encoded (RFC 8187). A
+    slash or backslash is ``_`` in either, so that no path is left.
+
+    Raises:
+        InvalidInputError: The name is empty, longer than 255 bytes, or has control characters.
+    """
+    if not filename:
+        raise InvalidInputError("the name of a file to download is empty")
+    if any(unicodedata.category(char) in _CONTROLS for char in filename[: MAX_FILENAME_SIZE + 1]):
+        raise InvalidInputError(f"the name of a file to download has control characters: {filename!a:.100}")
+    name = filename.replace("/", "_").replace("\\", "_")
+    if len(name) > MAX_FILENAME_SIZE or len(name.encode()) > MAX_FILENAME_SIZE:
+        raise InvalidInputError(
+            f"the name of a file to download is longer than {MAX_FILENAME_SIZE} bytes: {filename!a:.100}"
+        )
+    plain = "".join(char if char.isascii() and (char.isalnum() or char in _PLAIN) else "_" for char in name)
+    if plain == name:
+        return f'attachment; filename="{plain}"'
+    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe=_TOKENS)}"

@@ -1,0 +1,238 @@
+"""What a request for an archive is answered with: status, header fields, which bytes.
+
+One function decides, :func:`evaluate`, in the order of RFC 9110 § 13.2.2::
+
+    If-Match               no match: 412
+    If-Unmodified-Since    ignored, as RFC 9110 § 13.1.4 asks where no date of modification is known
+    If-None-Match          a match: 304 for GET and HEAD, 412 for others
+    If-Modified-Since      ignored, for the same reason
+    Range, If-Range        GET only; 206, 416, or as if there were no Range
+
+A server may always ignore ``Range`` (RFC 9110 § 14.2), and this one does where the field is longer than 1,024 bytes,
+has more than 16 elements, is malformed, or asks for more than one run of bytes: there is no multipart answer, so nobody
+can ask for more bytes than there are. ``If-Range`` holds for the one strong ETag, byte for byte; a date never does.
+
+The work is linear in the length of the fields: no regular expression, and ``int()`` sees ASCII digits only, at most 19.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+__all__ = ["Answer", "ByteRange", "evaluate"]
+
+MAX_FIELD_SIZE = 1024
+MAX_ELEMENTS = 16
+"""Elements of a ``Range``, empty ones too; downloaders ask for one."""
+MAX_DIGITS = 19
+"""Digits of a position: what fits into 63 bits, and no archive is larger."""
+
+_OWS = " \t"
+_NO_REPRESENTATION = frozenset({"CONNECT", "OPTIONS", "TRACE"})
+"""Methods that select no representation: preconditions mean nothing there (RFC 9110 § 13.2.1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ByteRange:
+    """A run of bytes, half-open.
+
+    Attributes:
+        start: Its first byte.
+        stop: The byte behind its last one; None for the end of what has no known size.
+    """
+
+    start: int
+    stop: int | None
+
+    @property
+    def size(self) -> int | None:
+        """How many bytes there are; None where that is not known."""
+        return None if self.stop is None else self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What to answer.
+
+    Attributes:
+        status: 200, 206, 304, 412 or 416.
+        headers: The fields that follow from size, ETag and range, ``Content-Length`` among them.
+        body: Which bytes to send; None for none at all.
+    """
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: ByteRange | None
+
+    @property
+    def is_archive(self) -> bool:
+        """Whether the fields describe the archive: it or a part of it is sent, or would be to a GET."""
+        return self.status in {200, 206}
+
+
+def evaluate(
+    method: str, headers: Iterable[tuple[str, str]], *, size: int | None = None, etag: str | None = None
+) -> Answer:
+    """Decide what a request is answered with.
+
+    Args:
+        method: As it came; methods are case-sensitive.
+        headers: All fields of the request, name and value, one item for each line.
+        size: The size of the archive in bytes; None where it is not known: then nothing but the whole can be had.
+        etag: Its strong ETag, without quotes; None where there is none.
+    """
+    request = _Fields(headers)
+    tag = None if etag is None else f'"{etag}"'
+    validator = () if tag is None else (("ETag", tag),)
+    failed = _failed_precondition(method, request, tag)
+    if failed is not None:
+        return Answer(failed, validator if failed == 304 else (*validator, ("Content-Length", "0")), None)
+    if size is None:
+        return Answer(200, (*validator, ("Accept-Ranges", "none")), _body(method, ByteRange(0, None)))
+    fields = (*validator, ("Accept-Ranges", "bytes"))
+    ranges = _asked_ranges(method, request, tag, size)
+    if ranges is not None and not ranges:
+        content_range = ("Content-Range", f"bytes */{size}")
+        return Answer(416, (*fields, content_range, ("Content-Length", "0")), None)
+    # An end of nothing ("-5" of 0 bytes) is satisfiable, but no Content-Range can say so.
+    if ranges and size and len(joined := _join(ranges)) == 1:
+        return _partial(*joined[0], size, fields)
+    return Answer(200, (*fields, ("Content-Length", str(size))), _body(method, ByteRange(0, size)))
+
+
+def _failed_precondition(method: str, request: _Fields, tag: str | None) -> int | None:
+    """Return the status of a precondition that fails; None where none does."""
+    if method in _NO_REPRESENTATION:
+        return None
+    if_match = request.joined("if-match")
+    if if_match is not None and not _matches(if_match, tag, strong=True):
+        return 412
+    if_none_match = request.joined("if-none-match")
+    if if_none_match is not None and _matches(if_none_match, tag, strong=False):
+        return 304 if method in {"GET", "HEAD"} else 412
+    return None
+
+
+def _asked_ranges(method: str, request: _Fields, tag: str | None, size: int) -> list[tuple[int, int]] | None:
+    """Return the satisfiable ranges that are asked for; None where the whole is."""
+    field = request.joined("range")
+    if field is None or method != "GET":
+        return None
+    if_range = request.joined("if-range")
+    if if_range is not None and if_range != tag:
+        return None
+    return _parse_ranges(field, size)
+
+
+def _body(method: str, whole: ByteRange) -> ByteRange | None:
+    return None if method == "HEAD" else whole
+
+
+def _partial(start: int, stop: int, size: int, fields: tuple[tuple[str, str], ...]) -> Answer:
+    content_range = ("Content-Range", f"bytes {start}-{stop - 1}/{size}")
+    return Answer(
+        206, (*fields, content_range, ("Content-Length", str(stop - start))), ByteRange(start, stop)
+    )
+
+
+class _Fields:
+    """The fields of a request that count here, by name."""
+
+    _NAMES = frozenset({"if-match", "if-none-match", "if-range", "range"})
+
+    def __init__(self, headers: Iterable[tuple[str, str]]) -> None:
+        self._values: dict[str, list[str]] = {}
+        for name, value in headers:
+            if (lowered := name.lower()) in self._NAMES:
+                self._values.setdefault(lowered, []).append(value)
+
+    def joined(self, name: str) -> str | None:
+        """Return the value of a field, its lines joined as RFC 9110 § 5.3 says; None where it did not come.
+
+        ``Range`` and ``If-Range`` may come once only. Joined, two of them are malformed or match nothing.
+        """
+        values = self._values.get(name)
+        return None if values is None else ", ".join(values)
+
+
+# ── entity tags: RFC 9110 § 8.8.3, 13.1.1, 13.1.2 ──
+
+
+def _matches(field: str, tag: str | None, *, strong: bool) -> bool:
+    """Tell whether ``If-Match`` or ``If-None-Match`` has ``tag``; ``*`` has any, and none."""
+    if [element for part in field.split(",") if (element := part.strip(_OWS))] == ["*"]:
+        return True
+    tags = _parse_tags(field)
+    return tag in (tags if strong else [listed.removeprefix("W/") for listed in tags])
+
+
+def _parse_tags(field: str) -> list[str]:
+    """Return the entity tags of a list, quotes and ``W/`` included; none where it is malformed anywhere."""
+    tags: list[str] = []
+    position = 0
+    is_separated = True
+    while position < len(field):
+        if field[position] in ", \t":
+            is_separated |= field[position] == ","
+            position += 1
+            continue
+        opening = position + 2 * field.startswith("W/", position)
+        closing = field.find('"', opening + 1)
+        if not is_separated or not field.startswith('"', opening) or closing < 0:
+            return []
+        if not all(char > " " and char != "\x7f" for char in field[opening:closing]):
+            return []
+        tags.append(field[position : closing + 1])
+        position = closing + 1
+        is_separated = False
+    return tags
+
+
+# ── ranges: RFC 9110 § 14.1.2, 14.2 ──
+
+
+def _parse_ranges(field: str, size: int) -> list[tuple[int, int]] | None:
+    """Return the satisfiable ranges, half-open, as they were asked for; None where the field is to be ignored."""
+    if len(field) > MAX_FIELD_SIZE:
+        return None
+    unit, separator, listed = field.strip(_OWS).partition("=")
+    elements = listed.split(",", MAX_ELEMENTS)
+    if not separator or unit.lower() != "bytes" or len(elements) > MAX_ELEMENTS:
+        return None
+    specs = [spec for element in elements if (spec := element.strip(_OWS))]
+    ranges = [_parse_range(spec, size) for spec in specs]
+    if not specs or None in ranges:
+        return None
+    return [each for each in ranges if each]
+
+
+def _parse_range(spec: str, size: int) -> tuple[int, int] | tuple[()] | None:
+    """Return one range, half-open and clamped; empty where there are no such bytes, None where it is malformed."""
+    first, separator, last = spec.partition("-")
+    if not separator or not all(_is_position(text) for text in (first, last) if text) or not (first or last):
+        return None
+    if not first:
+        length = int(last)
+        return (max(0, size - length), size) if length else ()
+    if last and int(last) < int(first):
+        return None
+    start = int(first)
+    stop = min(size, int(last) + 1) if last else size
+    return (start, stop) if start < size else ()
+
+
+def _is_position(text: str) -> bool:
+    # isdigit() alone is true of "１２" and "²", and int() takes "1_0", " 7 " and "+5" too.
+    return len(text) <= MAX_DIGITS and text.isascii() and text.isdigit()
+
+
+def _join(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Join ranges that overlap or touch."""
+    joined: list[tuple[int, int]] = []
+    for start, stop in sorted(ranges):
+        if joined and start <= joined[-1][1]:
+            joined[-1] = joined[-1][0], max(stop, joined[-1][1])
+        else:
+            joined.append((start, stop))
+    return joined

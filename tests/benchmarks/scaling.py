@@ -1,0 +1,148 @@
+"""What size, number of layers, jobs and latency cost: time per byte, and the command's peak memory.
+
+``size`` is that of a layer in the archive: kept as it is, or decompressed from gzip. Images come from `piece_registry`.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from .figures import Figure, Settings, print_table
+from .piece_registry import Form, PieceImage, running_pieces, warm_up
+from .processes import Observed, clean_up, only_supported, supports
+
+FORMS: dict[str, Form] = {"keep": "tar", "decompress": "gzip"}
+MB = 10**6
+SIZES = (1 * MB, 40 * MB, 400 * MB, 4000 * MB)  # bytes of one layer
+COUNTS = ((1, 1 * MB), (16, 1 * MB), (64, 1 * MB), (500, 1 * MB), (500, 8 * MB))  # layers, bytes of each
+JOBS = (1, 2, 4, 8)
+LATENCIES = (0, 10, 100)  # milliseconds
+TIME_BAR = 1.15
+MEMORY_BAR = 8.0  # MiB
+LATENCY_BAR = 2.5
+TIMED = 3  # runs of each where time is compared, however many are wanted
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way of running the command."""
+
+    mode: str
+    layers: int
+    size: int
+    jobs: int | None = None
+    latency: int = 0
+
+    @property
+    def image(self) -> PieceImage:
+        """What it saves."""
+        return PieceImage(FORMS[self.mode], self.layers, self.size, self.latency)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out: median seconds, and the largest peak in MiB."""
+
+    seconds: float
+    peak: float
+
+
+class Bench:
+    """Runs cases against one registry."""
+
+    def __init__(self, address: str, folder: Path, options: tuple[str, ...]) -> None:
+        self._address = address
+        self._target = folder / "target"
+        self._options = options
+
+    def run(self, case: Case, times: int = 1) -> Result:
+        """Run a case so many times."""
+        warm_up(self._address, case.image)
+        jobs = [] if case.jobs is None else only_supported([f"--jobs={case.jobs}"])
+        seconds, peaks = [], []
+        for _ in range(times):
+            with Observed(
+                case.image.reference(self._address),
+                self._target,
+                *(f"--layers={case.mode}", "--no-fsync", "--quiet", "--plain-http", *self._options, *jobs),
+            ) as run:
+                seconds.append(run.finish())
+                peaks.append(run.peak / 2**20)
+            clean_up(self._target)
+        return Result(statistics.median(seconds), max(peaks))
+
+
+def measure_sizes(bench: Bench, mode: str, scale: float) -> tuple[list[Figure], list[float]]:
+    """Compare one layer of each size; return figures, and peaks in MiB."""
+    results = {size: bench.run(Case(mode, 1, int(size * scale)), TIMED) for size in SIZES}
+    table = [
+        (
+            f"{mode}, one layer of {size * scale / MB:,g} MB",
+            found.seconds,
+            found.seconds / (size * scale) * 1e9,
+            found.peak,
+        )
+        for size, found in results.items()
+    ]
+    print_table(("", "seconds", "s per GB", "peak MiB"), table)
+    *_, shorter, longer = SIZES
+    ratio = (results[longer].seconds / longer) / (results[shorter].seconds / shorter)
+    figure = Figure(f"{mode}: time per byte at 4 GB ÷ at 400 MB", ratio, TIME_BAR)
+    return [figure], [found.peak for found in results.values()]
+
+
+def measure_counts(bench: Bench, mode: str, scale: float) -> list[float]:
+    """Compare numbers of layers; return peaks in MiB."""
+    table, peaks = [], []
+    for layers, size in COUNTS:
+        found = bench.run(Case(mode, layers, int(size * scale)))
+        table.append(
+            (
+                f"{mode}, {layers} of {size * scale / MB:g} MB",
+                found.seconds,
+                found.seconds / layers * 1000,
+                found.peak,
+            )
+        )
+        peaks.append(found.peak)
+    print_table(("", "seconds", "ms per layer", "peak MiB"), table)
+    return peaks
+
+
+def measure_latency(bench: Bench, mode: str, scale: float) -> list[Figure]:
+    """Compare jobs and latencies on 16 layers of 1 MB."""
+    found = {
+        (jobs, latency): bench.run(Case(mode, 16, int(MB * scale), jobs, latency), TIMED)
+        for latency in LATENCIES
+        for jobs in (JOBS if supports("--jobs") else JOBS[:1])
+    }
+    table = [
+        (f"{mode}, 16 of {scale:g} MB, {latency} ms, {jobs} jobs", result.seconds, result.peak)
+        for (jobs, latency), result in found.items()
+    ]
+    print_table(("", "seconds", "peak MiB"), table)
+    if not supports("--jobs"):
+        print("--jobs is not there: nothing to compare")
+        return []
+    times = found[1, 100].seconds / found[4, 100].seconds
+    return [
+        Figure(f"{mode}: 100 ms, 16 layers of 1 MB: 4 jobs beat 1", times, LATENCY_BAR, "×", at_least=True)
+    ]
+
+
+def main(settings: Settings) -> list[Figure]:
+    """Measure both modes."""
+    figures: list[Figure] = []
+    with running_pieces() as address, tempfile.TemporaryDirectory(dir=settings.folder) as folder:
+        bench = Bench(address, Path(folder), settings.save_options)
+        for mode in FORMS:
+            found, peaks = measure_sizes(bench, mode, settings.scale)
+            figures += found
+            peaks += measure_counts(bench, mode, settings.scale)
+            spread = max(peaks) - min(peaks)
+            figures.append(Figure(f"{mode}: peak memory, largest - smallest", spread, MEMORY_BAR, " MiB"))
+            figures += measure_latency(bench, mode, settings.scale)
+    return figures

@@ -12,7 +12,7 @@ closed, and no thread works for it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,9 +27,8 @@ if TYPE_CHECKING:
     from .model import Descriptor
     from .placing import Placement
     from .progress import Meter
-    from .sources import Source
 
-__all__ = ["fill"]
+__all__ = ["fetch", "fill"]
 
 BATCH_SIZE: Final = 512 << 10
 """Bytes that are worth a hop to a thread."""
@@ -39,7 +38,7 @@ _DEPTH: Final = 2
 
 async def fill(
     placement: Placement,
-    source: Source,
+    open_blob: Callable[..., Any],
     layer: Descriptor,
     *,
     worker: Worker,
@@ -51,7 +50,7 @@ async def fill(
 
     Args:
         placement: Takes the bytes, in the thread of ``worker``.
-        source: Where the blob is.
+        open_blob: Opens the blob, as a source's method does.
         layer: The blob, with its size.
         worker: The thread.
         meter: Is told how far it is.
@@ -65,19 +64,41 @@ async def fill(
         ContentError: The blob is not what was promised.
         BaseException: What the source or the placement raises.
     """
-    content = _Rest(source, layer, start)
+    content = _Rest(open_blob, layer, start)
     feeder = _Feeder(placement, worker, written)
 
     async def work() -> Callable[[], int]:
         await content.open()
-        await _pass_on(content, feeder, layer, start, meter)
+        await _pass_on(content, feeder.feed, layer, start, meter)
         stored = await feeder.finish()
         return lambda: stored
 
     return await Call(running_task()).settle(work, undo=_keep, content=content, closing=[feeder.close])
 
 
-async def _pass_on(content: _Rest, feeder: _Feeder, layer: Descriptor, start: int, meter: Meter) -> None:
+async def fetch(open_blob: Callable[..., Any], layer: Descriptor, *, meter: Meter) -> Sequence[Batch]:
+    """Read a blob into memory; its digest is not verified yet. Arguments, errors and cancel as :func:`fill`."""
+    content = _Rest(open_blob, layer, 0)
+    received: list[Batch] = []
+
+    async def keep(batch: Sequence[Batch], _: int) -> None:
+        received.extend(batch)
+
+    async def work() -> Callable[[], Sequence[Batch]]:
+        await content.open()
+        await _pass_on(content, keep, layer, 0, meter)
+        return lambda: received
+
+    return await Call(running_task()).settle(work, undo=_keep, content=content)
+
+
+async def _pass_on(
+    content: _Rest,
+    feed: Callable[[Sequence[Batch], int], Coroutine[Any, Any, None]],
+    layer: Descriptor,
+    start: int,
+    meter: Meter,
+) -> None:
     fairness = Fairness()
     position = start
     retries = 0
@@ -92,13 +113,13 @@ async def _pass_on(content: _Rest, feeder: _Feeder, layer: Descriptor, start: in
         batch.append(chunk)
         size += len(chunk)
         if size >= BATCH_SIZE:
-            await feeder.feed(batch, size)
+            await feed(batch, size)
             batch, size = [], 0
             meter.advanced(layer, position)
         await fairness.passed(len(chunk))
     _check_size(layer, position, at_end=True)
     if batch:
-        await feeder.feed(batch, size)
+        await feed(batch, size)
 
 
 def _check_size(layer: Descriptor, position: int, *, at_end: bool) -> None:
@@ -114,11 +135,9 @@ async def _keep(_: BaseException) -> None:
 class _Rest(OpenContent):
     """A blob from some byte on, also of a source that cannot start there."""
 
-    def __init__(self, source: Source, layer: Descriptor, start: int) -> None:
-        super().__init__(
-            partial(source.open_blob, layer, start=start) if start else partial(source.open_blob, layer)
-        )
-        self._whole = partial(source.open_blob, layer)
+    def __init__(self, open_blob: Callable[..., Any], layer: Descriptor, start: int) -> None:
+        self._whole = partial(open_blob, layer)
+        super().__init__(partial(open_blob, layer, start=start) if start else self._whole)
         self._start = start
         self._skip = 0
         self._entered: object = None

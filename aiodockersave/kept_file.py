@@ -116,7 +116,7 @@ class _Kept:
     async def _fill(self, placement: KeptBlob) -> None:
         await fill(
             placement,
-            self._blob.image.request.source,
+            self._blob.image.request.source.open_blob,
             self._blob.layer,
             worker=self._worker,
             meter=self._meter,

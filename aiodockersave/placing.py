@@ -29,7 +29,16 @@ from .model import Descriptor, Digest
 if TYPE_CHECKING:
     from .plan import Segment
 
-__all__ = ["KeptBlob", "Placement", "PlainBlob", "RegionFullError", "move_back", "write_at", "write_literals"]
+__all__ = [
+    "KeptBlob",
+    "Lane",
+    "Placement",
+    "PlainBlob",
+    "RegionFullError",
+    "move_back",
+    "write_at",
+    "write_literals",
+]
 
 PIECE: Final = 1 << 20
 """Bytes that are decompressed, hashed and written at once."""
@@ -68,7 +77,7 @@ class Placement(Protocol):
         ...
 
     def close(self) -> None:
-        """End threads, whatever they have left to do."""
+        """Wait until no thread works for it, whatever they have left to do."""
         ...
 
 
@@ -183,6 +192,7 @@ class PlainBlob:
         offset: Where the plain tar starts in it.
         descriptor: The blob.
         diff_id: The digest of the plain tar.
+        lane: Its threads.
         region: How many bytes of the file are its own; None where no end is set.
         max_plain_size: The largest plain tar to accept, in bytes.
     """
@@ -193,6 +203,7 @@ class PlainBlob:
         offset: int,
         descriptor: Descriptor,
         diff_id: Digest,
+        lane: Lane,
         *,
         region: int | None,
         max_plain_size: int | None,
@@ -210,24 +221,23 @@ class PlainBlob:
         self._is_begun = False
         self._is_stopped = False
         self._decompressor: Decompressor | None = None
-        self._hashing = Relay("hash", self._blob_hash.update)
-        self._storing = Relay("write", self._store)
+        self._lane = lane
 
     def take(self, batch: Sequence[Batch]) -> None:
         """Hash and decompress bytes, and store what comes of them."""
         data = b"".join(batch)
         if not self._is_begun:  # a batch is small only where the blob is
             self._begin(sniff(data[:4]))
-        self._hashing.put(data)
+        self._lane.hashing.put(self._blob_hash.update, data)
         if self._decompressor is None:
             self._taken += len(data)
             if self._taken > self._limit:
                 raise ContentTooLargeError(self._limit, what=f"layer {self._descriptor.digest}")
-            self._storing.put(data)
+            self._lane.storing.put(self._store, data)
             return
         self._decompressor.feed(data)
         while not self._is_stopped and (plain := self._decompressor.read(PIECE)):
-            self._storing.put(plain)
+            self._lane.storing.put(self._store, plain)
 
     def _begin(self, compression: Compression | None) -> None:
         self._is_begun = True
@@ -248,8 +258,8 @@ class PlainBlob:
         """Verify blob and plain tar, and return the size of the latter, which may be less than the region's."""
         if self._decompressor is not None:
             self._decompressor.finish()
-        for relay in (self._hashing, self._storing):
-            relay.finish()
+        self._lane.hashing.finish()
+        self._lane.storing.finish()
         _check(self._blob_hash, self._descriptor.digest, "blob", self._descriptor)
         _check(self._plain_hash, self._diff_id, "diff ID", self._descriptor)
         return self._size
@@ -259,48 +269,67 @@ class PlainBlob:
         self._is_stopped = True
 
     def close(self) -> None:
-        """End threads."""
-        for relay in (self._hashing, self._storing):
-            relay.stop()
+        """Let its threads end what they do for it."""
+        self._lane.hashing.drop()
+        self._lane.storing.drop()
+
+
+class Lane:
+    """Two threads that help the one that decompresses: for one blob at a time, one after the other."""
+
+    def __init__(self) -> None:
+        self.hashing = Relay("hash")
+        self.storing = Relay("write")
+
+    def close(self) -> None:
+        """End the threads."""
+        self.hashing.close()
+        self.storing.close()
 
 
 class Relay:
-    """Runs one function in a thread of its own, some calls behind.
+    """Runs calls in a thread of its own, in order, some calls behind. When one has failed, the others are dropped.
 
     Args:
         name: What the thread is called.
-        call: The function. When it has failed once, it is not called again.
     """
 
-    def __init__(self, name: str, call: Callable[[Batch], None]) -> None:
+    def __init__(self, name: str) -> None:
         self._name = name
-        self._call = call
-        self._queue: Queue[Batch | None] = Queue(_RELAY_DEPTH)
+        self._queue: Queue[tuple[Callable[[Batch], None], Batch] | threading.Event | None] = Queue(
+            _RELAY_DEPTH
+        )
         self._thread: threading.Thread | None = None
         self._fault: BaseException | None = None
-        self._is_stopped = False
+        self._is_dropping = False
 
-    def put(self, data: Batch) -> None:
-        """Hand over an argument, once there is room. Raises what an earlier call raised."""
+    def put(self, call: Callable[[Batch], None], data: Batch) -> None:
+        """Hand over a call, once there is room. Raises what an earlier one raised."""
         self._check()
         if self._thread is None:
-            self._thread = threading.Thread(
-                target=self._serve, name=f"aiodockersave-{self._name}", daemon=True
-            )
-            self._thread.start()
-        self._queue.put(data)  # there is room sooner or later: the thread takes all, whatever fails
+            thread = threading.Thread(target=self._serve, name=f"aiodockersave-{self._name}", daemon=True)
+            thread.start()
+            self._thread = thread
+        self._queue.put((call, data))  # there is room sooner or later: the thread takes all, whatever fails
 
     def finish(self) -> None:
         """Wait for all calls. Raises what one raised."""
-        self._join()
+        if self._thread is not None:
+            done = threading.Event()
+            self._queue.put(done)
+            done.wait()
         self._check()
 
-    def stop(self) -> None:
-        """Drop what waits, and wait for the call that runs."""
-        self._is_stopped = True
-        self._join()
+    def drop(self) -> None:
+        """Forget what waits and what failed, and wait for the call that runs."""
+        self._is_dropping = True
+        self._fault = None
+        self.finish()
+        self._is_dropping = False
 
-    def _join(self) -> None:
+    def close(self) -> None:
+        """End the thread."""
+        self._is_dropping = True
         thread, self._thread = self._thread, None
         if thread is not None:
             self._queue.put(None)
@@ -311,13 +340,18 @@ class Relay:
             raise self._fault
 
     def _serve(self) -> None:
-        while (data := self._queue.get()) is not None:
-            if self._fault is None and not self._is_stopped:
+        while (item := self._queue.get()) is not None:
+            if isinstance(item, threading.Event):
+                item.set()
+            elif self._fault is None and not self._is_dropping:
+                call, data = item
                 try:
-                    self._call(data)
+                    call(data)
                 except BaseException as exc:  # noqa: BLE001 - raised to whoever hands over next
-                    self._fault = exc
-            del data
+                    if not self._is_dropping:
+                        self._fault = exc
+                del call, data
+            del item
 
 
 def _check(hash_: Any, expected: Digest, what: str, descriptor: Descriptor) -> None:

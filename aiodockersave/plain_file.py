@@ -7,6 +7,8 @@ A layer's place follows from the plain sizes of those before it. A size is known
     size    known      hint       none       …
             place ───▶ place ───▶ place      waits for 2
 
+Small layers are not asked for a hint: they are received into memory while they wait.
+
 A hint may be wrong: the blob may have several members, or lie. A layer that would leave its region, or does not fill
 it, shows that. Then the layers behind it, which are in the wrong place, are read once more: a wrong hint costs time, and
 never a byte of the result.
@@ -17,21 +19,24 @@ What is no layer's (headers, configs, metadata) is written last, from the plan o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AsyncExitStack, ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ._aio import Worker, end_tasks
 from .errors import DockerSaveError
-from .filling import fill
+from .filling import fetch, fill
 from .formats import Format, new_builder
 from .model import OCI_LAYER, Descriptor, compression
-from .placing import PlainBlob, RegionFullError, move_back, write_literals
+from .placing import Lane, PlainBlob, RegionFullError, move_back, write_literals
 from .plan import ImageSpec, Plan, plan_archive
 from .preparing import naming
 from .sources import SupportsLastBytes
 
 if TYPE_CHECKING:
     from .books import Blob, Books
+    from .content import Batch
     from .model import Digest
     from .preparing import Prepared
 
@@ -44,6 +49,8 @@ _LEAST_RATIO: Final = 0.99
 """Plain bytes for one of gzip, at least: stored blocks add 5 bytes to 65,535, the frame 18 to all."""
 _MOST_RATIO: Final = 1032
 """Plain bytes for one of deflate, at most."""
+_SMALL: Final = 2 << 20
+"""Bytes of a blob up to which it is received into memory before its place is known."""
 _ASKING: Final = 8
 """Hints that are asked for at once."""
 _PATIENCE: Final = 10.0
@@ -110,11 +117,11 @@ async def file_plain(
 
     Cancel: nothing goes on.
     """
-    layout = _Layout(prepared, format)
+    worker = Worker("aiodockersave-file")
+    layout = await worker.run(_Layout, prepared, format)
     filer = _Filer(fd, books, layout, jobs=jobs, max_plain_size=max_plain_size, written=written)
     books.begin()
     await filer.run()
-    worker = Worker("aiodockersave-file")
     plan = await worker.run(layout.plan)
     await worker.run(write_literals, fd, plan.segments, plan.size)
     return plan
@@ -136,6 +143,7 @@ class _Layout:
         blobs = [segment for segment in empty.segments if segment.descriptor is not None]
         self.order = [segment.descriptor.digest for segment in blobs if segment.descriptor is not None]
         self._builder = new_builder(format)
+        self._known_sizes: dict[tuple[Digest, int], tuple[int, int]] = {}
         self._no_size = {each: self._member_sizes(each, 0) for each in self.order}
         # What is between one plain tar and the next, besides headers and padding.
         self._starts = {
@@ -154,6 +162,10 @@ class _Layout:
                 break
             growth += total - self._no_size[each][1]
         return places
+
+    def in_order(self, blobs: Iterable[Blob]) -> list[Blob]:
+        """Return blobs in the order in which their plain tars are stored."""
+        return sorted(blobs, key=lambda blob: self._starts[blob.diff_id])
 
     def header_size(self, diff_id: Digest, size: int) -> int:
         """Return the size of a plain tar's header, in bytes."""
@@ -175,8 +187,11 @@ class _Layout:
 
     def _member_sizes(self, diff_id: Digest, size: int) -> tuple[int, int]:
         """Return the size of a member's header, and of the whole member."""
-        (member,) = self._builder.prepare_blob(diff_id, size, OCI_LAYER).members
-        return len(member.header), member.total_size
+        sizes = self._known_sizes.get((diff_id, size))
+        if sizes is None:
+            (member,) = self._builder.prepare_blob(diff_id, size, OCI_LAYER).members
+            sizes = self._known_sizes[diff_id, size] = len(member.header), member.total_size
+        return sizes
 
     def _plan(self, size_of: Callable[[Digest], int | None]) -> Plan:
         specs = []
@@ -187,6 +202,33 @@ class _Layout:
                 ImageSpec(image.resolved.config, layers, [str(tag) for tag in image.image.repo_tags])
             )
         return plan_archive(specs, format=self._format)
+
+
+class _Lane:
+    """The threads that bring one blob at a time into its place, kept for the next one."""
+
+    def __init__(self) -> None:
+        self.worker = Worker("aiodockersave-blob")
+        self.threads = Lane()
+        self._held = ExitStack()
+        self._held.enter_context(self.worker.held())
+
+    async def close(self) -> None:
+        """End the threads."""
+        try:
+            await self.worker.run_always(self.threads.close)
+        finally:
+            self._held.close()
+
+
+def _is_small(blob: Blob) -> bool:
+    return (blob.layer.size or 0) <= _SMALL
+
+
+async def _chunks_of(chunks: Sequence[Batch], _: Descriptor) -> AsyncIterator[Batch]:
+    """Give what was received, as a source does."""
+    for chunk in chunks:
+        yield chunk
 
 
 class _Filer:
@@ -212,52 +254,82 @@ class _Filer:
         self._waiting = [stored[each] for each in layout.order]
         # Another blob of a plain tar that is stored already is verified like any other.
         self._copies = [blob for blob in books.blobs if stored[blob.diff_id] is not blob]
-        self._unasked = [] if jobs == 1 else self._waiting[:-1]
+        self._unasked = [] if jobs == 1 else [blob for blob in self._waiting[:-1] if not _is_small(blob)]
         self._placed: dict[Digest, int] = {}
+        self._received: dict[Digest, Sequence[Batch]] = {}
+        self._lanes = AsyncExitStack()
+        self._idle: list[_Lane] = []
         self._running: dict[asyncio.Task[None], Blob] = {}
+        self._receiving: dict[asyncio.Task[None], Blob] = {}
         self._asking: dict[asyncio.Task[None], Blob] = {}
 
     async def run(self) -> None:
         """Bring all blobs into their places."""
         try:
             while self._start_some():
-                tasks = [*self._running, *self._asking]
-                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                done, _ = await asyncio.wait(self._tasks(), return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
-                    self._asking.pop(task, None)
-                    self._running.pop(task, None)
+                    for tasks in (self._running, self._receiving, self._asking):
+                        tasks.pop(task, None)
                 for task in done:
                     task.result()
                 await self._replace()
         finally:
-            await end_tasks([*self._running, *self._asking])
+            async with self._lanes:
+                await end_tasks(self._tasks())
+
+    def _tasks(self) -> list[asyncio.Task[None]]:
+        return [*self._running, *self._receiving, *self._asking]
 
     def _start_some(self) -> bool:
         """Start what can be started now; tell whether anything runs."""
-        places = self._layout.places()
-        sizes = self._layout.sizes
         while self._unasked and len(self._asking) < _ASKING:
             blob = self._unasked.pop(0)
             self._asking[asyncio.ensure_future(self._ask(blob))] = blob
-        if not self._placed and len(self._asking) > 1 and not self._unasked:
-            return True  # the largest is to be begun first, and the answers come together
+        if self._placed or self._unasked or len(self._asking) <= 1:
+            self._place_some()
+        # else the largest is to be begun first, and the answers come together
+        return bool(self._tasks())
+
+    def _place_some(self) -> None:
+        places, sizes = self._layout.places(), self._layout.sizes
         asked = {blob.diff_id for blob in (*self._unasked, *self._asking.values())}
-        startable = [blob for blob in self._waiting if blob.diff_id in places]
-        for blob in sorted(startable, key=lambda blob: -(blob.layer.size or 0)):
+        receiving = {blob.diff_id for blob in self._receiving.values()}
+        for blob in sorted(self._waiting, key=lambda blob: -(blob.layer.size or 0)):
             # What runs without knowing its end could run over what is put behind it later.
-            if len(self._running) < self._jobs and (
+            has_place = blob.diff_id in places and (
                 sizes.get(blob.diff_id) is not None or blob.diff_id not in asked
-            ):
+            )
+            if has_place and blob.diff_id not in receiving and self._has_room(blob):
                 self._waiting.remove(blob)
                 self._start(blob, places[blob.diff_id])
-        while self._copies and len(self._running) < self._jobs:
+        while self._copies and self._has_room(self._copies[0]):
             self._start(self._copies.pop(0), None)
-        return bool(self._running or self._asking)
+        for blob in self._layout.in_order(self._waiting):
+            is_wanted = _is_small(blob) and blob.diff_id not in (self._received.keys() | receiving)
+            if is_wanted and len(self._received) + len(self._receiving) < self._jobs and self._has_room(blob):
+                self._receiving[asyncio.ensure_future(self._receive(blob))] = blob
+
+    def _has_room(self, blob: Blob) -> bool:
+        """Tell whether a blob may be read besides those that are; one that was received is not."""
+        return blob.diff_id in self._received or len(self._running) + len(self._receiving) < self._jobs
 
     def _start(self, blob: Blob, place: int | None) -> None:
         if place is not None:
             self._placed[blob.diff_id] = place
         self._running[asyncio.ensure_future(self._file(blob, place))] = blob
+
+    def _new_lane(self) -> _Lane:
+        lane = _Lane()
+        self._lanes.push_async_callback(lane.close)
+        return lane
+
+    async def _receive(self, blob: Blob) -> None:
+        """Receive a small blob whose place is not known yet."""
+        self._books.meter.started(blob.layer)
+        with naming(blob.image.request):
+            received = await fetch(blob.image.request.source.open_blob, blob.layer, meter=self._books.meter)
+        self._received[blob.diff_id] = received
 
     async def _ask(self, blob: Blob) -> None:
         """Find out the plain size ahead, if the source can tell."""
@@ -268,23 +340,26 @@ class _Filer:
     async def _file(self, blob: Blob, place: int | None) -> None:
         """Bring one blob into its place, and take down its true size."""
         region = self._layout.sizes.get(blob.diff_id)
+        received = self._received.pop(blob.diff_id, None)
+        open_blob = blob.image.request.source.open_blob if received is None else partial(_chunks_of, received)
+        lane = self._idle.pop() if self._idle else self._new_lane()
         placement = PlainBlob(
             None if place is None else self._fd,
             place or 0,
             blob.layer,
             blob.diff_id,
+            lane.threads,
             region=None if place is None else region,
             max_plain_size=self._max_plain_size,
         )
-        worker = Worker("aiodockersave-blob")
         self._books.meter.started(blob.layer)
-        with naming(blob.image.request), worker.held():
+        with naming(blob.image.request):
             try:
                 size = await fill(
                     placement,
-                    blob.image.request.source,
+                    open_blob,
                     blob.layer,
-                    worker=worker,
+                    worker=lane.worker,
                     meter=self._books.meter,
                     written=self._written,
                 )
@@ -293,9 +368,11 @@ class _Filer:
                 del self._placed[blob.diff_id]
                 self._again(blob)
                 return
+            finally:
+                self._idle.append(lane)
             if place is not None:
                 if region is None:
-                    place = await self._make_room(blob.diff_id, place, size, worker)
+                    place = await self._make_room(blob.diff_id, place, size, lane.worker)
                 self._placed[blob.diff_id], self._layout.sizes[blob.diff_id] = place, size
         self._books.finished(blob.layer)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Coroutine, Generator, Iterable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable
 from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
@@ -228,12 +228,24 @@ async def run_together(*calls: Callable[[], Coroutine[Any, Any, None]]) -> None:
     if len(calls) == 1:
         return await calls[0]()
     tasks = [asyncio.ensure_future(call()) for call in calls]
-    try:
+    async with ending(lambda: tasks):
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
         failed = [task for task in tasks if task in done and (task.cancelled() or task.exception())]
-    finally:
-        await end_tasks(tasks)
     return failed[0].result() if failed else None
+
+
+@contextlib.asynccontextmanager
+async def ending(tasks: Callable[[], Iterable[asyncio.Task[Any]]]) -> AsyncGenerator[None, None]:
+    """End what still runs of ``tasks()`` when the block is left, as :func:`end_tasks` does."""
+    try:
+        yield
+    except GeneratorExit:
+        raise  # the coroutine is being closed: nothing can be awaited any more
+    except BaseException:
+        await end_tasks(tasks())
+        raise
+    else:
+        await end_tasks(tasks())
 
 
 async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:

@@ -105,18 +105,21 @@ class Call:
             del fault, raised  # they hold this frame
 
     def _raise(self, fault: BaseException | None, raised: BaseException | None) -> None:
-        if self.is_cancelled:
-            for exc in (fault, raised):
-                if isinstance(exc, asyncio.CancelledError):
-                    raise exc
-            raise asyncio.CancelledError from raised or fault
-        if raised is not None:
-            raise raised
-        if isinstance(fault, asyncio.CancelledError):
-            # Nobody cancelled the task. Raised as it is, it would end the task silently, and lose the layer.
-            raise ContentError("the content cancelled its reader and gave no reason") from fault
-        if fault is not None:
-            raise fault
+        try:
+            if self.is_cancelled:
+                for cancel in (fault, raised):
+                    if isinstance(cancel, asyncio.CancelledError):
+                        raise cancel
+                raise asyncio.CancelledError from raised or fault
+            if raised is not None:
+                raise raised
+            if isinstance(fault, asyncio.CancelledError):
+                # Nobody cancelled the task. Raised as it is, it would end the task silently, and lose the layer.
+                raise ContentError("the content cancelled its reader and gave no reason") from fault
+            if fault is not None:
+                raise fault
+        finally:
+            del fault, raised  # they hold this frame
 
 
 def _start(coroutine: Coroutine[Any, Any, object]) -> None:

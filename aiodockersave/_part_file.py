@@ -22,6 +22,7 @@ __all__ = ["OPEN_BESIDE", "is_still", "name_beside", "open_part", "part_name"]
 OPEN_BESIDE: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 """How a file beside a target is opened: not where a link leads that somebody has put there."""
 
+_SUFFIX: Final = ".part"
 _ETAG_DIGITS: Final = 16
 _NAME_MAX: Final = 255
 _TRIES: Final = 16
@@ -35,7 +36,7 @@ def name_beside(name: str, suffix: str) -> str:
 
 def part_name(name: str, etag: str) -> str:
     """Return the name of the part file beside the target ``name``."""
-    return name_beside(name, f".{etag[:_ETAG_DIGITS]}.part")
+    return name_beside(name, f".{etag[:_ETAG_DIGITS]}{_SUFFIX}")
 
 
 def open_part(directory: int, part: str, name: str, *, folder: str) -> int:
@@ -79,9 +80,8 @@ def open_part(directory: int, part: str, name: str, *, folder: str) -> int:
 
 def _others(directory: int, part: str, name: str) -> list[str]:
     """Return the part files of other archives beside a target."""
-    pattern = re.escape(name_beside(name, "." + "?" * _ETAG_DIGITS + ".part")).replace(
-        re.escape("?" * _ETAG_DIGITS), f"[0-9a-f]{{{_ETAG_DIGITS}}}"
-    )
+    beginning = part_name(name, "?" * _ETAG_DIGITS).removesuffix("?" * _ETAG_DIGITS + _SUFFIX)
+    pattern = f"{re.escape(beginning)}[0-9a-f]{{{_ETAG_DIGITS}}}{re.escape(_SUFFIX)}"
     return sorted(each for each in os.listdir(directory) if each != part and re.fullmatch(pattern, each))
 
 

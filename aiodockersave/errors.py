@@ -40,6 +40,7 @@ Exceptions of the caller's own source or sink are not wrapped and not in this tr
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -444,6 +445,7 @@ class InsufficientSpaceError(DockerSaveError, OSError):
         super().__init__(
             f"{path}: {needed} bytes are needed there, {available} are free; free some space, or write to another place"
         )
+        self.errno = errno.ENOSPC
         self.path = path
         self.needed = needed
         self.available = available

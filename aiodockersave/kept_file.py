@@ -18,6 +18,7 @@ from .preparing import naming
 
 if TYPE_CHECKING:
     from .books import Blob, Books
+    from .following import Follower
     from .plan import Plan
     from .progress import Meter
 
@@ -34,6 +35,7 @@ async def file_kept(
     *,
     jobs: int,
     resume: bool,
+    follower: Follower | None = None,
     written: Callable[[int], None],
 ) -> None:
     """Write the archive of a plan into a file.
@@ -44,6 +46,7 @@ async def file_kept(
         books: Its blobs.
         jobs: How many of them are read at once.
         resume: Whether what is in the file is gone on with.
+        follower: Hashes the file meanwhile, so blobs come in its order; without one, the largest is the first.
         written: Is called with a number of bytes that are being written.
 
     Raises:
@@ -57,16 +60,21 @@ async def file_kept(
         for segment in plan.segments
         if segment.descriptor is not None
     }
-    waiting = iter(
-        sorted(books.blobs, key=lambda blob: -(blob.layer.size or 0))
-    )  # so that none is left for the end
+    waiting = iter(books.blobs if follower else sorted(books.blobs, key=lambda blob: -(blob.layer.size or 0)))
+
+    def took(size: int) -> None:
+        written(size)
+        if follower is not None:
+            follower.advance(plan.segments)
 
     async def run() -> None:
         worker = Worker("aiodockersave-blob")
         with worker.held():
             for blob in waiting:
                 with naming(blob.image.request):
-                    placing = _Kept(fd, offsets[blob.layer.digest], blob, books.meter, worker, written)
+                    placing = _Kept(fd, offsets[blob.layer.digest], blob, books.meter, worker, took)
+                    if follower is not None:
+                        follower.watch(blob.layer.digest, placing.placement)
                     await placing.run(resume=resume)
                 books.finished(blob.layer)
 
@@ -77,12 +85,17 @@ async def file_kept(
 
 
 class _Kept:
-    """One blob that is stored as it is."""
+    """One blob that is stored as it is.
+
+    Attributes:
+        placement: Its way into its place.
+    """
 
     def __init__(
         self, fd: int, offset: int, blob: Blob, meter: Meter, worker: Worker, written: Callable[[int], None]
     ) -> None:
         self._new_placement = partial(KeptBlob, fd, offset, blob.layer)
+        self.placement = self._new_placement()
         self._blob = blob
         self._meter = meter
         self._worker = worker
@@ -90,7 +103,7 @@ class _Kept:
 
     async def run(self, *, resume: bool) -> None:
         """Bring it into its place; what is right there already is not fetched."""
-        layer, placement = self._blob.layer, self._new_placement()
+        layer, placement = self._blob.layer, self.placement
         is_whole = resume and await self._take_over(placement)
         start = placement.position
         if start == layer.size and not is_whole:

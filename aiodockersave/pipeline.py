@@ -20,6 +20,7 @@ from ._target import Target, open_stream
 from .archive_file import opened
 from .books import Books
 from .errors import InvalidInputError, PartFileError
+from .following import Follower
 from .formats import Format, Layers
 from .kept_file import file_kept
 from .model import Platform
@@ -29,7 +30,7 @@ from .preparing import ImageRequest, Prepared, prepare
 from .progress import Meter, Progress, SaveFinished, SaveStarted
 from .sinks import AnySink, descriptor_sink
 from .streaming import stream_images
-from .syncing import Syncer, checksum_of
+from .syncing import Syncer
 from .writer import ArchiveWriter
 
 if TYPE_CHECKING:
@@ -177,15 +178,18 @@ class _Saving:
     async def run(self, *, fsync: bool, resume: bool, checksum: bool) -> Report:
         """Bring it under its name."""
         worker = Worker("aiodockersave-file")
-        syncer = Syncer(self._target, is_wanted=fsync)
-        async with syncer:
-            plan = await self._file(worker, syncer, resume=resume)
-        sha256 = await checksum_of(self._fd, plan.size) if checksum else None
+        sha256 = None
+        async with Syncer(self._target, is_wanted=fsync) as syncer, Follower(self._fd) as follower:
+            # What is gone on with may be replaced while it is followed.
+            followed = follower if checksum and not resume else None
+            plan = await self._file(worker, syncer, followed, resume=resume)
+            if checksum:
+                sha256 = await follower.finish(plan.segments)
         await worker.run(self._target.sync, plan.size)
         await worker.run(self._target.publish)
         return Report(plan.size, plan.members, plan.images, sha256)
 
-    async def _file(self, worker: Worker, syncer: Syncer, *, resume: bool) -> Plan:
+    async def _file(self, worker: Worker, syncer: Syncer, follower: Follower | None, *, resume: bool) -> Plan:
         if self._prepared.plan is None:
             return await file_plain(
                 self._fd,
@@ -194,9 +198,18 @@ class _Saving:
                 format=self._format,
                 jobs=self._jobs,
                 max_plain_size=self._max_plain_size,
+                follower=follower,
                 written=syncer.written,
             )
         plan = self._prepared.plan
         await worker.run(self._target.check_space, plan.size)
-        await file_kept(self._fd, plan, self._books, jobs=self._jobs, resume=resume, written=syncer.written)
+        await file_kept(
+            self._fd,
+            plan,
+            self._books,
+            jobs=self._jobs,
+            resume=resume,
+            follower=follower,
+            written=syncer.written,
+        )
         return plan

@@ -53,7 +53,13 @@ class RegionFullError(Exception):
 
 
 class Placement(Protocol):
-    """One blob on its way into its region."""
+    """One blob on its way into its region.
+
+    Attributes:
+        position: How many bytes of the region are filled.
+    """
+
+    position: int
 
     def take(self, batch: Sequence[Batch]) -> None:
         """Take the next bytes of the blob.
@@ -187,6 +193,9 @@ class KeptBlob:
 class PlainBlob:
     """A blob of which the plain tar is stored.
 
+    Attributes:
+        position: How many bytes of the plain tar are in their place.
+
     Args:
         fd: The file; None to verify the blob only.
         offset: Where the plain tar starts in it.
@@ -216,7 +225,7 @@ class PlainBlob:
         self._limit = sys.maxsize if max_plain_size is None else max_plain_size
         self._blob_hash = descriptor.digest.hasher()
         self._plain_hash = diff_id.hasher()
-        self._size = 0
+        self.position = 0
         self._taken = 0  # of what is not decompressed; a relay stores it later
         self._is_begun = False
         self._is_stopped = False
@@ -247,12 +256,12 @@ class PlainBlob:
             )
 
     def _store(self, plain: Batch) -> None:
-        if self._region is not None and self._size + len(plain) > self._region:
+        if self._region is not None and self.position + len(plain) > self._region:
             raise RegionFullError
         self._plain_hash.update(plain)
         if self._fd is not None:
-            write_at(self._fd, plain, self._offset + self._size)
-        self._size += len(plain)
+            write_at(self._fd, plain, self._offset + self.position)
+        self.position += len(plain)
 
     def finish(self) -> int:
         """Verify blob and plain tar, and return the size of the latter, which may be less than the region's."""
@@ -262,7 +271,7 @@ class PlainBlob:
         self._lane.storing.finish()
         _check(self._blob_hash, self._descriptor.digest, "blob", self._descriptor)
         _check(self._plain_hash, self._diff_id, "diff ID", self._descriptor)
-        return self._size
+        return self.position
 
     def stop(self) -> None:
         """Decompress no further."""
@@ -314,18 +323,20 @@ class Relay:
 
     def finish(self) -> None:
         """Wait for all calls. Raises what one raised."""
-        if self._thread is not None:
-            done = threading.Event()
-            self._queue.put(done)
-            done.wait()
+        self._wait()
         self._check()
 
     def drop(self) -> None:
         """Forget what waits and what failed, and wait for the call that runs."""
         self._is_dropping = True
-        self._fault = None
-        self.finish()
-        self._is_dropping = False
+        self._wait()
+        self._fault, self._is_dropping = None, False  # the call that ran may have failed until now
+
+    def _wait(self) -> None:
+        if self._thread is not None:
+            done = threading.Event()
+            self._queue.put(done)
+            done.wait()
 
     def close(self) -> None:
         """End the thread."""
@@ -348,8 +359,7 @@ class Relay:
                 try:
                     call(data)
                 except BaseException as exc:  # noqa: BLE001 - raised to whoever hands over next
-                    if not self._is_dropping:
-                        self._fault = exc
+                    self._fault = exc
                 del call, data
             del item
 

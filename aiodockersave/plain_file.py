@@ -24,19 +24,21 @@ from contextlib import AsyncExitStack, ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from ._aio import Worker, end_tasks
+from . import tar
+from ._aio import Worker, end_tasks, ending
 from .errors import DockerSaveError
 from .filling import fetch, fill
 from .formats import Format, new_builder
 from .model import OCI_LAYER, Descriptor, compression
 from .placing import Lane, PlainBlob, RegionFullError, move_back, write_literals
-from .plan import ImageSpec, Plan, plan_archive
+from .plan import ImageSpec, Plan, Segment, plan_archive
 from .preparing import naming
 from .sources import SupportsLastBytes
 
 if TYPE_CHECKING:
     from .books import Blob, Books
     from .content import Batch
+    from .following import Follower
     from .model import Digest
     from .preparing import Prepared
 
@@ -95,6 +97,7 @@ async def file_plain(
     format: Format,
     jobs: int,
     max_plain_size: int | None,
+    follower: Follower | None = None,
     written: Callable[[int], None],
 ) -> Plan:
     """Write the archive of images into an empty file, layers decompressed.
@@ -106,6 +109,7 @@ async def file_plain(
         format: The layout of the archive.
         jobs: How many blobs are read at once.
         max_plain_size: The largest layer to accept, in bytes.
+        follower: Hashes the file meanwhile, so blobs come in its order; without one, the largest is the first.
         written: Is called with a number of bytes that are being written.
 
     Returns:
@@ -119,7 +123,13 @@ async def file_plain(
     """
     worker = Worker("aiodockersave-file")
     layout = await worker.run(_Layout, prepared, format)
-    filer = _Filer(fd, books, layout, jobs=jobs, max_plain_size=max_plain_size, written=written)
+
+    def took(size: int) -> None:
+        written(size)
+        if follower is not None:
+            follower.advance(layout.segments())
+
+    filer = _Filer(fd, books, layout, follower, jobs=jobs, max_plain_size=max_plain_size, written=took)
     books.begin()
     await filer.run()
     plan = await worker.run(layout.plan)
@@ -142,6 +152,9 @@ class _Layout:
         empty = self._plan(lambda _: 0)
         blobs = [segment for segment in empty.segments if segment.descriptor is not None]
         self.order = [segment.descriptor.digest for segment in blobs if segment.descriptor is not None]
+        # What is in front of each, which ends with its header.
+        self._in_front = [segment.data or b"" for segment in empty.segments if segment.descriptor is None]
+        self._segments: list[Segment] = []
         self._builder = new_builder(format)
         self._known_sizes: dict[tuple[Digest, int], tuple[int, int]] = {}
         self._no_size = {each: self._member_sizes(each, 0) for each in self.order}
@@ -162,6 +175,24 @@ class _Layout:
                 break
             growth += total - self._no_size[each][1]
         return places
+
+    def segments(self) -> Sequence[Segment]:
+        """Return what the file has from its start on, up to the first plain tar whose size is not known yet."""
+        segments = self._segments
+        for index in range(len(segments) // 2, len(self.order)):
+            diff_id = self.order[index]
+            size = self.sizes.get(diff_id)
+            if size is None:
+                break
+            before = segments[-1] if segments else Segment(0, 0, None, None)
+            (member,) = self._builder.prepare_blob(diff_id, size, OCI_LAYER).members
+            data = (
+                tar.padding(before.size) + self._in_front[index][: -self._no_size[diff_id][0]] + member.header
+            )
+            segments.append(Segment(before.offset + before.size, len(data), data, None))
+            start = segments[-1].offset + len(data)
+            segments.append(Segment(start, size, None, Descriptor(OCI_LAYER, diff_id, size)))
+        return segments
 
     def in_order(self, blobs: Iterable[Blob]) -> list[Blob]:
         """Return blobs in the order in which their plain tars are stored."""
@@ -213,12 +244,13 @@ class _Lane:
         self._held = ExitStack()
         self._held.enter_context(self.worker.held())
 
-    async def close(self) -> None:
+    async def close(self, _: object, fault: BaseException | None, __: object) -> None:
         """End the threads."""
-        try:
-            await self.worker.run_always(self.threads.close)
-        finally:
-            self._held.close()
+        with self._held:
+            if isinstance(fault, GeneratorExit):
+                self.threads.close()  # the coroutine is being closed: nothing can be awaited any more
+            else:
+                await self.worker.run_always(self.threads.close)
 
 
 def _is_small(blob: Blob) -> bool:
@@ -239,6 +271,7 @@ class _Filer:
         fd: int,
         books: Books,
         layout: _Layout,
+        follower: Follower | None,
         *,
         jobs: int,
         max_plain_size: int | None,
@@ -247,6 +280,7 @@ class _Filer:
         self._fd = fd
         self._books = books
         self._layout = layout
+        self._follower = follower
         self._jobs = jobs
         self._max_plain_size = max_plain_size
         self._written = written
@@ -265,7 +299,7 @@ class _Filer:
 
     async def run(self) -> None:
         """Bring all blobs into their places."""
-        try:
+        async with self._lanes, ending(self._tasks):
             while self._start_some():
                 done, _ = await asyncio.wait(self._tasks(), return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
@@ -274,9 +308,6 @@ class _Filer:
                 for task in done:
                     task.result()
                 await self._replace()
-        finally:
-            async with self._lanes:
-                await end_tasks(self._tasks())
 
     def _tasks(self) -> list[asyncio.Task[None]]:
         return [*self._running, *self._receiving, *self._asking]
@@ -295,7 +326,10 @@ class _Filer:
         places, sizes = self._layout.places(), self._layout.sizes
         asked = {blob.diff_id for blob in (*self._unasked, *self._asking.values())}
         receiving = {blob.diff_id for blob in self._receiving.values()}
-        for blob in sorted(self._waiting, key=lambda blob: -(blob.layer.size or 0)):
+        waiting = self._layout.in_order(self._waiting)
+        if self._follower is None:
+            waiting.sort(key=lambda blob: -(blob.layer.size or 0))
+        for blob in waiting:
             # What runs without knowing its end could run over what is put behind it later.
             has_place = blob.diff_id in places and (
                 sizes.get(blob.diff_id) is not None or blob.diff_id not in asked
@@ -321,7 +355,7 @@ class _Filer:
 
     def _new_lane(self) -> _Lane:
         lane = _Lane()
-        self._lanes.push_async_callback(lane.close)
+        self._lanes.push_async_exit(lane.close)
         return lane
 
     async def _receive(self, blob: Blob) -> None:
@@ -352,6 +386,8 @@ class _Filer:
             region=None if place is None else region,
             max_plain_size=self._max_plain_size,
         )
+        if self._follower is not None and place is not None:
+            self._follower.watch(blob.diff_id, placement)
         self._books.meter.started(blob.layer)
         with naming(blob.image.request):
             try:

@@ -2,8 +2,7 @@
 
 ::
 
-    SaveStarted ─▶ ┌ LayerStarted ─▶ LayerAdvanced … (LayerRetried …) ─▶ LayerFinished ┐ ─▶ ImageFinished … ─▶ SaveFinished
-                   └ LayerReused                                                       ┘
+    SaveStarted ─▶ LayerReused … ─▶ LayerStarted ─▶ LayerAdvanced … ─▶ LayerFinished ─▶ ImageFinished ─▶ … ─▶ SaveFinished
 
 Layers overlap, where several are read at once. All sizes are bytes of blobs as the source has them, so that totals are
 known from the start, also where layers are decompressed. Neither a layer's count nor the total ever goes back: what is
@@ -109,7 +108,7 @@ class LayerFinished:
 
 @dataclass(frozen=True, slots=True)
 class LayerReused:
-    """A layer of one more image, or once more of the same, is in already; it is not read again."""
+    """A layer that another image has too, or this one twice: it is read once. Told at the start."""
 
     layer: Descriptor
 

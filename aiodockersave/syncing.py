@@ -1,4 +1,4 @@
-"""A file on its way to the disk while it is written, and its checksum."""
+"""A file on its way to the disk while it is written."""
 
 from __future__ import annotations
 
@@ -7,17 +7,14 @@ import os
 from typing import TYPE_CHECKING, Final, Self
 
 from ._aio import Worker, wait_out
-from .intake import Hasher
-from .model import Digest
 
 if TYPE_CHECKING:
     from ._target import Target
 
-__all__ = ["Syncer", "checksum_of"]
+__all__ = ["Syncer"]
 
 _PORTION: Final = 64 << 20
 """Bytes after which those before are sent to the disk, so that not all of them wait for the end."""
-_PIECE: Final = 1 << 20
 
 
 class Syncer:
@@ -56,7 +53,7 @@ class Syncer:
 
     async def __aexit__(self, _: object, fault: BaseException | None, __: object) -> None:
         """Wait for the portion that is on its way. What the disk refuses is raised here, or noted on a fault."""
-        if self._running is not None:
+        if self._running is not None and not isinstance(fault, GeneratorExit):  # then nothing can be awaited
             try:
                 await wait_out(self._running)
             except OSError as exc:
@@ -64,21 +61,3 @@ class Syncer:
                     raise
                 if fault is not exc:
                     fault.add_note(f"while cleaning up: {exc}")
-
-
-async def checksum_of(fd: int, size: int) -> Digest:
-    """Return the SHA-256 of the first ``size`` bytes of a file.
-
-    Cancel: nothing goes on.
-    """
-    worker = Worker("aiodockersave-file")
-    hasher = Hasher("sha256")
-    try:
-        with worker.held():
-            position = 0
-            while data := await worker.run(os.pread, fd, min(_PIECE, size - position), position):
-                await hasher.update(data)
-                position += len(data)
-        return await hasher.digest()
-    finally:
-        await hasher.close()

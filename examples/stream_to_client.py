@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncIterator
-from functools import partial
 
 from aiohttp import web
 
 from aiodockersave import (
-    ArchiveWriter,
     DockerSaveError,
     ImageNotFoundError,
     ImageSpec,
@@ -30,6 +28,7 @@ from aiodockersave import (
     ResolvedImage,
     plan_archive,
 )
+from aiodockersave.web.aiohttp import plan_response
 
 PLATFORM = Platform("linux", "amd64")  # not this machine's: every server answers the same
 REGISTRY, SOURCE = web.AppKey("registry", str), web.AppKey("source", RegistrySource)
@@ -38,23 +37,13 @@ REGISTRY, SOURCE = web.AppKey("registry", str), web.AppKey("source", RegistrySou
 async def archive(request: web.Request) -> web.StreamResponse:
     """Answer ``GET /repository:tag`` with the image as an archive.
 
-    A client that leaves is noticed when something is sent to it, which may be long after, if the registry is slow. So the
-    application runs with ``handler_cancellation``: aiohttp then cancels this coroutine where it stands, and a cancelled
-    call of the library leaves nothing behind. If the registry fails in the middle, the client gets less than
-    ``Content-Length`` says, and knows.
+    A client that leaves stops the transfer from the registry. If the registry fails in the middle, the connection is
+    closed before ``Content-Length`` is reached, so the client knows; asked for the rest, a new answer begins there.
     """
     source = request.app[SOURCE]
     image = await find(source, f"{request.app[REGISTRY]}/{request.match_info['image']}")
     plan = plan_archive([ImageSpec(image.config, image.manifest, image.default_tags)])
-
-    response = web.StreamResponse(headers={"Content-Type": "application/x-tar"})
-    response.content_length = plan.size
-    await response.prepare(request)
-    async with ArchiveWriter(response) as writer:
-        for layer in image.manifest.layers:
-            await writer.put_layer(partial(source.open_blob, layer), layer)
-        await writer.put_image(image.config, image.manifest, image.default_tags)
-    return response
+    return await plan_response(request, plan, source.open_blob, filename="image.tar")
 
 
 async def find(source: RegistrySource, reference: str) -> ResolvedImage:
@@ -78,9 +67,9 @@ def make_app(registry: str) -> web.Application:
     app = web.Application()
     app[REGISTRY] = registry
     app.cleanup_ctx.append(connect)
-    app.router.add_get("/{image:[a-z0-9/._-]+:[A-Za-z0-9._-]+}", archive, allow_head=False)
+    app.router.add_get("/{image:[a-z0-9/._-]+:[A-Za-z0-9._-]+}", archive)
     return app
 
 
 if __name__ == "__main__":
-    web.run_app(make_app(sys.argv[1]), host="127.0.0.1", port=int(sys.argv[2]), handler_cancellation=True)
+    web.run_app(make_app(sys.argv[1]), host="127.0.0.1", port=int(sys.argv[2]))

@@ -15,6 +15,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp.test_utils import RawTestServer
 
 import aiodockersave
 from aiodockersave import ImageRequest, save
@@ -33,8 +34,11 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
-SIX_LINES, TEN_LINES, OWN_SOURCE = blocks("python")
+SIX_LINES, TEN_LINES, DOWNLOAD, OWN_SOURCE = blocks("python")
 (CONSOLE,) = blocks("console")
+ALPINE = {
+    name: make_image(make_layer({"app": name.encode()}), architecture=name) for name in ("amd64", "arm64")
+}
 HELLO = read_layout(ROOT / "examples" / "hello", "latest")
 
 
@@ -43,8 +47,7 @@ async def registry() -> AsyncIterator[FaultyRegistry]:
     """A registry with the images that the README names; it answers rightly."""
     registry = FaultyRegistry({"hello:1.0": HELLO})
     entries = []
-    for architecture in ("amd64", "arm64"):
-        image = make_image(make_layer({"app": architecture.encode()}), architecture=architecture)
+    for architecture, image in ALPINE.items():
         registry.add(f"team/app:{architecture}", image)
         entries.append(Entry(image, {"os": "linux", "architecture": architecture}))
     for name in ("team/app:1.0", "library/alpine:3.20"):
@@ -76,6 +79,23 @@ async def test_the_ten_lines_run(tmp_path: Path) -> None:
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     await execute(TEN_LINES, tmp_path)
     assert (tmp_path / "hello.tar").read_bytes() == await archive_of([HELLO.tagged("example.com/hello:1.0")])
+
+
+async def test_a_download(registry: FaultyRegistry) -> None:
+    defined: dict[str, Any] = {}
+    name = f"{registry.address}/library/alpine:3.20"
+    exec(DOWNLOAD.replace("alpine:3.20", name), defined)
+    async with (
+        defined["source"],
+        RawTestServer(defined["download"]) as server,
+        aiohttp.ClientSession() as client,
+    ):
+        url = server.make_url("/")
+        async with client.get(url) as response:
+            whole = await response.read()
+        async with client.get(url, headers={"Range": "bytes=1000-"}) as response:
+            assert (response.status, await response.read()) == (206, whole[1000:])
+    assert whole == await archive_of([ALPINE["amd64"].tagged(name)])
 
 
 async def test_a_source_of_your_own(registry: FaultyRegistry, tmp_path: Path) -> None:

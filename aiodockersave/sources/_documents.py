@@ -15,6 +15,7 @@ from aiodockersave import gojson
 from aiodockersave._aio import Worker
 from aiodockersave.documents import MAX_DOCUMENT_SIZE, ImageIndex, ImageManifest, parse_document
 from aiodockersave.errors import (
+    AuthenticationError,
     DigestMismatchError,
     InvalidDigestError,
     InvalidDocumentError,
@@ -25,9 +26,10 @@ from aiodockersave.model import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Digest
 from . import check_document
 from ._answers import media_type, shown
 from ._endpoint import Place
+from ._retrying import InterruptedTransfer
 from ._transport import Response
 
-__all__ = ["Stated", "fetch_config", "fetch_manifest", "read_manifest"]
+__all__ = ["Stated", "fetch_config", "fetch_digest", "fetch_manifest", "read_manifest"]
 
 SCHEMA_1_TYPES: Final = frozenset(
     {
@@ -74,6 +76,38 @@ async def fetch_manifest(
     raw = await _read(place, response)
     stated = Stated(response.header("Content-Type"), response.headers("Docker-Content-Digest"))
     return await Worker("aiodockersave-document").run(read_manifest, raw, stated, what, expected)
+
+
+async def fetch_digest(place: Place, tag: str, what: str) -> Digest | None:
+    """Ask which document a tag means, without fetching it.
+
+    Returns:
+        Its digest; None where that is not properly said, or where a HEAD is refused: some registries allow only GET, and
+        why something is refused, only the body of another answer says.
+
+    Raises:
+        InterruptedTransfer: Another attempt may help.
+        DockerSaveError: The registry cannot be asked.
+    """
+    try:
+        response = await place.open(what, f"manifests/{tag}", {"Accept": _ACCEPT}, is_head=True)
+    except AuthenticationError:
+        return None
+    with contextlib.closing(response):
+        if response.status != _OK:
+            fault = await place.endpoint.failure(response)
+            if isinstance(fault, InterruptedTransfer):
+                raise fault
+            return None
+        return _only_digest(response.headers("Docker-Content-Digest"))
+
+
+def _only_digest(values: Sequence[str]) -> Digest | None:
+    try:
+        found = {Digest.parse(value.strip()) for value in values}
+    except InvalidDigestError:
+        return None
+    return found.pop() if len(found) == 1 else None
 
 
 async def fetch_config(place: Place, descriptor: Descriptor, what: str) -> bytes:

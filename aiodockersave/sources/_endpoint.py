@@ -116,7 +116,9 @@ class Endpoint:
         """Close all connections."""
         await self._transport.dialler.aclose()
 
-    async def open(self, what: str, repository: str, path: str, headers: Mapping[str, str]) -> Response:
+    async def open(
+        self, what: str, repository: str, path: str, headers: Mapping[str, str], *, is_head: bool = False
+    ) -> Response:
         """Ask for something in a repository, logging in where that is wanted; any status may come back.
 
         Raises:
@@ -126,15 +128,15 @@ class Endpoint:
         Cancel: nothing stays open.
         """
         try:
-            return await self._open(what, repository, path, headers)
+            url = f"{await self._base(what)}{repository}/{path}"
+            return await self._open(Request(what, url, headers, is_head=is_head), repository)
         except InterruptedTransfer as exc:
             fault = exc
             self._silent_until = time.monotonic() + _SHUNNED
         raise fault
 
-    async def _open(self, what: str, repository: str, path: str, headers: Mapping[str, str]) -> Response:
-        url = f"{await self._base(what)}{repository}/{path}"
-        request = Request(what, url, headers, await self._authorizer.header(Request(what, url), repository))
+    async def _open(self, request: Request, repository: str) -> Response:
+        request = replace(request, authorization=await self._authorizer.header(request, repository))
         was_fresh = False
         for _ in range(_MAX_LOGINS):
             response = await self._transport.open(request)
@@ -171,9 +173,11 @@ class Place:
     endpoint: Endpoint
     repository: str
 
-    async def open(self, what: str, path: str, headers: Mapping[str, str]) -> Response:
+    async def open(
+        self, what: str, path: str, headers: Mapping[str, str], *, is_head: bool = False
+    ) -> Response:
         """Ask for ``path`` in the repository; as :meth:`Endpoint.open`."""
-        return await self.endpoint.open(what, self.repository, path, headers)
+        return await self.endpoint.open(what, self.repository, path, headers, is_head=is_head)
 
 
 def _is_expiry(challenge: Challenge) -> bool:

@@ -44,6 +44,9 @@ class Recent(Generic[K, V]):
         while self._weight > self._limit:
             self._weight -= self._values.popitem(last=False)[1][1]
 
+    def __len__(self) -> int:
+        return len(self._values)
+
     def values(self) -> list[V]:
         """Return all values, the one that was used last at the end."""
         return [value for value, _ in self._values.values()]

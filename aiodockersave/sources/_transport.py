@@ -51,6 +51,7 @@ class Request:
         headers: Headers that every host on the way may see.
         authorization: The header that only the origin of ``url`` may see.
         form: The body of a POST; None for a GET. It may hold secrets, so a redirect of it is not followed.
+        is_head: Whether only status and headers are wanted, by HEAD instead of GET.
     """
 
     what: str
@@ -58,6 +59,14 @@ class Request:
     headers: Mapping[str, str] = field(default_factory=dict)
     authorization: str | None = field(default=None, repr=False)
     form: bytes | None = field(default=None, repr=False)
+    is_head: bool = False
+
+    @property
+    def method(self) -> str:
+        """The method of HTTP."""
+        if self.form is not None:
+            return "POST"
+        return "HEAD" if self.is_head else "GET"
 
     def error(self, reason: str, *, at: str = "") -> RegistryError:
         """Return the error that this request fails with, at ``at`` where a redirect led elsewhere."""
@@ -241,7 +250,7 @@ class Transport:
         try:
             session = await self.dialler.choose(target)
             raw = await session.request(
-                "GET" if request.form is None else "POST",
+                request.method,
                 _encoded(url),
                 headers={**own, **headers, **options.pop("headers", {})},
                 data=request.form,

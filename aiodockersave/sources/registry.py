@@ -3,11 +3,15 @@
 ::
 
     resolve("alpine:3.20", linux/arm64)
-        GET /v2/library/alpine/manifests/3.20          the registry itself: only it knows what a tag means
+        HEAD /v2/library/alpine/manifests/3.20         the registry itself: only it knows what a tag means
         GET /v2/library/alpine/manifests/sha256:…      mirrors first from here on: the digest says what is right
         GET /v2/library/alpine/blobs/sha256:…          the config
     open_blob(layer)
         GET /v2/library/alpine/blobs/sha256:…          with ranges, as often as it takes
+
+What a digest names is kept, so that the same image costs one request the next time. A HEAD does not count against the
+limits that registries have for pulls. Where nothing is kept yet, and no mirror may have it, a GET by the tag brings the
+document too, and saves a round trip.
 
 How it is asked is told by the modules beside: ``_endpoint`` (an address, and its scheme), ``_auth`` (logging in),
 ``_transport`` (redirects), ``_dialling`` and ``_addresses`` (what may be connected to), ``_retrying`` and ``_blobs``
@@ -19,10 +23,10 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from aiodockersave._aio import running_task
 from aiodockersave.documents import ImageIndex, ImageManifest
@@ -43,7 +47,7 @@ from ._addresses import DialGuard
 from ._answers import shown_url
 from ._blobs import BlobReader, Wanted
 from ._dialling import Settings, Timeouts
-from ._documents import fetch_config, fetch_manifest
+from ._documents import fetch_config, fetch_digest, fetch_manifest
 from ._endpoint import Endpoint, Place
 from ._proxies import Proxies
 from ._recent import Recent
@@ -70,6 +74,7 @@ _FEW_BYTES: Final = 64 << 10
 _NOT_FOUND = 404
 
 Path = str | os.PathLike[str]
+T = TypeVar("T")
 
 
 class RegistrySource:
@@ -194,38 +199,61 @@ class RegistrySource:
         return ResolvedImage(reference, manifest, config, _default_tags(image))
 
     async def _image_manifest(self, image: Reference, platform: Platform) -> ImageManifest:
-        expected = None if image.digest is None else _by_digest(image.digest)
-        document = await self._document(image, expected)
+        if image.digest is None:
+            document = await self._tagged(image)
+        else:
+            document = await self._document(image, _by_digest(image.digest))
         for _ in range(_MAX_DEPTH):
             if isinstance(document, ImageManifest):
                 return document
             document = await self._document(image, document.select(platform))
         raise UnsupportedImageError(f"{image} ({document.digest})", f"it is an index {_MAX_DEPTH} deep")
 
-    async def _document(self, image: Reference, expected: Descriptor | None) -> ImageManifest | ImageIndex:
+    async def _tagged(self, image: Reference) -> ImageManifest | ImageIndex:
+        """Return what a tag means now."""
+        registry, tag, what = self._registry(image), str(image.tag), f"manifest {image}"
+        is_digest_enough = bool(self._manifests) or len(self._places(image)) > 1
+
+        async def ask(place: Place) -> ImageManifest | ImageIndex | Digest:
+            nonlocal is_digest_enough
+            if is_digest_enough:
+                is_digest_enough = False  # for the next attempt: some registries have trouble with HEAD
+                digest = await fetch_digest(place, tag, what)
+                if digest is not None:
+                    return digest
+            return await fetch_manifest(place, tag, what, None)
+
+        found = await self._fetch(image, what, [registry], ask)
+        if isinstance(found, Digest):
+            return await self._document(image, _by_digest(found))
+        self._manifests.put(found.digest, found)
+        return found
+
+    async def _document(self, image: Reference, expected: Descriptor) -> ImageManifest | ImageIndex:
         what = f"manifest {image}"
-        if expected is None:
-            places, target = [self._registry(image)], str(image.tag)
-        else:
-            what = f"{what} ({expected.digest})" if expected.digest != image.digest else what
-            _check_manifest_type(expected, what)
-            check_document_size(expected, what)
-            known = self._manifests.get(expected.digest)
-            if known is not None and expected.size in (None, len(known.raw)):
-                return _of_type(known, expected, what)
-            places, target = self._places(image), str(expected.digest)
+        what = f"{what} ({expected.digest})" if expected.digest != image.digest else what
+        _check_manifest_type(expected, what)
+        check_document_size(expected, what)
+        known = self._manifests.get(expected.digest)
+        if known is not None and expected.size in (None, len(known.raw)):
+            return _of_type(known, expected, what)
 
         async def ask(place: Place) -> ImageManifest | ImageIndex:
-            return await fetch_manifest(place, target, what, expected)
+            return await fetch_manifest(place, str(expected.digest), what, expected)
 
+        document = await self._fetch(image, what, self._places(image), ask)
+        self._manifests.put(expected.digest, document)
+        return _of_type(document, expected, what)
+
+    async def _fetch(
+        self, image: Reference, what: str, places: Sequence[Place], ask: Callable[[Place], Awaitable[T]]
+    ) -> T:
         try:
-            document = await Turns(what, places, self._retries, self._sleep).run(ask)
+            return await Turns(what, places, self._retries, self._sleep).run(ask)
         except RegistryError as exc:
             if exc.status != _NOT_FOUND:
                 raise
             raise ImageNotFoundError(str(image), f"{exc.url}: {exc.reason}") from exc
-        self._manifests.put(document.digest if expected is None else expected.digest, document)
-        return document if expected is None else _of_type(document, expected, what)
 
     async def _config(self, image: Reference, descriptor: Descriptor) -> bytes:
         what = f"config {descriptor.digest} of {image}"

@@ -234,9 +234,10 @@ class _Client:
     def drop(self, *, has_frame: bool) -> None:
         """Close the connection at once, where that can be done.
 
-        ASGI has no word for it. A server closes what an application leaves by an exception, but one that waits until all
-        it holds is sent waits for a stalled client, perhaps for ever: uvicorn, whose ``receive`` is the method of an
-        object that has the connection.
+        ASGI has no word for it. A server closes what an application leaves by an exception, but first it sends what it
+        holds, and so waits for a stalled client, perhaps for ever. uvicorn's ``receive`` is the method of an object that
+        has the connection; in hypercorn and granian, and behind Starlette's ``BaseHTTPMiddleware``, nothing leads there:
+        what was upstream is closed all the same, but the server keeps the connection until the client moves.
         """
         transport = getattr(getattr(self._receive, "__self__", None), "transport", None)
         if callable(getattr(transport, "abort", None)):

@@ -177,6 +177,8 @@ async def wait_out(future: asyncio.Future[T]) -> T:
                 await asyncio.shield(future)
             except asyncio.CancelledError as exc:
                 cancelled = cancelled or exc
+            except GeneratorExit:
+                raise  # the coroutine is being closed: nothing can be awaited any more
             except BaseException:  # noqa: BLE001 - the future's own: it is read below
                 break
     if cancelled is None:

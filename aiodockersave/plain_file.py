@@ -284,10 +284,10 @@ class _Filer:
         self._jobs = jobs
         self._max_plain_size = max_plain_size
         self._written = written
-        stored = {blob.diff_id: blob for blob in reversed(books.blobs)}
-        self._waiting = [stored[each] for each in layout.order]
+        self._stored = {blob.diff_id: blob for blob in reversed(books.blobs)}
+        self._waiting = [self._stored[each] for each in layout.order]
         # Another blob of a plain tar that is stored already is verified like any other.
-        self._copies = [blob for blob in books.blobs if stored[blob.diff_id] is not blob]
+        self._copies = [blob for blob in books.blobs if not self._is_stored(blob)]
         self._unasked = [] if jobs == 1 else [blob for blob in self._waiting[:-1] if not _is_small(blob)]
         self._placed: dict[Digest, int] = {}
         self._received: dict[Digest, Sequence[Batch]] = {}
@@ -325,7 +325,7 @@ class _Filer:
     def _place_some(self) -> None:
         places, sizes = self._layout.places(), self._layout.sizes
         asked = {blob.diff_id for blob in (*self._unasked, *self._asking.values())}
-        receiving = {blob.diff_id for blob in self._receiving.values()}
+        receiving = {blob.layer.digest for blob in self._receiving.values()}
         waiting = self._layout.in_order(self._waiting)
         if self._follower is None:
             waiting.sort(key=lambda blob: -(blob.layer.size or 0))
@@ -334,19 +334,23 @@ class _Filer:
             has_place = blob.diff_id in places and (
                 sizes.get(blob.diff_id) is not None or blob.diff_id not in asked
             )
-            if has_place and blob.diff_id not in receiving and self._has_room(blob):
+            if has_place and blob.layer.digest not in receiving and self._has_room(blob):
                 self._waiting.remove(blob)
                 self._start(blob, places[blob.diff_id])
         while self._copies and self._has_room(self._copies[0]):
             self._start(self._copies.pop(0), None)
         for blob in self._layout.in_order(self._waiting):
-            is_wanted = _is_small(blob) and blob.diff_id not in (self._received.keys() | receiving)
+            is_wanted = _is_small(blob) and blob.layer.digest not in (self._received.keys() | receiving)
             if is_wanted and len(self._received) + len(self._receiving) < self._jobs and self._has_room(blob):
                 self._receiving[asyncio.ensure_future(self._receive(blob))] = blob
 
+    def _is_stored(self, blob: Blob) -> bool:
+        """Tell whether this is the blob of its plain tar that is stored, and not only verified."""
+        return self._stored[blob.diff_id] is blob
+
     def _has_room(self, blob: Blob) -> bool:
         """Tell whether a blob may be read besides those that are; one that was received is not."""
-        return blob.diff_id in self._received or len(self._running) + len(self._receiving) < self._jobs
+        return blob.layer.digest in self._received or len(self._running) + len(self._receiving) < self._jobs
 
     def _start(self, blob: Blob, place: int | None) -> None:
         if place is not None:
@@ -363,7 +367,7 @@ class _Filer:
         self._books.meter.started(blob.layer)
         with naming(blob.image.request):
             received = await fetch(blob.image.request.source.open_blob, blob.layer, meter=self._books.meter)
-        self._received[blob.diff_id] = received
+        self._received[blob.layer.digest] = received
 
     async def _ask(self, blob: Blob) -> None:
         """Find out the plain size ahead, if the source can tell."""
@@ -374,7 +378,7 @@ class _Filer:
     async def _file(self, blob: Blob, place: int | None) -> None:
         """Bring one blob into its place, and take down its true size."""
         region = self._layout.sizes.get(blob.diff_id)
-        received = self._received.pop(blob.diff_id, None)
+        received = self._received.pop(blob.layer.digest, None)
         open_blob = blob.image.request.source.open_blob if received is None else partial(_chunks_of, received)
         lane = self._idle.pop() if self._idle else self._new_lane()
         placement = PlainBlob(
@@ -430,13 +434,15 @@ class _Filer:
         """Give up what turns out to be in the wrong place, and read it again."""
         places = self._layout.places()
         wrong = {each for each, place in self._placed.items() if places.get(each) != place}
-        await end_tasks([task for task, blob in self._running.items() if blob.diff_id in wrong])
-        self._running = {
-            task: blob for task, blob in self._running.items() if not task.done() or blob.diff_id not in wrong
-        }
-        for blob in self._books.blobs:
-            if blob.diff_id in wrong and self._placed.pop(blob.diff_id, None) is not None:
-                self._again(blob)
+        misplaced = [
+            task for task, blob in self._running.items() if blob.diff_id in wrong and self._is_stored(blob)
+        ]
+        await end_tasks(misplaced)
+        for task in misplaced:
+            del self._running[task]
+        for diff_id in wrong:
+            del self._placed[diff_id]
+            self._again(self._stored[diff_id])
 
     def _again(self, blob: Blob) -> None:
         self._books.meter.retried(blob.layer)

@@ -59,6 +59,7 @@ class Follower:
         self._worker = Worker("aiodockersave-checksum")
         self._running: asyncio.Future[None] | None = None
         self._placed: dict[Digest, Placed] = {}
+        self._has_repeats = False
         self._begin()
 
     def _begin(self) -> None:
@@ -67,7 +68,12 @@ class Follower:
         self._inside = 0  # of the segment behind those
 
     def watch(self, digest: Digest, placed: Placed) -> None:
-        """Follow a blob that is being written where its segment is."""
+        """Follow a blob that is being written where its segment is.
+
+        One that is written once more was given up, and need not have been the right bytes until then: all is read again
+        at the end.
+        """
+        self._has_repeats = self._has_repeats or digest in self._placed
         self._placed[digest] = placed
 
     def advance(self, segments: Sequence[Segment]) -> None:
@@ -96,7 +102,7 @@ class Follower:
         """
         if self._running is not None:
             await wait_out(self._running)
-        if self._passed != list(segments[: len(self._passed)]):
+        if self._has_repeats or self._passed != list(segments[: len(self._passed)]):
             self._begin()
         with self._worker.held():
             while len(self._passed) < len(segments):
@@ -108,9 +114,15 @@ class Follower:
         return self
 
     async def __aexit__(self, _: object, fault: BaseException | None, __: object) -> None:
-        """Wait until the thread does nothing more."""
+        """Wait until the thread does nothing more. What it failed with is raised here, or noted on a fault."""
         if self._running is not None and not isinstance(fault, GeneratorExit):  # then nothing can be awaited
-            await wait_out(self._running)
+            try:
+                await wait_out(self._running)
+            except (OSError, SinkError) as exc:
+                if fault is None:
+                    raise
+                if fault is not exc:
+                    fault.add_note(f"while cleaning up: {exc}")
 
     def _check(self) -> None:
         if self._running is not None:

@@ -71,6 +71,11 @@ class OutgoingBlob:
             self._what = f"bytes {part.start} to {part.stop} of {self._what}"
             self._feed = ReadAhead(_Cut(part, descriptor, open_blob).open, limit=READ_AHEAD)
 
+    @property
+    def missing(self) -> int:
+        """How many bytes are still to be received."""
+        return self._size - self._received
+
     def start(self) -> None:
         """Open it, and read ahead."""
         self._feed.start()

@@ -29,6 +29,10 @@ from .writer import ArchiveWriter
 __all__ = ["ArchiveStream", "ByteStream", "OpenBlob", "PlanStream", "archive_stream", "stream_plan"]
 
 
+NEAR_END = 16 << 20
+"""With so many bytes of a blob to come, the next one is opened: what comes in the time that this takes."""
+
+
 class ByteStream(abc.ABC):
     """Bytes that are pulled. Use it with ``async with``, or close it: what it has open waits for that.
 
@@ -129,9 +133,9 @@ def stream_plan(plan: Plan, open_blob: OpenBlob, *, start: int = 0, stop: int | 
             async for chunk in chunks:
                 await response.write(chunk)
 
-    Only the blobs in the range are opened, at the bytes that it needs, each when the one before it has begun to leave. A
-    blob that is in it as a whole is verified, and its last chunk stays back until its digest is right; of one that
-    the range cuts the length is checked. Chunks are given out as they come.
+    Only the blobs in the range are opened, at the bytes that it needs, each when the one before it has begun to leave and
+    has not much to come. A blob that is in it as a whole is verified, and its last chunk stays back until its digest is
+    right; of one that the range cuts the length is checked. Chunks are given out as they come.
 
     Args:
         plan: The archive.
@@ -202,8 +206,10 @@ class PlanStream(ByteStream):
         return b""
 
     def _read_ahead(self) -> None:
-        """Start on the next blob, where none is waiting."""
+        """Start on the next blob, where none is waiting and it is soon needed."""
         self._check_open()  # who closes may have come while this was waited for
+        if self._current is not None and self._current.missing > NEAR_END:
+            return  # for minutes it would hold a connection, which may be closed for that, and what it has read
         if self._ahead is None and (blob := next(self._blobs, None)) is not None:
             self._ahead = blob
             blob.start()

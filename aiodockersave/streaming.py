@@ -76,6 +76,7 @@ class _Stream:
         self._stack = stack
         self._feeds: dict[Digest, ReadAhead] = {}
         self._unread = list(reversed(books.blobs))
+        self._being_put = 0
         self._last_turn = asyncio.Event()
         self._last_turn.set()
 
@@ -104,8 +105,10 @@ class _Stream:
         if not self._archive.stages(blob.layer):
             await turn.wait()
         content = _Layer(self._feed(blob), blob.layer, self._books.meter, turn, self._read_ahead)
+        self._being_put += 1
         with naming(blob.image.request):
             await self._archive.put_layer(content.open, blob.layer, diff_id=blob.diff_id)
+        self._being_put -= 1
         self._books.finished(blob.layer)
 
     async def _put_image(self, image: PreparedImage, turn: asyncio.Event) -> None:
@@ -131,7 +134,7 @@ class _Stream:
 
     def _read_ahead(self) -> None:
         """Open the next blobs, as many as may be ahead."""
-        while self._unread and len(self._feeds) < self._jobs - 1:
+        while self._unread and self._being_put + len(self._feeds) < self._jobs:
             blob = self._unread.pop()
             self._feeds[blob.layer.digest] = feed = self._new_feed(blob)
             feed.start()

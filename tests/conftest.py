@@ -179,11 +179,14 @@ MAY_BLOCK: tuple[tuple[str, str], ...] = (
 
 
 @pytest.fixture(autouse=True)
-def nothing_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[BlockBuster]:
+def nothing_blocks() -> Iterator[BlockBuster]:
     """Fail a test in which code of the package blocks the thread of a running loop.
 
     Only calls with a frame of the package on the stack count: tests may block as they like. The error
     is raised where the call is made, and kept as well, since the code under test may handle it.
+
+    Set up before ``monkeypatch`` and torn down behind it, with a patch of its own: what a test has patched of ``os``
+    would come back otherwise as it was found, that is, watched for ever.
     """
     seen: list[str] = []
     init = BlockingError.__init__
@@ -194,14 +197,15 @@ def nothing_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[BlockBuster]:
         seen.append(f"{func} at {where}")
         init(self, func)
 
-    monkeypatch.setattr(BlockingError, "__init__", remember)
     blockbuster = BlockBuster("aiodockersave")
     for name in MORE_BLOCKING_CALLS:
         blockbuster.functions[name] = BlockBusterFunction(None, name, scanned_modules="aiodockersave")
     for function in blockbuster.functions.values():
         for filename, allowed in MAY_BLOCK:
             function.can_block_in(filename, allowed)
-    blockbuster.activate()
-    yield blockbuster
-    blockbuster.deactivate()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BlockingError, "__init__", remember)
+        blockbuster.activate()
+        yield blockbuster
+        blockbuster.deactivate()
     assert not seen, "blocked the loop: " + "; ".join(seen)

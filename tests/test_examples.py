@@ -43,7 +43,7 @@ def members(archive: Path) -> list[str]:
 
 def test_every_example_is_run_here() -> None:
     here = Path(__file__)
-    text = here.read_text() + (here.parent / "interop" / here.name).read_text()
+    text = "".join((here.parent / room / here.name).read_text() for room in (".", "interop", "web"))
     missing = [path.name for path in EXAMPLES.glob("*.py") if f'"{path.name}"' not in text]
     assert missing == []
 
@@ -106,12 +106,12 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(name: str, registry: str) -> Iterator[Server]:
-    """Run an example that serves the images of a registry; it is given once it answers."""
+def serving(name: str, *arguments: str) -> Iterator[Server]:
+    """Run an example that serves images, of a registry for example; it is given once it answers."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with subprocess.Popen(
-        [sys.executable, EXAMPLES / name, registry, str(port)],
+        [sys.executable, EXAMPLES / name, *arguments, str(port)],
         env={**os.environ, **environment()},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

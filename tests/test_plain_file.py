@@ -12,7 +12,7 @@ import random
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,13 @@ from aiodockersave import (
     following,
     placing,
     plain_file,
+    prepare,
     save,
     tar,
 )
 from aiodockersave._aio import Worker
-from aiodockersave.plain_file import plausible_size
+from aiodockersave.books import Blob
+from aiodockersave.plain_file import plain_size_hint, plausible_size
 from aiodockersave.progress import Event, LayerAdvanced, LayerFinished, LayerRetried, LayerStarted
 
 from .images import Compression, Image, Layer, archive_of, compress, make_image, make_layer
@@ -334,6 +336,43 @@ async def test_what_lies_cost(target: Path) -> None:
         store.ends = {layer.descriptor.digest: told(len(layer.plain) + more) for layer in layers}
         await save_plain(store, target, jobs=jobs)
         assert store.given.total() <= (1 + jobs) * store.size
+
+
+@pytest.mark.parametrize("checksum", [False, True])
+async def test_what_was_wrong_at_first_is_forgotten(checksum: bool, target: Path) -> None:
+    """Too long for its place, so it is read again, and is right then: the archive is, and so is its checksum."""
+    layer = layer_of(1, 12)
+    digest = layer.descriptor.digest
+    store = Store({"image": make_image(layer, FOUR[0])})
+    store.ends[digest] = layer.blob[-4:]
+    store.blobs[digest] = compress(b"y" * 10_000 + random_bytes(9, 5500), "gzip")
+    store.on_chunk = lambda digest, position: asyncio.sleep(0.005)  # until some of it is written, and hashed
+
+    def give_the_right(event: Event) -> None:
+        if isinstance(event, LayerRetried):
+            store.blobs[digest] = layer.blob
+
+    async with asyncio.timeout(LIMIT):
+        report = await save(
+            store.requests(),
+            target,
+            layers="decompress",
+            fsync=False,
+            jobs=2,
+            checksum=checksum,
+            progress=give_the_right,
+        )
+    assert [opened for opened, _ in store.openings].count(digest) == 2
+    assert target.read_bytes() == await archive_of(store.images.values(), layers="decompress")
+    assert report.sha256 == (Digest.of(target.read_bytes()) if checksum else None)
+
+
+async def test_a_blob_without_a_size_has_no_hint() -> None:
+    image = make_image(FOUR[0])
+    (prepared,) = (await prepare(Store({"image": image}).requests())).images
+    layer = replace(FOUR[0].descriptor, size=None)
+    assert await plain_size_hint(Blob(layer, FOUR[0].diff_id, prepared)) is None
+    assert await plain_size_hint(Blob(FOUR[0].descriptor, FOUR[0].diff_id, prepared)) == len(FOUR[0].plain)
 
 
 # ── small layers ──

@@ -38,7 +38,17 @@ ACTS = (
         "outgoing",
         "stream",
     ),
-    *("sources", "preparing", "progress", "books", "placing", "following", "filling", "kept_file", "plain_file"),
+    *(
+        "sources",
+        "preparing",
+        "progress",
+        "books",
+        "placing",
+        "following",
+        "filling",
+        "kept_file",
+        "plain_file",
+    ),
     *("syncing", "streaming", "pipeline", "web", "cli"),
 )
 ROOMS = (*DECIDES, *ACTS)

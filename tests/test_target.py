@@ -391,7 +391,7 @@ async def test_a_failure_removes_the_file(disk: Disk, tmp_path: Path) -> None:
         async with open_archive(tmp_path / "app.tar") as archive:
             await put(archive, IMAGE)
             raise LookupError
-    assert disk.events == ["close", "unlink"]
+    assert disk.events == ["unlink", "close"]
     assert not list(tmp_path.iterdir())
 
 
@@ -410,7 +410,7 @@ async def test_a_disk_that_refuses_bytes_is_not_asked_again(disk: Disk, tmp_path
             assert caught.value.__cause__ is not None
             raise caught.value.__cause__
     assert path.read_bytes() == OLD
-    assert disk.events == ["fsync", "close", "unlink"]
+    assert disk.events == ["fsync", "unlink", "close"]
 
 
 async def test_a_rename_that_fails_may_be_tried_again(disk: Disk, tmp_path: Path) -> None:

@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Dialler", "Settings", "Timeouts"]
 
-_READ_BUFFER = 1 << 20
+_READ_BUFFER = 256 << 10
+"""Bytes of one answer that wait for who reads them; aiohttp takes up to twice as much."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,7 +116,7 @@ class Response:
         try:
             # aiohttp's own limit ends where it gives up on the framing of a body, whose reader it then does not wake.
             async with asyncio.timeout(self._timeouts.silence):
-                return await self._raw.content.readany()
+                return await _next_chunk(self._raw.content)
         except fault_kinds() as exc:
             fault = explain(exc, what=self._what, url=self.url, timeouts=self._timeouts)
         raise fault  # outside of the handler, so that it has no context
@@ -262,6 +262,14 @@ class Transport:
             is_refusal = target[0] == "https" and is_tls_refusal(exc)
             fault = explain(exc, what=request.what, url=url, timeouts=self._timeouts)
         raise _TlsRefusal if is_refusal else fault  # outside of the handler, so that it has no context
+
+
+async def _next_chunk(content: aiohttp.StreamReader) -> bytes:
+    """Return what came in one piece, as it came: ``readany`` would copy all that has come into one."""
+    while True:
+        chunk, _ = await content.readchunk()
+        if chunk or content.at_eof():  # empty where only the end of one of HTTP's chunks came
+            return chunk
 
 
 async def _while_importing(awaitable: Awaitable[T]) -> T:

@@ -15,6 +15,7 @@ body, which no client takes for complete. A client that leaves is no error.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -23,7 +24,7 @@ from aiodockersave.plan import Plan
 from aiodockersave.stream import ByteStream, OpenBlob, archive_stream, stream_plan
 from aiodockersave.writer import ArchiveWriter
 
-from ._delivery import SEND_TIMEOUT, Delivery, Outcome, drop
+from ._delivery import SEND_TIMEOUT, Delivery, Outcome, describe, drop
 from .fields import content_disposition, response_headers
 from .ranges import Answer, ByteRange, evaluate
 
@@ -36,6 +37,8 @@ else:
         Response = object
 
 __all__ = ["ArchiveResponse", "PlanResponse"]
+
+logger = logging.getLogger("aiodockersave")
 
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
@@ -96,10 +99,18 @@ class _BodyResponse(Response):
             outcome = await delivery.run(body)
             if outcome is Outcome.STALLED:
                 raise TimeoutError(f"the client stalled for {self._send_timeout:g} s")
-        except BaseException:
-            if delivery.is_started:
-                client.drop(has_frame=has_frame)
+        except BaseException as exc:
+            if delivery.is_started and not client.drop(has_frame=has_frame) and isinstance(exc, Exception):
+                await self._spoil(client, delivery.sent, exc)
             raise
+
+    async def _spoil(self, client: _Client, sent: int, fault: Exception) -> None:
+        is_refused = False
+        try:
+            is_refused = await client.spoil()
+        finally:
+            if not is_refused:  # then it is not the fault that reaches the server, and its log
+                logger.error("a response broke off after %d bytes: %s", sent, describe(fault))
 
 
 class PlanResponse(_BodyResponse):
@@ -231,8 +242,8 @@ class _Client:
     def has_left(self) -> bool:
         return True  # what an OSError of `send` means, since version 2.4 of the specification
 
-    def drop(self, *, has_frame: bool) -> None:
-        """Close the connection at once, where that can be done.
+    def drop(self, *, has_frame: bool) -> bool:
+        """Close the connection at once, where that can be done, and tell whether it could.
 
         ASGI has no word for it. A server closes what an application leaves by an exception, but first it sends what it
         holds, and so waits for a stalled client, perhaps for ever. uvicorn's ``receive`` is the method of an object that
@@ -240,8 +251,25 @@ class _Client:
         what was upstream is closed all the same, but the server keeps the connection until the client moves.
         """
         transport = getattr(getattr(self._receive, "__self__", None), "transport", None)
-        if callable(getattr(transport, "abort", None)):
-            drop(transport, has_frame=has_frame)
+        if not callable(getattr(transport, "abort", None)):
+            return False
+        drop(transport, has_frame=has_frame)
+        return True
+
+    async def spoil(self) -> bool:
+        """Keep a middleware from ending the body; tell whether the server refused that itself, so there was none to keep.
+
+        Starlette's ``BaseHTTPMiddleware`` raises what an application has raised, but ends the body before that: in
+        chunks, half an archive would look whole. A file in the middle of a body it hands on, however many of them there
+        are, and then ends nothing; servers refuse it. (Two of them around a ``GZipMiddleware`` cannot be kept from it.)
+
+        Cancel: comes also from a middleware that fails over what the server refused.
+        """
+        try:
+            await self._send({"type": "http.response.pathsend", "path": ""})
+        except Exception:  # noqa: BLE001 - as it should be; what is being raised says more
+            return True
+        return False
 
 
 def _headers(scope: Mapping[str, Any]) -> list[tuple[str, str]]:

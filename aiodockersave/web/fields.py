@@ -20,6 +20,8 @@ _TOKENS: Final = "!#$&+-.^_`|~"
 """What stands for itself in an extended value, besides letters and digits (``attr-char``, RFC 8187 § 3.2.1)."""
 _PLAIN: Final = frozenset(f"{_TOKENS} @=:(),;[]{{}}'")
 """What stands for itself between quotes, for every browser; not ``%``, which some decode (RFC 6266, appendix D)."""
+_NAME: Final = f"{_TOKENS}%'*"
+"""What a field's name may have besides letters and digits (``tchar``, RFC 9110 § 5.6.2)."""
 _CONTROLS: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """Controls, what turns text around (U+202E), lone surrogates, line and paragraph separators."""
 _OURS: Final = frozenset(
@@ -52,13 +54,17 @@ def response_headers(
         extra: The caller's fields, on every answer; a ``Cache-Control`` takes the place of ours.
 
     Raises:
-        InvalidInputError: ``filename`` is none, or ``extra`` has a field that follows from the archive.
+        InvalidInputError: ``filename`` is none, or ``extra`` has a field that follows from the archive, or one that
+            is none.
     """
     disposition = content_disposition(filename)  # also where it is not sent: a bad name shows at once
     added = list(extra)
     names = {name.lower() for name, _ in added}
     if taken := sorted(names & _OURS):
         raise InvalidInputError(f"{taken[0]} follows from the archive and the request: leave it away")
+    for name, value in added:
+        if not _is_field(name, value):  # the value may be a secret
+            raise InvalidInputError(f"a header field cannot be sent, its name or value: {name!a:.100}")
     fields = list(answer.headers)
     if answer.is_archive:
         fields += [("Content-Type", "application/x-tar"), ("Content-Disposition", disposition)]
@@ -66,6 +72,12 @@ def response_headers(
         has_etag = any(name == "ETag" for name, _ in answer.headers)
         fields.append(("Cache-Control", f"{'no-cache' if has_etag else 'no-store'}, no-transform"))
     return fields + added
+
+
+def _is_field(name: str, value: str) -> bool:
+    """Tell whether a field can be sent, by RFC 9110 § 5.1 and 5.5: servers see it too, but after the answer has begun."""
+    is_token = name != "" and all(char.isascii() and (char.isalnum() or char in _NAME) for char in name)
+    return is_token and all(char == "\t" or unicodedata.category(char) != "Cc" for char in value)
 
 
 def content_disposition(filename: str) -> str:

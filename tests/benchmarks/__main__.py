@@ -25,6 +25,7 @@ BENCHMARKS = {
     "memory": "the command's peak memory; files that it leaves room for",
     "loop": "a heartbeat on the event loop during a save",
     "resume": "killed at random moments and resumed",
+    "web": "a download from a server beside a bare handler's; twenty at once",
     "scaling": "sizes, numbers of layers, jobs, latency",
     "plot": "the picture of what speed measured last; needs --plot",
 }
@@ -34,6 +35,7 @@ PROGRAMS = {
     "memory": ("skopeo", "docker-registry"),
     "loop": ("skopeo", "docker-registry"),
     "resume": ("skopeo", "docker-registry"),
+    "web": ("skopeo", "docker-registry", "curl"),
 }
 """What they need besides Python."""
 

@@ -22,12 +22,14 @@ import aiohttp
 import pytest
 import trustme
 
-from aiodockersave import Digest, Platform, Reference, Source
+from aiodockersave import Digest, ImageSpec, Plan, Platform, Reference, Source, plan_archive
 from aiodockersave.preparing import default_platform
-from tests.images import Image, archive_of, make_image, make_layer
+from tests.images import Image, archive_of, make_image, make_layer, read_layout
 from tests.test_examples import EXAMPLES, LIMIT, example, serving, until
+from tests.web.site import Depot, DepotError, own_tasks
 
-from .programs import Podman, ProgramError, Registry, push_layout, run, running_registry
+from .daemons import Dockerd
+from .programs import Loaded, Podman, ProgramError, Registry, push_layout, run, running_registry
 from .pushing import Entry, attestation_of, push, push_index
 
 HELLO = EXAMPLES / "hello"
@@ -64,6 +66,55 @@ def test_make_hello(tmp_path: Path) -> None:
     assert (tmp_path / "hello" / "blobs" / "sha256" / digest.removeprefix("sha256:")).exists()
     for layout in (tmp_path / "hello", HELLO):
         assert layer_of(layout) == ["hello", "hello.txt"]
+
+
+# ── into a daemon's API ──
+
+LOADED = make_image(
+    make_layer({"data": random.Random(5).randbytes(3_000_000)}, None), repo_tags=["example.com/data:1.0"]
+)
+
+
+def plan_of(image: Image) -> Plan:
+    return plan_archive([ImageSpec(image.config, image.manifest, image.repo_tags)])
+
+
+def test_docker_load(dockerd: Dockerd) -> None:
+    said = example("docker_load.py", dockerd.socket)
+    image = read_layout(HELLO, "latest")
+    assert said.splitlines()[-1] == "Loaded image: example.com/hello:1.0"
+    diff_ids = [str(layer.diff_id) for layer in image.layers]
+    assert dockerd.loaded("example.com/hello:1.0") == Loaded(str(image.image_id), diff_ids)
+
+
+def test_docker_load_without_docker(tmp_path: Path) -> None:
+    with pytest.raises(ProgramError, match=r"exit code 1\nnot loaded: ") as caught:
+        example("docker_load.py", tmp_path / "docker.sock")
+    assert len(caught.value.output.splitlines()) == 1
+
+
+async def test_docker_load_from_a_source_that_fails(dockerd: Dockerd) -> None:
+    depot = Depot(LOADED)
+    depot.fails_at = 2_000_000
+    module = load_example("docker_load.py")
+    with pytest.raises(aiohttp.ClientError) as caught:
+        await module.load(str(dockerd.socket), plan_of(LOADED), depot)
+    assert isinstance(caught.value.__cause__, DepotError)
+    assert (depot.open, own_tasks()) == (0, [])
+    assert dockerd.ask("GET", "/images/json") == b"[]\n"
+    said: list[str] = []
+    await module.load(str(dockerd.socket), plan_of(LOADED), depot, said.append)  # it fails once
+    assert said == ["Loaded image: example.com/data:1.0"]
+
+
+async def test_docker_load_of_what_the_daemon_refuses(dockerd: Dockerd) -> None:
+    """It says so in a body that began with status 200."""
+    config = make_image(make_layer({"other": b""})).config
+    image = make_image(*LOADED.layers, config_bytes=config, repo_tags=LOADED.repo_tags)
+    depot, module = Depot(image), load_example("docker_load.py")
+    with pytest.raises(module.LoadError, match="invalid diffID"):
+        await module.load(str(dockerd.socket), plan_of(image), depot)
+    assert (depot.open, own_tasks()) == (0, [])
 
 
 # ── from a registry to a file ──

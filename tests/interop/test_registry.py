@@ -26,6 +26,10 @@ import trustme
 from aiodockersave import (
     AuthenticationError,
     Digest,
+    Event,
+    ImageRequest,
+    LayerFinished,
+    LayerReused,
     Platform,
     PlatformNotFoundError,
     RegistryError,
@@ -33,10 +37,10 @@ from aiodockersave import (
     SourceError,
     TransferError,
     UnsupportedImageError,
+    save,
 )
 from aiodockersave.formats import Layers
 from aiodockersave.model import OCI_LAYER_GZIP, Descriptor
-from aiodockersave import Event, ImageRequest, LayerFinished, LayerReused, save
 from aiodockersave.sources.credentials import Credentials, MappingCredentials, StaticCredentials
 from aiodockersave.sources.registry import RegistrySource
 from tests.images import EXAMPLES, Image, Layer, archive_of, layer_tar, make_image, make_layer, read_layout

@@ -1,7 +1,8 @@
 """Every system call on the output file fails once, or is the last thing the process does.
 
 strace makes the faults: the run is made once to count the calls, then once per call and fault. After each, the old file is
-untouched or the new one is whole, the exit code says which, there is one line on standard error, and nothing is left behind.
+untouched or the new one is whole, the exit code says which, there is one line on standard error, and nothing is left behind
+but, with ``--resume``, a part file that the next run goes on with.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from tests.images import make_image, make_layer, write_layout
+from aiodockersave import plan_archive
+from aiodockersave._part_file import part_name
+from tests.images import Image, make_image, make_layer, write_layout
 
 from . import one_thread
 
@@ -32,7 +35,7 @@ MODES = ("keep", "decompress")
 FAULTS = ("ENOSPC", "EIO", "EINTR", "SIGKILL")
 # Calls that change or settle a file; reading its state is left alone.
 CALLS = (
-    "openat", "fchmod", "ftruncate", "lseek", "write", "pwrite64", "fsync", "fstat", "newfstatat",
+    "openat", "getdents64", "flock", "fchmod", "ftruncate", "lseek", "write", "pwrite64", "fsync", "fstat", "newfstatat",
     "rename", "renameat", "renameat2", "unlink", "unlinkat", "close",
 )  # fmt: skip
 
@@ -44,6 +47,7 @@ class Bench:
     folder: Path
     layout: Path
     log: Path
+    image: Image
     options: list[str] = field(default_factory=list)
 
     @property
@@ -52,6 +56,8 @@ class Bench:
 
     @property
     def temporary(self) -> str:
+        if "--resume" in self.options:
+            return part_name("out.tar", plan_archive([self.image.spec]).etag)
         return f".out.tar.{one_thread.TOKEN}.tmp"
 
     def clear(self) -> None:
@@ -84,17 +90,16 @@ class Bench:
         ]
         for path in watched:
             argv += ["-P", path]
-        argv += [
-            *inject,
-            sys.executable,
-            one_thread.__file__,
-            "save",
-            f"oci:{self.layout}=a:1",
-            "-o",
-            self.target,
-        ]
+        return self._run([*argv, *inject])
+
+    def go_on(self) -> subprocess.CompletedProcess[bytes]:
+        """Run the command once more, on what the last run left."""
+        return self._run([])
+
+    def _run(self, prefix: Sequence[str | Path]) -> subprocess.CompletedProcess[bytes]:
+        save = ["save", f"oci:{self.layout}=a:1", "-o", str(self.target), "--progress", "none"]
         return subprocess.run(
-            [*argv, "--progress", "none", *self.options],
+            [*prefix, sys.executable, one_thread.__file__, *save, *self.options],
             check=False,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -124,8 +129,9 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     )  # several writes, and a header that comes last
     layout, folder = tmp_path / "layout", tmp_path / "out"
     folder.mkdir()
-    write_layout(layout, {"latest": make_image(layer)})
-    bench = Bench(folder, layout, tmp_path / "strace.log")
+    image = make_image(layer, repo_tags=["a:1"])
+    write_layout(layout, {"latest": image})
+    bench = Bench(folder, layout, tmp_path / "strace.log", image)
     yield bench
     bench.clear()  # what a killed process left
 
@@ -150,10 +156,10 @@ def order(bench: Bench) -> list[str]:
 SAFE_ORDER = ["write", "fsync file", "rename", "fsync directory"]
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_order_of_the_calls(bench: Bench, mode: str) -> None:
+@pytest.mark.parametrize("options", [*(["--layers", mode] for mode in MODES), ["--resume"]], ids=" ".join)
+def test_order_of_the_calls(bench: Bench, options: list[str]) -> None:
     """Bytes reach the disk before the name does, and the name before success is said."""
-    bench.options = ["--layers", mode]
+    bench.options = options
     assert bench.run("-y").returncode == 0
     assert order(bench) == SAFE_ORDER
 
@@ -205,3 +211,57 @@ def test_every_call_fails_once(bench: Bench, mode: str) -> None:
         except AssertionError as error:
             problems.append(f"{name} {k} {fault}: {error}")
     assert not problems, "\n".join(problems)
+
+
+def check_resumable(bench: Bench, run: subprocess.CompletedProcess[bytes], new: str, fault: str) -> None:
+    data = bench.target.read_bytes()
+    whole = hashlib.sha256(data).hexdigest() == new
+    assert whole or data == OLD
+    assert set(bench.left_over()) <= {bench.temporary}
+    if fault == "SIGKILL":
+        assert run.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL)
+    else:
+        assert run.returncode in (0, 1), run.stderr
+        assert whole or run.returncode == 1, "success was said of a file that is not there"
+        assert b"Traceback" not in run.stderr
+        assert len(run.stderr.splitlines()) == 1, run.stderr
+        # Said is what is there, unless the very look at it is what failed.
+        said = f"kept in {bench.folder / bench.temporary};".encode() in run.stderr
+        assert not said or bench.left_over(), run.stderr
+    again = bench.go_on()
+    assert again.returncode == 0, again.stderr
+    assert hashlib.sha256(bench.target.read_bytes()).hexdigest() == new
+    assert bench.left_over() == []
+
+
+def torture_the_part_file(bench: Bench, sample: int | None) -> None:
+    bench.options = ["--resume"]
+    first = bench.run()
+    assert first.returncode == 0, first.stderr
+    new = hashlib.sha256(bench.target.read_bytes()).hexdigest()
+    counts = bench.counts()
+    assert {"openat", "getdents64", "flock", "pwrite64", "ftruncate", "fsync"} <= counts.keys()
+    chosen = list(faults(counts))
+    if sample is not None:
+        chosen = random.Random("part file").sample(chosen, sample)
+    problems = []
+    for name, k, fault in chosen:
+        what = f"signal={fault}" if fault == "SIGKILL" else f"error={fault}"
+        run = bench.run(f"--inject={name}:{what}:when={k}")
+        try:
+            check_resumable(bench, run, new, fault)
+        except AssertionError as error:
+            problems.append(f"{name} {k} {fault}: {error}")
+    assert not problems, "\n".join(problems)
+
+
+@pytest.mark.timeout(120)
+def test_some_calls_on_a_part_file_fail_once(bench: Bench) -> None:
+    torture_the_part_file(bench, sample=12)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_every_call_on_a_part_file_fails_once(bench: Bench) -> None:
+    """And whatever is left by that, the next run makes the archive of it."""
+    torture_the_part_file(bench, sample=None)

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from aiodockersave import DockerSaveError, Platform
+from aiodockersave import DockerSaveError, ImageRequest, Platform, save
 from aiodockersave.formats import Layers
-from aiodockersave import ImageRequest, save
 from aiodockersave.sources.credentials import Credentials
 from aiodockersave.sources.registry import RegistrySource, Timeouts
 from tests.images import make_image, make_layer

@@ -1,0 +1,107 @@
+"""A source of whole images in memory, which starts inside blobs, tells their ends, and keeps what was asked of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+
+from aiodockersave import Descriptor, Digest, ImageRequest, Platform, ResolvedImage
+from tests.images import Image
+
+
+class StoreFailedError(Exception):
+    """What a store raises where it was told to fail."""
+
+
+class Store:
+    """Images by name; only what it is told to be is out of the ordinary.
+
+    Attributes:
+        images: What it has, by reference.
+        blobs: The bytes of their layers.
+        chunk_size: Bytes that are given at once.
+        starts_inside: Whether a blob can be had without its beginning.
+        fails_at: Behind so many bytes of a blob an error is raised; -1 for when it is opened.
+        ends: What is said to be the last bytes of a blob, in the place of the truth; an error is raised.
+        on_chunk: Is awaited before each chunk, with the blob and the position.
+        openings: What was opened, in order: the blob, and where it was started.
+        given: How many bytes of a blob were given.
+        open_now: How many blobs are open.
+        most_open: How many were open at once.
+    """
+
+    def __init__(self, images: Mapping[str, Image], *, chunk_size: int = 300) -> None:
+        self.images = dict(images)
+        self.blobs = {
+            layer.descriptor.digest: layer.blob for image in images.values() for layer in image.layers
+        }
+        self.chunk_size = chunk_size
+        self.starts_inside = True
+        self.fails_at: dict[Digest, int] = {}
+        self.ends: dict[Digest, bytes | BaseException | None] = {}
+        self.on_chunk: Callable[[Digest, int], object] | None = None
+        self.openings: list[tuple[Digest, int]] = []
+        self.given: Counter[Digest] = Counter()
+        self.open_now = 0
+        self.most_open = 0
+
+    def requests(self, *names: str) -> list[ImageRequest]:
+        """Ask for images, all of them if none is named, with the tags that they were made with."""
+        return [ImageRequest(self, name, self.images[name].repo_tags) for name in names or self.images]
+
+    @property
+    def size(self) -> int:
+        """The bytes of all blobs."""
+        return sum(map(len, self.blobs.values()))
+
+    async def resolve(self, reference: str, platform: Platform) -> ResolvedImage:
+        """Find an image."""
+        await asyncio.sleep(0)
+        image = self.images[reference]
+        return ResolvedImage(reference, image.manifest, image.config)
+
+    @contextlib.asynccontextmanager
+    async def open_blob(
+        self, descriptor: Descriptor, *, start: int = 0, stop: int | None = None
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Open a blob."""
+        if not self.starts_inside and (start or stop is not None):
+            raise NotImplementedError("gives blobs as a whole")
+        self.openings.append((descriptor.digest, start))
+        if self.fails_at.get(descriptor.digest) == -1:
+            raise StoreFailedError
+        self.open_now += 1
+        self.most_open = max(self.most_open, self.open_now)
+        try:
+            await asyncio.sleep(0)
+            yield self._chunks(descriptor.digest, start)
+        finally:
+            try:
+                await asyncio.sleep(0)
+            finally:
+                self.open_now -= 1
+
+    async def _chunks(self, digest: Digest, start: int) -> AsyncIterator[bytes]:
+        blob = self.blobs[digest]
+        stop = self.fails_at.get(digest, len(blob))
+        for position in range(start, stop, self.chunk_size):
+            waiting = self.on_chunk and self.on_chunk(digest, position)
+            if asyncio.iscoroutine(waiting):
+                await waiting
+            else:
+                await asyncio.sleep(0)
+            chunk = blob[position : min(stop, position + self.chunk_size)]
+            self.given[digest] += len(chunk)
+            yield chunk
+        if digest in self.fails_at:
+            raise StoreFailedError
+
+    async def last_bytes(self, descriptor: Descriptor, count: int) -> bytes | None:
+        """Return the end of a blob, or what was said to be it."""
+        await asyncio.sleep(0)
+        end = self.ends.get(descriptor.digest, self.blobs[descriptor.digest][-count:])
+        if isinstance(end, BaseException):
+            raise end
+        return end

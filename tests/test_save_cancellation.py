@@ -1,0 +1,339 @@
+"""A whole save, interrupted at every suspension of every task that it starts.
+
+``save`` reads several blobs at once, each in a task of its own, so there are more suspensions than those of the task
+that called it. At each of them the caller is cancelled. Afterwards the target is the old one or whole, and nothing is
+left: no task, no file, no open blob, no call in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import types
+from collections.abc import Callable, Coroutine, Generator, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from blockbuster import BlockBuster
+
+from aiodockersave import (
+    Digest,
+    archive_file,
+    filling,
+    intake,
+    kept_file,
+    output,
+    pipeline,
+    placing,
+    plain_file,
+    preparing,
+    save,
+    sinks,
+    staging,
+    syncing,
+)
+
+from .images import Image, ListSink, MemorySink, archive_of, make_image, make_layer
+from .interruption import (
+    Driver,
+    TickWorker,
+    Way,
+    by_cancel_scope,
+    by_task_cancel,
+    by_task_cancel_when_ready,
+    by_timeout,
+    outcome_of,
+    running_task,
+)
+from .scenario import SUSPENSIONS_AFTER
+from .support.stores import Store
+
+T = TypeVar("T")
+
+LIMIT = 20.0  # seconds for anything that is waited for
+OLD = b"the archive that was here before"
+ROOMS = (archive_file, intake, kept_file, output, pipeline, plain_file, preparing, sinks, staging, syncing)
+
+
+class TasksDriver(Driver):
+    """Counts the suspensions of every task that the work starts as well, and fires at one of them."""
+
+    def __init__(self, at: int = 0, *, twice: bool = False) -> None:
+        super().__init__(at, twice=twice)
+        self._caller: asyncio.Task[Any] | None = None
+
+    @types.coroutine
+    def drive(self, coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
+        loop = asyncio.get_running_loop()
+        self._caller = running_task()
+        loop.set_task_factory(self._new_task)
+        try:
+            return (yield from super().drive(coroutine))
+        finally:
+            loop.set_task_factory(None)
+
+    def _new_task(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+        async def counted() -> Any:
+            return await self._count(coroutine)
+
+        return asyncio.Task(counted(), loop=loop, **options)
+
+    @types.coroutine
+    def _count(self, coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
+        resume: Callable[[Any], Any] = coroutine.send
+        value: Any = None
+        while True:
+            try:
+                waited_for = resume(value)
+            except StopIteration as stop:
+                return stop.value  # type: ignore[no-any-return]
+            self._suspending()
+            resume = coroutine.send
+            try:
+                value = yield waited_for
+            except BaseException as exc:
+                resume, value = coroutine.throw, exc
+
+    def _suspending(self) -> None:
+        self.suspensions += 1
+        if self.thrown and asyncio.current_task() is self._caller:
+            self.suspensions_after += 1
+        if self.suspensions == self.at:
+            self.fire()
+        elif self._twice and self.suspensions == self.at + 1:
+            assert self._caller is not None
+            self.cancelled_twice = self._caller.cancel()
+
+
+IMAGE = make_image(make_layer(b"one" * 400, None), make_layer({"two": b"2"}), repo_tags=["a:1"])
+TWO = make_image(IMAGE.layers[0], make_layer(b"3" * 512), author="two", repo_tags=["b:2"])
+
+
+@dataclass
+class Case:
+    """One kind of save.
+
+    Attributes:
+        name: The test's id.
+        options: Those of ``save``.
+        make_sink: Makes a sink of the caller's; None for a path.
+        images: What is saved.
+    """
+
+    name: str
+    options: dict[str, Any]
+    make_sink: Callable[[], Any] | None = None
+    images: dict[str, Image] = field(default_factory=lambda: {"one": IMAGE})
+
+    def __str__(self) -> str:
+        return self.name
+
+
+CASES = [
+    Case("keep", {"jobs": 2}),
+    Case("keep, one job", {"jobs": 1}),
+    Case("keep, several images", {"jobs": 3}, images={"one": IMAGE, "two": TWO}),
+    Case("resume", {"jobs": 2, "resume": True}),
+    Case("decompress", {"jobs": 2, "layers": "decompress"}),
+    Case("decompress, one job", {"jobs": 1, "layers": "decompress"}),
+    Case("fsync and checksum", {"jobs": 2, "fsync": True, "checksum": True}),
+    Case("into a stream", {"jobs": 2}, ListSink),
+    Case("into a stream, decompressed", {"jobs": 2, "layers": "decompress"}, ListSink),
+    Case("into a sink with powers", {"jobs": 2, "layers": "decompress"}, MemorySink),
+]
+
+
+@pytest.fixture(autouse=True)
+def _small_and_on_one_thread(monkeypatch: pytest.MonkeyPatch, nothing_blocks: BlockBuster) -> Iterator[None]:
+    """Several batches for each blob, and threads that are none: the same run twice is the same run."""
+    nothing_blocks.deactivate()  # what a thread would do is done by the loop
+    for room in ROOMS:
+        monkeypatch.setattr(room, "Worker", partial(TickWorker, ticks=2))
+    monkeypatch.setattr(filling, "BATCH_SIZE", 600)
+    monkeypatch.setattr(placing, "PIECE", 2000)
+    monkeypatch.setattr(syncing, "_PORTION", 1000)
+    yield
+    assert TickWorker.unfinished == 0
+
+
+class Desk:
+    """A folder with an old archive, and saves that replace it, or write into a sink."""
+
+    def __init__(self, folder: Path, case: Case, whole: bytes) -> None:
+        self.target = folder / "a.tar"
+        self.case = case
+        self.whole = whole
+        self.sink = case.make_sink() if case.make_sink else None
+        self.store = Store(case.images, chunk_size=60)
+        self.has_ended = False
+        self.raised: BaseException | None = None
+        if self.sink is None:
+            self.target.write_bytes(OLD)
+
+    async def save(self) -> None:
+        tasks = asyncio.all_tasks()
+        options: dict[str, Any] = {"fsync": False, "progress": lambda _: None} | self.case.options
+        try:
+            await save(self.store.requests(), self.target if self.sink is None else self.sink, **options)
+        except BaseException as exc:
+            self.raised = exc
+            raise
+        finally:
+            # As it is in the moment in which the call ends.
+            self.has_ended = True
+            assert asyncio.all_tasks() - tasks == set()
+            assert TickWorker.unfinished == 0
+            assert self.store.open_now == 0
+
+    def check(self) -> bool:
+        """Look at what is there, and tell whether it is whole."""
+        if self.sink is not None:
+            data = self.sink.getvalue()
+            assert self.whole.startswith(data)
+            return bool(data == self.whole)
+        data = self.target.read_bytes()
+        assert data in (OLD, self.whole)
+        names = {path.name for path in self.target.parent.iterdir()} - {"a.tar"}
+        if self.case.options.get("resume") and data == OLD:
+            assert all(name.endswith(".part") for name in names)
+            notes = getattr(self.raised, "__notes__", [])
+            assert bool(names) == any("is kept in" in note for note in notes)
+        else:
+            assert names == set()
+        return data == self.whole
+
+
+async def interrupt_everywhere(case: Case, way: Way, folder: Path, *, twice: bool) -> None:
+    whole = await archive_of(case.images.values(), layers=case.options.get("layers", "keep"))
+    outcomes = set()
+    at = 0
+    while True:
+        at += 1
+        desk = Desk(folder, case, whole)
+        driver = TasksDriver(at, twice=twice)
+        try:
+            async with asyncio.timeout(LIMIT):
+                await asyncio.create_task(way(driver, desk.save))
+            assert desk.has_ended
+            is_whole = desk.check()
+            assert driver.suspensions_after <= SUSPENSIONS_AFTER
+            assert is_whole or driver.thrown, "it has ended, and the archive is not there"
+            if case.options.get("resume") and not is_whole:
+                await desk.save()
+                assert desk.check()
+        except BaseException as exc:
+            exc.add_note(f"interrupted at suspension {at} of {driver.suspensions}")
+            raise
+        outcomes.add(is_whole)
+        if driver.suspensions < at:
+            break
+    assert outcomes == {False, True}
+    assert at > 20
+
+
+@pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])
+@pytest.mark.parametrize("way", [by_task_cancel, by_timeout, by_cancel_scope])
+@pytest.mark.parametrize("case", CASES, ids=str)
+async def test_every_suspension_of_every_task(case: Case, way: Way, twice: bool, tmp_path: Path) -> None:
+    try:
+        await interrupt_everywhere(case, way, tmp_path, twice=twice)
+    finally:
+        for path in tmp_path.iterdir():
+            path.unlink()
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+async def test_every_suspension_when_what_is_waited_for_is_ready(case: Case, tmp_path: Path) -> None:
+    try:
+        await interrupt_everywhere(case, by_task_cancel_when_ready, tmp_path, twice=False)
+    finally:
+        for path in tmp_path.iterdir():
+            path.unlink()
+
+
+# ── what hangs ──
+
+
+class HangingStore(Store):
+    """Does not end to close a blob until it is cancelled once more."""
+
+    def __init__(self, images: dict[str, Image]) -> None:
+        super().__init__(images)
+        self.is_closing = asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def open_blob(self, *args: Any, **options: Any) -> Any:
+        async with super().open_blob(*args, **options) as chunks:
+            try:
+                yield chunks
+            except asyncio.CancelledError:
+                self.is_closing.set()
+                await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("layers", ["keep", "decompress"])
+@pytest.mark.parametrize("jobs", [1, 2])
+async def test_a_source_that_hangs_while_it_is_closed_can_be_cancelled(
+    jobs: int, layers: Any, tmp_path: Path
+) -> None:
+    store = HangingStore({"one": IMAGE})
+    reading = []
+
+    async def hang(digest: Digest, position: int) -> None:
+        reading.append(digest)
+        await asyncio.Event().wait()
+
+    store.on_chunk = hang
+    saving = asyncio.ensure_future(
+        outcome_of(save(store.requests(), tmp_path / "a.tar", layers=layers, jobs=jobs, fsync=False))
+    )
+    async with asyncio.timeout(LIMIT):
+        while len(reading) < jobs:
+            await asyncio.sleep(0)
+    saving.cancel()
+    async with asyncio.timeout(LIMIT):
+        await store.is_closing.wait()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not saving.done()
+    saving.cancel()
+    async with asyncio.timeout(LIMIT):
+        assert isinstance(await saving, asyncio.CancelledError)
+    assert store.open_now == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("layers", ["keep", "decompress"])
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_save_that_is_closed_leaves_no_temporary_file(jobs: int, layers: Any, tmp_path: Path) -> None:
+    """As where a loop was stopped, and its coroutines are closed: nothing can be awaited any more."""
+    store = Store({"one": IMAGE})
+
+    async def until_inside() -> asyncio.Task[Any]:
+        inside = asyncio.Event()
+
+        async def hang(digest: Digest, position: int) -> None:
+            inside.set()
+            await asyncio.Event().wait()
+
+        store.on_chunk = hang
+        task = asyncio.ensure_future(
+            save(store.requests(), tmp_path / "a.tar", layers=layers, jobs=jobs, fsync=False)
+        )
+        await asyncio.wait_for(inside.wait(), LIMIT)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        return task
+
+    loop = asyncio.new_event_loop()
+    task = loop.run_until_complete(until_inside())
+    tasks: list[Any] = [task, *(asyncio.all_tasks(loop) - {task})]
+    loop.close()
+    for each in tasks:
+        each._log_destroy_pending = False
+        with contextlib.suppress(RuntimeError):  # of the store, which would wait
+            each.get_coro().close()
+    assert list(tmp_path.iterdir()) == []

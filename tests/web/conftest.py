@@ -1,0 +1,25 @@
+"""What servers keep for the life of a process is made before anything is counted."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from .servers import App, granian_server
+
+
+@pytest.fixture(scope="session")
+def granian_is_warm() -> None:
+    """Start granian once: its runtime keeps a pair of sockets for signals."""
+
+    async def start() -> None:
+        async with granian_server(App(_nothing, _nothing)):
+            pass
+
+    asyncio.run(start())
+
+
+async def _nothing(*_: object) -> Any:
+    raise NotImplementedError

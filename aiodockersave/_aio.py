@@ -230,9 +230,13 @@ async def run_together(*calls: Callable[[], Coroutine[Any, Any, None]]) -> None:
     if len(calls) == 1:
         return await calls[0]()
     tasks = [asyncio.ensure_future(call()) for call in calls]
+    running = set(tasks)
+    failed: list[asyncio.Task[None]] = []
     async with ending(lambda: tasks):
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-        failed = [task for task in tasks if task in done and (task.cancelled() or task.exception())]
+        while running and not failed:
+            # Not FIRST_EXCEPTION, for which a task that was cancelled from within has not failed.
+            done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            failed = [task for task in tasks if task in done and (task.cancelled() or task.exception())]
     return failed[0].result() if failed else None
 
 
@@ -253,8 +257,8 @@ async def ending(tasks: Callable[[], Iterable[asyncio.Task[Any]]]) -> AsyncGener
 async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancel what still runs, and wait until all has ended. What was raised there is left to whoever looks at it.
 
-    Something foreign may be closed there, which need not end by itself: so a cancel is passed on, as by
-    :func:`wait_for_end`.
+    Something foreign may be closed there, which need not end by itself: so a cancel is passed on, and that of a cancel
+    scope around as often as it comes, as if all were done in this task.
 
     Cancel: is raised after that.
     """
@@ -262,15 +266,14 @@ async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
     for task in waiting:
         task.cancel()
     cancelled: asyncio.CancelledError | None = None
-    with CancelScope(shield=True):
-        while waiting:
-            try:
-                await asyncio.wait(waiting)
-            except asyncio.CancelledError as exc:
-                cancelled = cancelled or exc
-                for task in waiting:
-                    task.cancel()
-            waiting = [task for task in waiting if not task.done()]
+    while waiting:
+        try:
+            await asyncio.wait(waiting)
+        except asyncio.CancelledError as exc:
+            cancelled = cancelled or exc
+            for task in waiting:
+                task.cancel()
+        waiting = [task for task in waiting if not task.done()]
     for task in tasks:
         if not task.cancelled():
             task.exception()  # looked at, so that nobody complains that none did

@@ -113,7 +113,7 @@ class Call:
                 raise asyncio.CancelledError from raised or fault
             if raised is not None:
                 raise raised
-            if isinstance(fault, asyncio.CancelledError):
+            if isinstance(fault, asyncio.CancelledError) and not self._task.cancelling():
                 # Nobody cancelled the task. Raised as it is, it would end the task silently, and lose the layer.
                 raise ContentError("the content cancelled its reader and gave no reason") from fault
             if fault is not None:

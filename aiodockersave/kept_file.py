@@ -113,8 +113,9 @@ class _Kept:
             return
         try:
             await self._fill(placement)
-        except ContentError:
-            if not start:
+        except Exception as exc:
+            # A source that is told of a wrong digest may have made an error of its own of it.
+            if not (start and (placement.is_wrong or isinstance(exc, ContentError))):
                 raise
             self._meter.retried(layer)
             await self._fill(self._new_placement())

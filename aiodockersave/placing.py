@@ -120,6 +120,7 @@ class KeptBlob:
 
     Attributes:
         position: How many of its bytes are hashed and in their place.
+        is_wrong: Whether all of them came, and have another digest.
 
     Args:
         fd: The file.
@@ -129,6 +130,7 @@ class KeptBlob:
 
     def __init__(self, fd: int, offset: int, descriptor: Descriptor) -> None:
         self.position = 0
+        self.is_wrong = False
         self._fd = fd
         self._offset = offset
         self._descriptor = descriptor
@@ -176,7 +178,9 @@ class KeptBlob:
 
     def finish(self) -> int:
         """Verify the digest."""
+        self.is_wrong = True  # unless the next line finds that it is not
         _check(self._hash, self._descriptor.digest, "blob", self._descriptor)
+        self.is_wrong = False
         return self.position
 
     def stop(self) -> None:
@@ -195,6 +199,7 @@ class PlainBlob:
 
     Attributes:
         position: How many bytes of the plain tar are in their place.
+        is_overfull: Whether there are more than its region has room for.
 
     Args:
         fd: The file; None to verify the blob only.
@@ -226,6 +231,7 @@ class PlainBlob:
         self._blob_hash = descriptor.digest.hasher()
         self._plain_hash = diff_id.hasher()
         self.position = 0
+        self.is_overfull = False
         self._taken = 0  # of what is not decompressed; a relay stores it later
         self._is_begun = False
         self._is_stopped = False
@@ -257,6 +263,7 @@ class PlainBlob:
 
     def _store(self, plain: Batch) -> None:
         if self._region is not None and self.position + len(plain) > self._region:
+            self.is_overfull = True
             raise RegionFullError
         self._plain_hash.update(plain)
         if self._fd is not None:

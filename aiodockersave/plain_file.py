@@ -30,7 +30,7 @@ from .errors import DockerSaveError
 from .filling import fetch, fill
 from .formats import Format, new_builder
 from .model import OCI_LAYER, Descriptor, compression
-from .placing import Lane, PlainBlob, RegionFullError, move_back, write_literals
+from .placing import Lane, PlainBlob, move_back, write_literals
 from .plan import ImageSpec, Plan, Segment, plan_archive
 from .preparing import naming
 from .sources import SupportsLastBytes
@@ -63,11 +63,11 @@ _MOVED: Final = 32 << 20
 
 def plausible_size(last: bytes, size: int) -> int | None:
     """Return the plain size that the last bytes of a gzip blob of ``size`` bytes tell, if it can be that of a tar."""
-    told = int.from_bytes(last[-_ISIZE:], "little")
-    least = int(_LEAST_RATIO * size) - 64
+    if len(last) != _ISIZE or not any(last):  # eStargz has an empty member at its end, which tells 0
+        return None
+    told, least = int.from_bytes(last, "little"), int(_LEAST_RATIO * size) - 64
     told += max(0, -(-(least - told) // _MODULUS)) * _MODULUS
-    is_possible = len(last) == _ISIZE and told % _RECORD == 0 and _RECORD <= told <= _MOST_RATIO * size
-    return told if is_possible else None
+    return told if told % _RECORD == 0 and _RECORD <= told <= _MOST_RATIO * size else None
 
 
 async def plain_size_hint(blob: Blob) -> int | None:
@@ -303,10 +303,9 @@ class _Filer:
             while self._start_some():
                 done, _ = await asyncio.wait(self._tasks(), return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
+                    task.result()  # one that failed stays in its table, to be looked at with the others
                     for tasks in (self._running, self._receiving, self._asking):
                         tasks.pop(task, None)
-                for task in done:
-                    task.result()
                 await self._replace()
 
     def _tasks(self) -> list[asyncio.Task[None]]:
@@ -403,7 +402,9 @@ class _Filer:
                     meter=self._books.meter,
                     written=self._written,
                 )
-            except RegionFullError:
+            except Exception:  # the source may have made one of its own of what it was told
+                if not placement.is_overfull:
+                    raise
                 self._layout.sizes[blob.diff_id] = None
                 del self._placed[blob.diff_id]
                 self._again(blob)

@@ -1,7 +1,7 @@
 """Images before their archive is written: what sources have is resolved, checked and planned.
 
 Everything that can be known ahead is found out here: a reference that is not there, an image that is none, a tag that
-is no name, one layer with two sizes. No layer is read.
+is no name, one layer with two sizes or two diff IDs. No layer is read.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from ._aio import Worker, run_together, running_task
-from .errors import DockerSaveError
+from .errors import DockerSaveError, InvalidInputError
 from .formats import Format, Image, Layers, check_choice, read_image
-from .model import Descriptor, Platform
+from .model import Descriptor, Digest, Platform
 from .plan import ImageSpec, Plan, plan_archive
 from .sources import ResolvedImage, Source
 
@@ -128,12 +128,31 @@ async def prepare(
             for each in prepared
         ]
         plan = await worker.run(plan_archive, specs, format=format)
+    else:
+        _check_layers(prepared)
     return Prepared(prepared, plan)
 
 
 def _check(request: ImageRequest, resolved: ResolvedImage) -> PreparedImage:
     image = read_image(resolved.config, resolved.manifest, _tags(request, resolved))
     return PreparedImage(request, resolved, image)
+
+
+def _check_layers(images: Sequence[PreparedImage]) -> None:
+    """Look whether images agree on their layers; where these are kept as they are, the plan does."""
+    known: dict[Digest, tuple[int | None, Digest]] = {}
+    for each in images:
+        with naming(each.request):
+            for layer, diff_id in zip(each.image.layers, each.image.config.diff_ids, strict=True):
+                size, other = known.setdefault(layer.digest, (layer.size, diff_id))
+                if layer.size != size:
+                    raise InvalidInputError(
+                        f"blob {layer.digest} has two sizes: {size} and {layer.size} bytes are promised"
+                    )
+                if diff_id != other:
+                    raise InvalidInputError(
+                        f"layer {layer.digest} stands for two diff IDs: {other} and {diff_id}"
+                    )
 
 
 def _tags(request: ImageRequest, resolved: ResolvedImage) -> Sequence[str]:

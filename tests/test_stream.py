@@ -319,6 +319,17 @@ async def test_the_next_blob_is_opened_when_the_one_before_has_begun_to_leave() 
     assert source.most_open <= 2
 
 
+async def test_the_next_blob_waits_while_much_of_this_one_is_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aiodockersave.stream.NEAR_END", 2000)
+    source = FakeSource(IMAGES, chunk_size=1000)
+    async with stream_plan(PLAN, source.open_blob) as chunks:
+        await anext(chunks)
+        for missing in (3000, 2000):  # the chunk that is held back was received
+            assert len(await anext(chunks)) == 1000
+            await turns()
+            assert source.order == [layer.digest for layer in LAYERS[: 1 if missing > 2000 else 2]]
+
+
 async def test_reading_ahead_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outgoing, "READ_AHEAD", 1000)
     source = FakeSource(IMAGES, chunk_size=100)

@@ -15,6 +15,7 @@ body, which no client takes for complete. A client that leaves is no error.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -100,11 +101,14 @@ class _BodyResponse(Response):
             if outcome is Outcome.STALLED:
                 raise TimeoutError(f"the client stalled for {self._send_timeout:g} s")
         except BaseException as exc:
-            if delivery.is_started and not client.drop(has_frame=has_frame) and isinstance(exc, Exception):
+            # A source that cancels itself: its cancel comes to who reads, and none was sent to this task.
+            is_stray = isinstance(exc, asyncio.CancelledError) and not running_task().cancelling()
+            is_fault = isinstance(exc, Exception) or is_stray
+            if delivery.is_started and not client.drop(has_frame=has_frame) and is_fault:
                 await self._spoil(client, delivery.sent, exc)
             raise
 
-    async def _spoil(self, client: _Client, sent: int, fault: Exception) -> None:
+    async def _spoil(self, client: _Client, sent: int, fault: BaseException) -> None:
         is_refused = False
         try:
             is_refused = await client.spoil()

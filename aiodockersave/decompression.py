@@ -126,7 +126,8 @@ class Decompressor:
         """
         self._check_drained()
         # What is left here is the beginning of a member's head: less than four bytes.
-        self._input = self._input[self._position :] + data
+        rest = self._input[self._position :]
+        self._input = rest + data if rest else data
         self._position = 0
         self._drained = False
 

@@ -3,7 +3,7 @@
 ::
 
     source ──chunks──▶ batches ──▶ thread: placement.take ──▶ … ──▶ placement.finish
-             loop                  one batch runs, one waits
+             loop                  one batch runs, some wait
 
 The loop only moves bytes on. Everything of a blob is over when :func:`fill` has returned or raised: its connection is
 closed, and no thread works for it.
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 __all__ = ["fetch", "fill"]
 
-BATCH_SIZE: Final = 512 << 10
+BATCH_SIZE: Final = 1 << 20
 """Bytes that are worth a hop to a thread."""
-_DEPTH: Final = 2
-"""Batches that a thread has been given: one runs, one waits."""
+_DEPTH: Final = 3
+"""Batches that a thread has been given: one runs, the others wait."""
 
 
 async def fill(

@@ -19,7 +19,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from queue import Queue
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from .content import Batch
 from .decompression import Compression, Decompressor, sniff
@@ -39,6 +39,8 @@ __all__ = [
     "write_at",
     "write_literals",
 ]
+
+T = TypeVar("T")
 
 PIECE: Final = 1 << 20
 """Bytes that are decompressed, hashed and written at once."""
@@ -240,10 +242,19 @@ class PlainBlob:
 
     def take(self, batch: Sequence[Batch]) -> None:
         """Hash and decompress bytes, and store what comes of them."""
-        data = b"".join(batch)
         if not self._is_begun:  # a batch is small only where the blob is
-            self._begin(sniff(data[:4]))
-        self._lane.hashing.put(self._blob_hash.update, data)
+            self._begin(sniff(b"".join(batch)[:4]))
+        self._lane.hashing.put(self._hash_blob, batch)
+        for data in batch:
+            if self._is_stopped:
+                return
+            self._expand(bytes(data))
+
+    def _hash_blob(self, batch: Sequence[Batch]) -> None:
+        for data in batch:
+            self._blob_hash.update(data)
+
+    def _expand(self, data: bytes) -> None:
         if self._decompressor is None:
             self._taken += len(data)
             if self._taken > self._limit:
@@ -312,14 +323,12 @@ class Relay:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._queue: Queue[tuple[Callable[[Batch], None], Batch] | threading.Event | None] = Queue(
-            _RELAY_DEPTH
-        )
+        self._queue: Queue[tuple[Callable[[Any], None], Any] | threading.Event | None] = Queue(_RELAY_DEPTH)
         self._thread: threading.Thread | None = None
         self._fault: BaseException | None = None
         self._is_dropping = False
 
-    def put(self, call: Callable[[Batch], None], data: Batch) -> None:
+    def put(self, call: Callable[[T], None], data: T) -> None:
         """Hand over a call, once there is room. Raises what an earlier one raised."""
         self._check()
         if self._thread is None:

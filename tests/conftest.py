@@ -6,6 +6,7 @@ Also the two kinds of tests that are not always run: ``interop`` (real programs)
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import tempfile
 import threading
@@ -139,6 +140,16 @@ def _open_descriptors() -> set[str]:
         except OSError:  # the descriptor of the listing itself
             continue
     return found
+
+
+@pytest.fixture(autouse=True)
+def log_as_it_was() -> Iterator[None]:
+    """Take back what a command that ran in this process has made of the package's logger."""
+    logger = logging.getLogger("aiodockersave")
+    level, handlers = logger.level, list(logger.handlers)
+    yield
+    logger.setLevel(level)
+    logger.handlers[:] = handlers
 
 
 # ── nothing blocks the loop's thread ──

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -49,6 +50,9 @@ def get_ready(images: Sequence[ImageArgument]) -> None:
         from aiodockersave.sources._importing import load_aiohttp_for_us_alone  # noqa: PLC0415 - not for layouts
 
         load_aiohttp_for_us_alone()
+    if not gc.isenabled():  # as the entry has it, until all is imported
+        gc.freeze()
+        gc.enable()
 
 
 class Sources:

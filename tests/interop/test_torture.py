@@ -201,7 +201,7 @@ def test_every_call_fails_once(bench: Bench, mode: str) -> None:
     assert first.returncode == 0, first.stderr
     new = hashlib.sha256(bench.target.read_bytes()).hexdigest()
     counts = bench.counts()
-    assert {"openat", "write", "fsync"} <= counts.keys()
+    assert {"openat", "pwrite64", "fsync"} <= counts.keys()
     problems = []
     for name, k, fault in faults(counts):
         what = f"signal={fault}" if fault == "SIGKILL" else f"error={fault}"

@@ -228,8 +228,8 @@ class Disk:
 
 
 def most_fetched(jobs: int) -> int:
-    """Bytes that one interruption may cost: what waited for the thread, was being written, or joined to a batch."""
-    return jobs * ((filling._DEPTH + 1) * BATCH + CHUNK)
+    """Bytes that one interruption may cost: the batches that the thread has, one that waits, each a chunk too large."""
+    return jobs * (filling._DEPTH + 1) * (BATCH + CHUNK)
 
 
 # ── the matrix: what must give the right archive ──

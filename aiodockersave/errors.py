@@ -43,53 +43,34 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
+from ._text import one_line
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .model import Descriptor, Digest, Platform
-
-__all__ = [
-    "AuthenticationError",
-    "BlobNotFoundError",
-    "ConfigurationError",
-    "ContentError",
-    "ContentTooLargeError",
-    "DecompressionError",
-    "DigestMismatchError",
-    "DockerSaveError",
-    "EventLoopError",
-    "ImageConflictError",
-    "ImageNotFoundError",
-    "InsufficientSpaceError",
-    "InvalidDigestError",
-    "InvalidDocumentError",
-    "InvalidInputError",
-    "InvalidPlatformError",
-    "InvalidReferenceError",
-    "MissingDependencyError",
-    "PartFileError",
-    "PartFileLockedError",
-    "PlatformNotFoundError",
-    "RateLimitedError",
-    "RegistryError",
-    "SinkError",
-    "SizeMismatchError",
-    "SourceError",
-    "TransferError",
-    "UnsupportedImageError",
-    "WriterBrokenError",
-    "WriterClosedError",
-    "WriterError",
-]
 
 
 class DockerSaveError(Exception):
     """Root of every error that this package raises; ``str()`` is one line."""
 
     def __reduce__(self) -> tuple[object, ...]:
-        # The constructors of the subclasses take facts, not the message, so the default (call the
-        # class with ``args``) would fail for them: rebuild without a constructor.
+        # Constructors of subclasses take facts, not a message: the default, the class called with ``args``, fails.
         return _rebuild, (type(self), self.args, self.__dict__)
+
+
+class _FileError(DockerSaveError):
+    """A file or directory of ours or the user's is not usable.
+
+    Attributes:
+        path: The file or directory.
+        reason: What is wrong with it, and what to do.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{one_line(path)}: {reason}")
+        self.path = path
+        self.reason = reason
 
 
 def _rebuild(
@@ -108,46 +89,40 @@ class InvalidInputError(DockerSaveError, ValueError):
     """An argument is not usable; nothing was done."""
 
 
-class InvalidDigestError(InvalidInputError):
-    """A digest is not ``algorithm:encoded`` of a known algorithm.
+class _MalformedError(InvalidInputError):
+    """A text is not of its form.
 
     Attributes:
         text: What was given.
         reason: What is wrong with it.
     """
 
+    _kind = ""
+    _limit = 200
+
     def __init__(self, text: str, reason: str) -> None:
-        super().__init__(f"invalid digest {text!r:.200}: {reason}")
+        super().__init__(f"invalid {self._kind} {text!r:.{self._limit}}: {reason}")
         self.text = text
         self.reason = reason
 
 
-class InvalidReferenceError(InvalidInputError):
-    """A name is no image reference.
+class InvalidDigestError(_MalformedError):
+    """A digest is not ``algorithm:encoded`` of a known algorithm; ``text`` was given, and has the fault ``reason``."""
 
-    Attributes:
-        text: What was given.
-        reason: What is wrong with it.
-    """
-
-    def __init__(self, text: str, reason: str) -> None:
-        super().__init__(f"invalid reference {text!r:.300}: {reason}")
-        self.text = text
-        self.reason = reason
+    _kind = "digest"
 
 
-class InvalidPlatformError(InvalidInputError):
-    """A platform is not ``os/architecture[/variant]``.
+class InvalidReferenceError(_MalformedError):
+    """A name is no image reference; ``text`` was given, and has the fault ``reason``."""
 
-    Attributes:
-        text: What was given.
-        reason: What is wrong with it.
-    """
+    _kind = "reference"
+    _limit = 300
 
-    def __init__(self, text: str, reason: str) -> None:
-        super().__init__(f"invalid platform {text!r:.200}: {reason}")
-        self.text = text
-        self.reason = reason
+
+class InvalidPlatformError(_MalformedError):
+    """A platform is not ``os/architecture[/variant]``; ``text`` was given, and has the fault ``reason``."""
+
+    _kind = "platform"
 
 
 class InvalidDocumentError(DockerSaveError, ValueError):
@@ -415,18 +390,8 @@ class RateLimitedError(RegistryError):
         self.retry_after = retry_after
 
 
-class ConfigurationError(SourceError, ValueError):
-    """A file that says how to reach a registry is not usable: credentials, certificates.
-
-    Attributes:
-        path: The file or directory.
-        reason: What is wrong with it; never what stands in it.
-    """
-
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(f"{path if path.isprintable() else ascii(path)}: {reason}")
-        self.path = path
-        self.reason = reason
+class ConfigurationError(_FileError, SourceError, ValueError):
+    """A file that says how to reach a registry is not usable: credentials, certificates. What stands in it is not said."""
 
 
 # ── the target ──
@@ -451,18 +416,8 @@ class InsufficientSpaceError(DockerSaveError, OSError):
         self.available = available
 
 
-class PartFileError(DockerSaveError):
-    """A part file cannot be gone on with.
-
-    Attributes:
-        path: The part file.
-        reason: Why not, and what to do.
-    """
-
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(f"{path if path.isprintable() else ascii(path)}: {reason}")
-        self.path = path
-        self.reason = reason
+class PartFileError(_FileError):
+    """A part file cannot be gone on with."""
 
 
 class PartFileLockedError(PartFileError):

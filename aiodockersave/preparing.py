@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ._aio import Worker, run_together, running_task
+from ._text import one_line
 from .errors import DockerSaveError, InvalidInputError
 from .formats import Format, Image, Layers, check_choice, read_image
 from .model import Descriptor, Digest, Platform
@@ -165,6 +166,5 @@ def naming(request: ImageRequest) -> Generator[None, None, None]:
     try:
         yield
     except DockerSaveError as exc:
-        name = str(request)
-        exc.add_note(f"image {name if name.isprintable() else ascii(name):.300}")
+        exc.add_note(f"image {one_line(str(request)):.300}")
         raise

@@ -20,14 +20,18 @@ import threading
 import types
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator
+from pathlib import Path
 from typing import Any, ClassVar, ParamSpec, TypeVar
 
 import anyio
 
+import aiodockersave
 from aiodockersave._aio import Worker
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+PACKAGE = Path(aiodockersave.__file__).parent
 
 Work = Callable[[], Coroutine[Any, Any, Any]]
 Way = Callable[["Driver", Work], Coroutine[Any, Any, None]]
@@ -85,6 +89,12 @@ class Driver:
     @types.coroutine
     def drive(self, coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
         """Forward everything between the coroutine and its task."""
+        return (yield from self._forward(coroutine, self._note))
+
+    @types.coroutine
+    def _forward(
+        self, coroutine: Coroutine[Any, Any, T], note: Callable[[BaseException], None]
+    ) -> Generator[Any, Any, T]:
         resume: Callable[[Any], Any] = coroutine.send
         value: Any = None
         while True:
@@ -100,19 +110,59 @@ class Driver:
                 coroutine.close()
                 raise
             except BaseException as exc:
-                if not self.thrown:
-                    self._on_hit()
-                self.thrown.append(exc)
+                note(exc)
                 resume, value = coroutine.throw, exc
+
+    def _note(self, thrown: BaseException) -> None:
+        if not self.thrown:
+            self._on_hit()
+        self.thrown.append(thrown)
 
     def _suspending(self) -> None:
         self.suspensions += 1
-        if self.thrown:
+        if self.thrown and self._is_callers():
             self.suspensions_after += 1
         if self.suspensions == self.at:
             self.fire()
         elif self._twice and self.suspensions == self.at + 1:
-            self.cancelled_twice = running_task().cancel()
+            self.cancelled_twice = self._caller().cancel()
+
+    def _caller(self) -> asyncio.Task[Any]:
+        return running_task()
+
+    def _is_callers(self) -> bool:
+        return running_task() is self._caller()
+
+
+class TasksDriver(Driver):
+    """Counts the suspensions of every task too that the package starts meanwhile, and fires at one of them."""
+
+    def __init__(self, at: int = 0, *, twice: bool = False) -> None:
+        super().__init__(at, twice=twice)
+        self._driving: asyncio.Task[Any] | None = None
+
+    @types.coroutine
+    def drive(self, coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
+        """Forward everything between the coroutine and its task, and between others and theirs."""
+        loop = asyncio.get_running_loop()
+        self._driving = running_task()
+        loop.set_task_factory(self._new_task)
+        try:
+            return (yield from super().drive(coroutine))
+        finally:
+            loop.set_task_factory(None)
+
+    def _new_task(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+        async def counted() -> Any:
+            return await self._forward(coroutine, lambda _: None)
+
+        # Servers of a test have tasks of their own.
+        is_ours = Path(coroutine.cr_code.co_filename).is_relative_to(PACKAGE)
+        return asyncio.Task(counted() if is_ours else coroutine, loop=loop, **options)
+
+    def _caller(self) -> asyncio.Task[Any]:
+        assert self._driving is not None
+        return self._driving
 
 
 def running_task() -> asyncio.Task[Any]:

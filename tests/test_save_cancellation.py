@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import types
-from collections.abc import Callable, Coroutine, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -38,7 +37,7 @@ from aiodockersave import (
 
 from .images import Image, ListSink, MemorySink, archive_of, make_image, make_layer
 from .interruption import (
-    Driver,
+    TasksDriver,
     TickWorker,
     Way,
     by_cancel_scope,
@@ -46,7 +45,6 @@ from .interruption import (
     by_task_cancel_when_ready,
     by_timeout,
     outcome_of,
-    running_task,
 )
 from .scenario import SUSPENSIONS_AFTER
 from .support.stores import Store
@@ -56,56 +54,6 @@ T = TypeVar("T")
 LIMIT = 20.0  # seconds for anything that is waited for
 OLD = b"the archive that was here before"
 ROOMS = (archive_file, intake, kept_file, output, pipeline, plain_file, preparing, sinks, staging, syncing)
-
-
-class TasksDriver(Driver):
-    """Counts the suspensions of every task that the work starts as well, and fires at one of them."""
-
-    def __init__(self, at: int = 0, *, twice: bool = False) -> None:
-        super().__init__(at, twice=twice)
-        self._caller: asyncio.Task[Any] | None = None
-
-    @types.coroutine
-    def drive(self, coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
-        loop = asyncio.get_running_loop()
-        self._caller = running_task()
-        loop.set_task_factory(self._new_task)
-        try:
-            return (yield from super().drive(coroutine))
-        finally:
-            loop.set_task_factory(None)
-
-    def _new_task(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
-        async def counted() -> Any:
-            return await self._count(coroutine)
-
-        return asyncio.Task(counted(), loop=loop, **options)
-
-    @types.coroutine
-    def _count(self, coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
-        resume: Callable[[Any], Any] = coroutine.send
-        value: Any = None
-        while True:
-            try:
-                waited_for = resume(value)
-            except StopIteration as stop:
-                return stop.value  # type: ignore[no-any-return]
-            self._suspending()
-            resume = coroutine.send
-            try:
-                value = yield waited_for
-            except BaseException as exc:
-                resume, value = coroutine.throw, exc
-
-    def _suspending(self) -> None:
-        self.suspensions += 1
-        if self.thrown and asyncio.current_task() is self._caller:
-            self.suspensions_after += 1
-        if self.suspensions == self.at:
-            self.fire()
-        elif self._twice and self.suspensions == self.at + 1:
-            assert self._caller is not None
-            self.cancelled_twice = self._caller.cancel()
 
 
 IMAGE = make_image(make_layer(b"one" * 400, None), make_layer({"two": b"2"}), repo_tags=["a:1"])

@@ -19,7 +19,18 @@ PACKAGE = Path(aiodockersave.__file__).parent
 
 # The rooms in order: each imports only from those before it. A package is one room. A new room is
 # given its place here, and there is no other list to keep.
-DECIDES = ("errors", "gojson", "model", "documents", "reference", "tar", "formats", "plan", "decompression")
+DECIDES = (
+    "_text",
+    "errors",
+    "gojson",
+    "model",
+    "documents",
+    "reference",
+    "tar",
+    "formats",
+    "plan",
+    "decompression",
+)
 ACTS = (
     *("_aio", "content", "staging", "intake"),
     *(
@@ -78,7 +89,7 @@ OPTIONAL_DEPENDENCIES = {
     "yarl": {"sources"},
 }
 
-LONGEST_MODULE = 500  # lines: what one can still see as one thing
+LONGEST_MODULE = 450  # lines: what one can still see as one thing
 
 
 def module_name(path: Path) -> str:
@@ -300,9 +311,14 @@ def names_for_type_checkers() -> dict[str, str]:
     }
 
 
+def public_errors() -> set[str]:
+    own = [cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, Exception)]
+    return {cls.__name__ for cls in own if not cls.__name__.startswith("_")}
+
+
 def test_public_names_are_sorted_and_whole() -> None:
     assert aiodockersave.__all__ == sorted({*names_for_type_checkers(), "__version__"})
-    assert set(errors.__all__) <= set(aiodockersave.__all__)
+    assert public_errors() <= set(aiodockersave.__all__)
     assert set(aiodockersave.__all__) <= set(dir(aiodockersave))
 
 

@@ -25,10 +25,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import quote_plus, urlencode
 
+from aiodockersave._text import shown, shown_url
 from aiodockersave.errors import AuthenticationError
 
 from ._addresses import AddressClass, AddressRefusedError, is_loopback_name
-from ._answers import Origin, origin, shown, shown_url
+from ._answers import Origin, origin
 from ._recent import Recent
 from ._transport import Request, Transport
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from aiodockersave import gojson
+from aiodockersave._text import one_line
 from aiodockersave.errors import ConfigurationError, ContentTooLargeError, InvalidDocumentError
 
-from ._files import is_text, read_file, shown
+from ._files import is_text, read_file
 
 __all__ = ["AuthFile", "Credentials", "Place", "places"]
 
@@ -111,7 +112,7 @@ class Place:
             raise ConfigurationError(self.path, reason)
         if isinstance(error, FileNotFoundError | NotADirectoryError) and self.if_missing == "fine":
             return AuthFile()
-        return AuthFile(faults=(f"{shown(self.path)} is not used: {reason}",))
+        return AuthFile(faults=(f"{one_line(self.path)} is not used: {reason}",))
 
 
 def places(authfile: str | None, environ: Mapping[str, str], home: str | None) -> list[Place]:
@@ -164,7 +165,7 @@ def _parse(raw: bytes, place: Place) -> AuthFile:
 
 
 def _located(faults: list[str], place: Place) -> tuple[str, ...]:
-    return tuple(f"{shown(place.path)}: {fault}" for fault in faults)
+    return tuple(f"{one_line(place.path)}: {fault}" for fault in faults)
 
 
 def _object(document: Mapping[str, object], name: str, faults: list[str]) -> Mapping[str, object]:
@@ -253,4 +254,4 @@ def _decode_auth(auth: str) -> tuple[str, str]:
 
 def _shown_key(key: str) -> str:
     """Return a key for a message, without what stands before the host of an address."""
-    return shown(key.rpartition("@")[2][:200])
+    return one_line(key.rpartition("@")[2][:200])

@@ -26,10 +26,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Self
 
+from aiodockersave._text import shown
 from aiodockersave.errors import SizeMismatchError, TransferError
 from aiodockersave.model import Descriptor
 
-from ._answers import content_range, media_type, number, shown, unsatisfied_total
+from ._answers import content_range, media_type, number, unsatisfied_total
 from ._endpoint import Place
 from ._retrying import InterruptedTransfer, Retries, Sleep, Turns
 from ._transport import Response

@@ -13,6 +13,7 @@ from typing import Final
 
 from aiodockersave import gojson
 from aiodockersave._aio import Worker
+from aiodockersave._text import shown
 from aiodockersave.documents import MAX_DOCUMENT_SIZE, ImageIndex, ImageManifest, parse_document
 from aiodockersave.errors import (
     AuthenticationError,
@@ -24,7 +25,7 @@ from aiodockersave.errors import (
 from aiodockersave.model import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Digest
 
 from . import check_document
-from ._answers import media_type, shown
+from ._answers import media_type
 from ._endpoint import Place
 from ._retrying import InterruptedTransfer
 from ._transport import Response

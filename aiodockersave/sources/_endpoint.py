@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
+from aiodockersave._text import shown_url
 from aiodockersave.errors import DockerSaveError, InvalidInputError, InvalidReferenceError
 
 from ._addresses import is_loopback_name
-from ._answers import origin, shown_url
+from ._answers import origin
 from ._auth import Authorizer, Challenge, parse_challenges
 from ._dialling import Settings
 from ._retrying import InterruptedTransfer

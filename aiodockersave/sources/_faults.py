@@ -8,10 +8,11 @@ from __future__ import annotations
 import socket
 from typing import Any, Final
 
+from aiodockersave._text import shown, shown_url
 from aiodockersave.errors import AuthenticationError, DockerSaveError, RateLimitedError, RegistryError
 
 from ._addresses import AddressRefusedError
-from ._answers import ErrorBody, shown, shown_url
+from ._answers import ErrorBody
 from ._dialling import Timeouts
 from ._importing import load_aiohttp
 from ._retrying import InterruptedTransfer

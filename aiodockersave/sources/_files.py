@@ -8,9 +8,10 @@ import re
 import stat
 from typing import TypeGuard
 
+from aiodockersave._text import one_line
 from aiodockersave.errors import ContentTooLargeError
 
-__all__ = ["is_text", "open_regular", "read_file", "shown"]
+__all__ = ["is_text", "open_regular", "read_file"]
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -43,15 +44,10 @@ def read_file(path: str, limit: int) -> bytes:
     with open(fd, "rb") as file:
         data = file.read(limit + 1)
     if len(data) > limit:
-        raise ContentTooLargeError(limit, what=shown(path))
+        raise ContentTooLargeError(limit, what=one_line(path))
     return data
 
 
 def is_text(value: object) -> TypeGuard[str]:
     """Tell whether a value read from JSON is text that can be sent, without halves of surrogate pairs."""
     return isinstance(value, str) and _SURROGATE.search(value) is None
-
-
-def shown(text: str) -> str:
-    """Return a path or name as it may stand in a message of one line."""
-    return text if text.isprintable() else ascii(text)

@@ -16,10 +16,11 @@ from urllib.parse import urlsplit
 
 from aiodockersave import __version__
 from aiodockersave._aio import Worker, wait_out
+from aiodockersave._text import shown, shown_url
 from aiodockersave.errors import ContentTooLargeError, DockerSaveError, RegistryError
 
 from ._addresses import AddressClass, is_loopback_name
-from ._answers import Origin, number, origin, parse_error_body, redirect_target, retry_after, shown, shown_url
+from ._answers import Origin, number, origin, parse_error_body, redirect_target, retry_after
 from ._dialling import Dialler, Settings, Timeouts
 from ._faults import explain, explain_status, fault_kinds, is_tls_refusal
 from ._importing import load_aiohttp

@@ -22,9 +22,10 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from aiodockersave._aio import Worker, running_task
+from aiodockersave._text import one_line
 from aiodockersave.errors import ConfigurationError, ContentTooLargeError, InvalidInputError
 
-from ._files import read_file, shown
+from ._files import read_file
 
 __all__ = ["tls_context"]
 
@@ -114,7 +115,7 @@ def _load_default_directory(context: ssl.SSLContext, registry: str, home: str) -
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:  # podman passes over what it may not look into, too
-            logger.warning("%s is not used: %s", shown(directory), error.strerror)
+            logger.warning("%s is not used: %s", one_line(directory), error.strerror)
             continue
         _load_directory(context, directory, names)
         return
@@ -132,11 +133,11 @@ def _load_directory(context: ssl.SSLContext, directory: str, names: Sequence[str
         _load_authorities(context, os.path.join(directory, name))
     certificates = _client_certificates(directory, names)
     if len(certificates) > 1:  # OpenSSL has room for one; Docker tries one after the other, in this order
-        unused = ", ".join(map(shown, certificates[1:]))
+        unused = ", ".join(map(one_line, certificates[1:]))
         logger.warning(
             "%s: of the client certificates, %s is used, not %s",
-            shown(directory),
-            shown(certificates[0]),
+            one_line(directory),
+            one_line(certificates[0]),
             unused,
         )
     for name in certificates[:1]:
@@ -152,7 +153,9 @@ def _client_certificates(directory: str, names: Sequence[str]) -> Sequence[str]:
     certificates = sorted(name for name in names if name.endswith(".cert"))
     for name in certificates:
         if _key_name(name) not in names:
-            missing = f"its key {shown(_key_name(name))} is missing; an authority's certificate ends in .crt"
+            missing = (
+                f"its key {one_line(_key_name(name))} is missing; an authority's certificate ends in .crt"
+            )
             raise ConfigurationError(os.path.join(directory, name), missing)
     keys_wanted = {_key_name(name) for name in certificates}
     for name in sorted(names):
@@ -188,7 +191,7 @@ def _load_client(context: ssl.SSLContext, certificate: str, key: str) -> None:
     except ssl.SSLError as error:
         if error.reason in _OTHER_CERTIFICATE:
             raise ConfigurationError(
-                key, f"it belongs to another certificate than {shown(certificate)}"
+                key, f"it belongs to another certificate than {one_line(certificate)}"
             ) from None
         raise ConfigurationError(key, "it is no valid private key in PEM") from None
 

@@ -35,10 +35,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Final, Protocol, TypeVar, runtime_checkable
 
 from aiodockersave._aio import Worker, running_task
+from aiodockersave._text import one_line
 from aiodockersave.errors import InvalidInputError
 
 from ._auth_files import AuthFile, Credentials, places
-from ._files import shown
 from .credential_helper import HelperError, ask_helper, described
 
 __all__ = ["CredentialStore", "Credentials", "DockerCredentials", "MappingCredentials", "StaticCredentials"]
@@ -156,7 +156,7 @@ class DockerCredentials:
                 for fault in file.faults:
                     self._warn(fault)
                 if found := await self._look_up(file, registry, repository):
-                    logger.debug("credentials for %s: %s", registry, shown(place.path))
+                    logger.debug("credentials for %s: %s", registry, one_line(place.path))
                     return found
         return None
 
@@ -176,7 +176,7 @@ class DockerCredentials:
             answer = await ask_helper(helper, server, environ=self._environ, time_limit=self._helper_timeout)
         except HelperError as error:
             self._warn(
-                f"the credential helper {described(helper)} gives nothing for {shown(server)}: {error}"
+                f"the credential helper {described(helper)} gives nothing for {one_line(server)}: {error}"
             )
             return None
         if answer is None:

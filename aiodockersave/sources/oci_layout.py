@@ -22,6 +22,7 @@ from typing import Final, Self
 
 from aiodockersave import gojson
 from aiodockersave._aio import Worker, running_task
+from aiodockersave._text import one_line
 from aiodockersave.documents import MAX_DOCUMENT_SIZE, ImageIndex, ImageManifest
 from aiodockersave.errors import (
     BlobNotFoundError,
@@ -35,7 +36,7 @@ from aiodockersave.errors import (
 from aiodockersave.model import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Digest, Platform
 
 from . import ResolvedImage, check_document, check_document_size, check_supported
-from ._files import open_regular, read_file, shown
+from ._files import open_regular, read_file
 
 __all__ = ["OciLayoutSource"]
 
@@ -135,9 +136,9 @@ class OciLayoutSource:
 
     def _name(self, reference: str) -> str:
         return (
-            f"oci:{shown(self._path)}:{shown(reference)[:_MAX_NAME]}"
+            f"oci:{one_line(self._path)}:{one_line(reference)[:_MAX_NAME]}"
             if reference
-            else f"oci:{shown(self._path)}"
+            else f"oci:{one_line(self._path)}"
         )
 
     def _not_found(self, reference: str, reason: str) -> ImageNotFoundError:
@@ -167,7 +168,7 @@ class OciLayoutSource:
         try:
             images = ImageIndex.parse(raw).manifests
         except InvalidDocumentError as exc:
-            exc.add_note(shown(path))
+            exc.add_note(one_line(path))
             raise
         found = {image.digest: image for image in _matching(images, reference)}
         if len(found) == 1:
@@ -187,7 +188,7 @@ class OciLayoutSource:
         try:
             raw = read_file(path, MAX_DOCUMENT_SIZE)
         except (FileNotFoundError, NotADirectoryError):
-            raise BlobNotFoundError(descriptor.digest, shown(path)) from None
+            raise BlobNotFoundError(descriptor.digest, one_line(path)) from None
         check_document(raw, descriptor, what)
         return raw
 
@@ -206,7 +207,7 @@ def _matching(images: Iterable[Descriptor], reference: str) -> list[Descriptor]:
 def _listed(images: Iterable[Descriptor]) -> str:
     names = list(
         dict.fromkeys(
-            shown(image.annotations.get(REF_NAME) or str(image.digest))[:_MAX_NAME] for image in images
+            one_line(image.annotations.get(REF_NAME) or str(image.digest))[:_MAX_NAME] for image in images
         )
     )
     more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
@@ -248,9 +249,9 @@ class _BlobFile:
         try:
             self._fd, actual = open_regular(self._path)
         except (FileNotFoundError, NotADirectoryError):
-            raise BlobNotFoundError(digest, shown(self._path)) from None
+            raise BlobNotFoundError(digest, one_line(self._path)) from None
         if size not in (None, actual):
-            raise SizeMismatchError(size, actual, what=f"blob {digest} in {shown(self._path)}")
+            raise SizeMismatchError(size, actual, what=f"blob {digest} in {one_line(self._path)}")
 
     def read(self, position: int, size: int) -> bytes:
         if self._fd is None:

@@ -29,6 +29,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from aiodockersave._aio import running_task
+from aiodockersave._text import shown_url
 from aiodockersave.documents import ImageIndex, ImageManifest
 from aiodockersave.errors import (
     BlobNotFoundError,
@@ -44,7 +45,6 @@ from aiodockersave.reference import Reference
 
 from . import ResolvedImage, check_document_size, check_supported
 from ._addresses import DialGuard
-from ._answers import shown_url
 from ._blobs import BlobReader, Wanted
 from ._dialling import Settings, Timeouts
 from ._documents import fetch_config, fetch_digest, fetch_manifest

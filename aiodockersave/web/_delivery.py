@@ -19,8 +19,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, Protocol
 
 from aiodockersave._aio import Fairness, running_task
+from aiodockersave._text import shown
 from aiodockersave.errors import SizeMismatchError
-from aiodockersave.sources._answers import shown
 from aiodockersave.stream import ByteStream
 
 __all__ = ["SEND_TIMEOUT", "Client", "Delivery", "Outcome", "describe", "drop"]

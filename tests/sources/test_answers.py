@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from aiodockersave._text import shown, shown_url
 from aiodockersave.sources._answers import (
     ContentRange,
     ErrorBody,
@@ -17,8 +18,6 @@ from aiodockersave.sources._answers import (
     parse_error_body,
     redirect_target,
     retry_after,
-    shown,
-    shown_url,
     unsatisfied_total,
 )
 

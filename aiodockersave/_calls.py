@@ -56,16 +56,16 @@ class Call:
         self,
         work: Callable[[], Awaitable[Callable[[], T]]],
         *,
-        undo: Callable[[BaseException], Awaitable[None]],
         content: OpenContent,
+        undo: Callable[[BaseException], Awaitable[None]] | None = None,
         closing: Iterable[Callable[[], Coroutine[Any, Any, None]]] = (),
     ) -> T:
         """Run ``work``, then the commit that it returns; where it fails, ``undo``. Then close ``content``.
 
         Args:
             work: Does everything that awaits.
-            undo: Takes back what ``work`` has done. It is not interrupted, and does not raise.
             content: Is told of a fault, and closed.
+            undo: Takes back what ``work`` has done, where something is to be. It is not interrupted, and does not raise.
             closing: What else has to be waited for.
 
         Raises:
@@ -92,7 +92,8 @@ class Call:
                 raise
             except BaseException as exc:  # noqa: BLE001 - raised below
                 fault = exc
-                await undo(exc)
+                if undo is not None:
+                    await undo(exc)
             raised = await content.close(fault)
             for close in closing:
                 try:

@@ -13,17 +13,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from ._aio import Fairness, Worker, running_task, wait_out
 from ._calls import Call
-from .content import Batch, OpenContent
+from .blob_content import BlobContent, OpenBlob
 from .errors import SizeMismatchError
 
 if TYPE_CHECKING:
     import asyncio
 
+    from .content import Batch
     from .model import Descriptor
     from .placing import Placement
     from .progress import Meter
@@ -38,7 +38,7 @@ _DEPTH: Final = 3
 
 async def fill(
     placement: Placement,
-    open_blob: Callable[..., Any],
+    open_blob: OpenBlob,
     layer: Descriptor,
     *,
     worker: Worker,
@@ -64,7 +64,7 @@ async def fill(
         ContentError: The blob is not what was promised.
         BaseException: What the source or the placement raises.
     """
-    content = _Rest(open_blob, layer, start)
+    content = BlobContent(open_blob, layer, start=start)
     feeder = _Feeder(placement, worker, written)
 
     async def work() -> Callable[[], int]:
@@ -73,12 +73,12 @@ async def fill(
         stored = await feeder.finish()
         return lambda: stored
 
-    return await Call(running_task()).settle(work, undo=_keep, content=content, closing=[feeder.close])
+    return await Call(running_task()).settle(work, content=content, closing=[feeder.close])
 
 
-async def fetch(open_blob: Callable[..., Any], layer: Descriptor, *, meter: Meter) -> Sequence[Batch]:
+async def fetch(open_blob: OpenBlob, layer: Descriptor, *, meter: Meter) -> Sequence[Batch]:
     """Read a blob into memory; its digest is not verified yet. Arguments, errors and cancel as :func:`fill`."""
-    content = _Rest(open_blob, layer, 0)
+    content = BlobContent(open_blob, layer)
     received: list[Batch] = []
 
     async def keep(batch: Sequence[Batch], _: int) -> None:
@@ -89,11 +89,11 @@ async def fetch(open_blob: Callable[..., Any], layer: Descriptor, *, meter: Mete
         await _pass_on(content, keep, layer, 0, meter)
         return lambda: received
 
-    return await Call(running_task()).settle(work, undo=_keep, content=content)
+    return await Call(running_task()).settle(work, content=content)
 
 
 async def _pass_on(
-    content: _Rest,
+    content: BlobContent,
     feed: Callable[[Sequence[Batch], int], Coroutine[Any, Any, None]],
     layer: Descriptor,
     start: int,
@@ -106,9 +106,7 @@ async def _pass_on(
     size = 0
     while chunk := await content.read():
         position += len(chunk)
-        while retries < content.retries:
-            retries += 1
-            meter.retried(layer)
+        retries = meter.retried_since(layer, retries, content.retries)
         _check_size(layer, position, at_end=False)
         batch.append(chunk)
         size += len(chunk)
@@ -126,50 +124,6 @@ def _check_size(layer: Descriptor, position: int, *, at_end: bool) -> None:
     size = layer.size or 0
     if position > size or (at_end and position < size):
         raise SizeMismatchError(size, position, what=f"blob {layer.digest}")
-
-
-async def _keep(_: BaseException) -> None:
-    """Nothing is taken back: the file is dropped as a whole, or what is right of it is kept."""
-
-
-class _Rest(OpenContent):
-    """A blob from some byte on, also of a source that cannot start there."""
-
-    def __init__(self, open_blob: Callable[..., Any], layer: Descriptor, start: int) -> None:
-        self._whole = partial(open_blob, layer)
-        super().__init__(partial(open_blob, layer, start=start) if start else self._whole)
-        self._start = start
-        self._skip = 0
-        self._entered: object = None
-
-    @property
-    def retries(self) -> int:
-        """How often the source had to ask again, as far as it says so."""
-        retries = getattr(self._entered, "retries", 0)
-        return retries if isinstance(retries, int) else 0
-
-    async def _enter(self, content: Any) -> object:
-        self._entered = await super()._enter(content)
-        return self._entered
-
-    async def open(self) -> None:
-        """Open it where it shall start, else from its first byte."""
-        try:
-            await super().open()
-        except NotImplementedError as exc:
-            if not self._start or await self.close(exc):
-                raise
-            self._content, self._skip = self._whole, self._start
-            await super().open()
-
-    async def read(self) -> Batch:
-        """Return the next chunk of what is wanted."""
-        chunk = await super().read()
-        while chunk and self._skip >= len(chunk):
-            self._skip -= len(chunk)
-            chunk = await super().read()
-        chunk, self._skip = chunk[self._skip :] if self._skip else chunk, 0
-        return chunk
 
 
 class _Feeder:

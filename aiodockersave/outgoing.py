@@ -13,14 +13,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from contextlib import AbstractAsyncContextManager
-from functools import partial
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from collections.abc import Callable, Coroutine, Iterable
+from typing import TYPE_CHECKING, Any
 
-from ._aio import Fairness, wait_out
-from .content import Batch, OpenContent
+from ._aio import wait_out
+from .blob_content import BlobContent, OpenBlob
 from .errors import ContentError, DigestMismatchError, SizeMismatchError
 from .intake import Lane
 from .model import Descriptor, Digest
@@ -36,16 +33,6 @@ _GATHERED = 512 << 10
 """Chunks of so many bytes go to the thread that hashes together: each hop makes loop and thread wait for each other."""
 _BEHIND = 1 << 20
 """So many bytes may wait for that thread, or be with it."""
-
-
-class OpenBlob(Protocol):
-    """The verb of a source that gives content, as :class:`~aiodockersave.Source` has it."""
-
-    def __call__(
-        self, descriptor: Descriptor, /, *, start: int = 0, stop: int | None = None
-    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """Open a blob from ``start`` up to ``stop``; NotImplementedError says that only the whole can be had."""
-        ...
 
 
 class OutgoingBlob:
@@ -66,10 +53,12 @@ class OutgoingBlob:
         self._hasher: _GatheringHasher | None = None
         if part.is_whole:
             self._hasher = _GatheringHasher(descriptor.digest, self._lane)
-            self._feed = ReadAhead(partial(open_blob, descriptor), limit=READ_AHEAD)
+            content = BlobContent(open_blob, descriptor)
         else:
             self._what = f"bytes {part.start} to {part.stop} of {self._what}"
-            self._feed = ReadAhead(_Cut(part, descriptor, open_blob).open, limit=READ_AHEAD)
+            stop = None if part.stop == part.segment.size else part.stop
+            content = BlobContent(open_blob, descriptor, start=part.start, stop=stop)
+        self._feed = ReadAhead(content, limit=READ_AHEAD)
 
     @property
     def missing(self) -> int:
@@ -169,61 +158,6 @@ class _GatheringHasher:
 def _update(hash_: hashlib._Hash, chunks: list[bytes]) -> None:
     for chunk in chunks:
         hash_.update(chunk)
-
-
-class _Cut:
-    """Some bytes of a blob as content: as the source gives them, or cut out of the whole where it can give only that."""
-
-    def __init__(self, part: Part, descriptor: Descriptor, open_blob: OpenBlob) -> None:
-        self._start = part.start
-        # Up to the blob's end it is read on, so that a surplus is seen, and the source ends in peace.
-        self._stop = None if part.stop == part.segment.size else part.stop
-        self._open_whole = partial(open_blob, descriptor)
-        self._content = OpenContent(partial(open_blob, descriptor, start=self._start, stop=self._stop))
-        self._skip = 0
-        self._left: int | None = None
-        self._fairness = Fairness()
-
-    def open(self) -> Self:
-        """Be the callable that is called in the task."""
-        return self
-
-    async def __aenter__(self) -> Self:
-        try:
-            try:
-                await self._content.open()
-            except NotImplementedError as exc:
-                await self._close(exc)
-                self._content = OpenContent(self._open_whole)
-                await self._content.open()
-                self._skip = self._start
-                self._left = None if self._stop is None else self._stop - self._start
-        except BaseException as exc:
-            await self._close(exc)
-            raise
-        return self
-
-    async def read(self, _: int) -> Batch:
-        while self._left != 0 and (chunk := await self._content.read()):
-            skipped = min(self._skip, len(chunk))
-            self._skip -= skipped
-            chunk = chunk[skipped:] if self._left is None else chunk[skipped : skipped + self._left]
-            if chunk:
-                if self._left is not None:
-                    self._left -= len(chunk)
-                return chunk
-            await self._fairness.passed(skipped)
-        return b""
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        await self._close(exc)
-
-    async def _close(self, fault: BaseException | None) -> None:
-        raised = await self._content.close(fault)
-        if raised is not None:
-            raise raised
 
 
 def check_digest(descriptor: Descriptor, actual: Digest) -> None:

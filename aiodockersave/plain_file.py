@@ -19,19 +19,18 @@ What is no layer's (headers, configs, metadata) is written last, from the plan o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import AsyncExitStack, ExitStack
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from . import tar
 from ._aio import Worker, end_tasks, ending
 from .errors import DockerSaveError
 from .filling import fetch, fill
-from .formats import Format, new_builder
-from .model import OCI_LAYER, Descriptor, compression
+from .formats import Format
+from .model import Descriptor, compression
 from .placing import Lane, PlainBlob, move_back, write_literals
-from .plan import ImageSpec, Plan, Segment, plan_archive
+from .plain_layout import ISIZE, PlainImage, PlainLayout, plausible_size
 from .preparing import naming
 from .sources import SupportsLastBytes
 
@@ -40,17 +39,11 @@ if TYPE_CHECKING:
     from .content import Batch
     from .following import Follower
     from .model import Digest
+    from .plan import Plan
     from .preparing import Prepared
 
-__all__ = ["file_plain", "plausible_size"]
+__all__ = ["file_plain"]
 
-_ISIZE: Final = 4
-_MODULUS: Final = 1 << 32
-_RECORD: Final = 512
-_LEAST_RATIO: Final = 0.99
-"""Plain bytes for one of gzip, at least: stored blocks add 5 bytes to 65,535, the frame 18 to all."""
-_MOST_RATIO: Final = 1032
-"""Plain bytes for one of deflate, at most."""
 _SMALL: Final = 2 << 20
 """Bytes of a blob up to which it is received into memory before its place is known."""
 _ASKING: Final = 8
@@ -59,15 +52,6 @@ _PATIENCE: Final = 10.0
 """Seconds after which a layer is begun without its hint."""
 _MOVED: Final = 32 << 20
 """Bytes that are moved by one blocking call: how long a cancel may have to wait."""
-
-
-def plausible_size(last: bytes, size: int) -> int | None:
-    """Return the plain size that the last bytes of a gzip blob of ``size`` bytes tell, if it can be that of a tar."""
-    if len(last) != _ISIZE or not any(last):  # eStargz has an empty member at its end, which tells 0
-        return None
-    told, least = int.from_bytes(last, "little"), int(_LEAST_RATIO * size) - 64
-    told += max(0, -(-(least - told) // _MODULUS)) * _MODULUS
-    return told if told % _RECORD == 0 and _RECORD <= told <= _MOST_RATIO * size else None
 
 
 async def plain_size_hint(blob: Blob) -> int | None:
@@ -81,7 +65,7 @@ async def plain_size_hint(blob: Blob) -> int | None:
         case "gzip" if isinstance(source, SupportsLastBytes):
             try:
                 async with asyncio.timeout(_PATIENCE):
-                    last = await source.last_bytes(layer, _ISIZE)
+                    last = await source.last_bytes(layer, ISIZE)
             except (DockerSaveError, OSError):  # the blob itself will tell
                 return None
             return None if last is None else plausible_size(last, layer.size)
@@ -122,7 +106,13 @@ async def file_plain(
     Cancel: nothing goes on.
     """
     worker = Worker("aiodockersave-file")
-    layout = await worker.run(_Layout, prepared, format)
+    images = [
+        PlainImage(
+            each.resolved.config, each.image.config.diff_ids, [str(tag) for tag in each.image.repo_tags]
+        )
+        for each in prepared.images
+    ]
+    layout = await worker.run(PlainLayout, images, format)
 
     def took(size: int) -> None:
         written(size)
@@ -135,104 +125,6 @@ async def file_plain(
     plan = await worker.run(layout.plan)
     await worker.run(write_literals, fd, plan.segments, plan.size)
     return plan
-
-
-class _Layout:
-    """Where plain tars go, by what is known of their sizes.
-
-    Attributes:
-        order: The diff IDs in the order in which they are stored.
-        sizes: The size of each, where it is known or guessed.
-    """
-
-    def __init__(self, prepared: Prepared, format: Format) -> None:
-        self._prepared = prepared
-        self._format = format
-        self.sizes: dict[Digest, int | None] = {}
-        empty = self._plan(lambda _: 0)
-        blobs = [segment for segment in empty.segments if segment.descriptor is not None]
-        self.order = [segment.descriptor.digest for segment in blobs if segment.descriptor is not None]
-        # What is in front of each, which ends with its header.
-        self._in_front = [segment.data or b"" for segment in empty.segments if segment.descriptor is None]
-        self._segments: list[Segment] = []
-        self._builder = new_builder(format)
-        self._known_sizes: dict[tuple[Digest, int], tuple[int, int]] = {}
-        self._no_size = {each: self._member_sizes(each, 0) for each in self.order}
-        # What is between one plain tar and the next, besides headers and padding.
-        self._starts = {
-            each: blob.offset - self._no_size[each][0] for each, blob in zip(self.order, blobs, strict=True)
-        }
-
-    def places(self) -> dict[Digest, int]:
-        """Return where the data of each plain tar start that has a place yet."""
-        places = {}
-        growth = 0
-        for each in self.order:
-            size = self.sizes.get(each)
-            header, total = self._no_size[each] if size is None else self._member_sizes(each, size)
-            places[each] = self._starts[each] + growth + header
-            if size is None:
-                break
-            growth += total - self._no_size[each][1]
-        return places
-
-    def segments(self) -> Sequence[Segment]:
-        """Return what the file has from its start on, up to the first plain tar whose size is not known yet."""
-        segments = self._segments
-        for index in range(len(segments) // 2, len(self.order)):
-            diff_id = self.order[index]
-            size = self.sizes.get(diff_id)
-            if size is None:
-                break
-            before = segments[-1] if segments else Segment(0, 0, None, None)
-            (member,) = self._builder.prepare_blob(diff_id, size, OCI_LAYER).members
-            data = (
-                tar.padding(before.size) + self._in_front[index][: -self._no_size[diff_id][0]] + member.header
-            )
-            segments.append(Segment(before.offset + before.size, len(data), data, None))
-            start = segments[-1].offset + len(data)
-            segments.append(Segment(start, size, None, Descriptor(OCI_LAYER, diff_id, size)))
-        return segments
-
-    def in_order(self, blobs: Iterable[Blob]) -> list[Blob]:
-        """Return blobs in the order in which their plain tars are stored."""
-        return sorted(blobs, key=lambda blob: self._starts[blob.diff_id])
-
-    def header_size(self, diff_id: Digest, size: int) -> int:
-        """Return the size of a plain tar's header, in bytes."""
-        return self._member_sizes(diff_id, size)[0]
-
-    def plan(self) -> Plan:
-        """Return the plan of the archive, once all sizes are known.
-
-        Raises:
-            AssertionError: A plain tar has another place in it.
-        """
-        plan = self._plan(lambda diff_id: self.sizes[diff_id])
-        planned = {
-            each.descriptor.digest: each.offset for each in plan.segments if each.descriptor is not None
-        }
-        if planned != self.places():
-            raise AssertionError("the layers are not where the plan has them")
-        return plan
-
-    def _member_sizes(self, diff_id: Digest, size: int) -> tuple[int, int]:
-        """Return the size of a member's header, and of the whole member."""
-        sizes = self._known_sizes.get((diff_id, size))
-        if sizes is None:
-            (member,) = self._builder.prepare_blob(diff_id, size, OCI_LAYER).members
-            sizes = self._known_sizes[diff_id, size] = len(member.header), member.total_size
-        return sizes
-
-    def _plan(self, size_of: Callable[[Digest], int | None]) -> Plan:
-        specs = []
-        for image in self._prepared.images:
-            diff_ids = image.image.config.diff_ids
-            layers = [Descriptor(OCI_LAYER, each, size_of(each)) for each in diff_ids]
-            specs.append(
-                ImageSpec(image.resolved.config, layers, [str(tag) for tag in image.image.repo_tags])
-            )
-        return plan_archive(specs, format=self._format)
 
 
 class _Lane:
@@ -257,10 +149,22 @@ def _is_small(blob: Blob) -> bool:
     return (blob.layer.size or 0) <= _SMALL
 
 
-async def _chunks_of(chunks: Sequence[Batch], _: Descriptor) -> AsyncIterator[Batch]:
-    """Give what was received, as a source does."""
-    for chunk in chunks:
-        yield chunk
+@asynccontextmanager
+async def _open_received(
+    chunks: Sequence[Batch],
+    _: Descriptor,
+    /,
+    *,
+    start: int = 0,  # noqa: ARG001 - as sources have it: what was received is read as a whole
+    stop: int | None = None,  # noqa: ARG001
+) -> AsyncGenerator[AsyncIterator[bytes], None]:
+    """Open a blob that was received."""
+
+    async def iterate() -> AsyncIterator[bytes]:
+        for chunk in chunks:
+            yield bytes(chunk)
+
+    yield iterate()
 
 
 class _Filer:
@@ -270,7 +174,7 @@ class _Filer:
         self,
         fd: int,
         books: Books,
-        layout: _Layout,
+        layout: PlainLayout,
         follower: Follower | None,
         *,
         jobs: int,
@@ -318,29 +222,33 @@ class _Filer:
             self._asking[asyncio.ensure_future(self._ask(blob))] = blob
         if self._placed or self._unasked or len(self._asking) <= 1:
             self._place_some()
+            self._receive_some()
         # else the largest is to be begun first, and the answers come together
         return bool(self._tasks())
 
     def _place_some(self) -> None:
+        """Start blobs whose place is known, and those that need none."""
         places, sizes = self._layout.places(), self._layout.sizes
         asked = {blob.diff_id for blob in (*self._unasked, *self._asking.values())}
-        receiving = {blob.layer.digest for blob in self._receiving.values()}
-        waiting = self._layout.in_order(self._waiting)
+        receiving = list(self._receiving.values())
+        waiting = [blob for blob in self._waiting if blob.diff_id in places and blob not in receiving]
         if self._follower is None:
             waiting.sort(key=lambda blob: -(blob.layer.size or 0))
         for blob in waiting:
             # What runs without knowing its end could run over what is put behind it later.
-            has_place = blob.diff_id in places and (
-                sizes.get(blob.diff_id) is not None or blob.diff_id not in asked
-            )
-            if has_place and blob.layer.digest not in receiving and self._has_room(blob):
+            knows_its_end = sizes.get(blob.diff_id) is not None or blob.diff_id not in asked
+            if knows_its_end and self._has_room(blob):
                 self._waiting.remove(blob)
                 self._start(blob, places[blob.diff_id])
         while self._copies and self._has_room(self._copies[0]):
             self._start(self._copies.pop(0), None)
-        for blob in self._layout.in_order(self._waiting):
-            is_wanted = _is_small(blob) and blob.layer.digest not in (self._received.keys() | receiving)
-            if is_wanted and len(self._received) + len(self._receiving) < self._jobs and self._has_room(blob):
+
+    def _receive_some(self) -> None:
+        """Start to receive small blobs that have no place yet."""
+        for blob in self._waiting:
+            is_wanted = _is_small(blob) and blob.layer.digest not in self._received
+            is_allowed = len(self._received) + len(self._receiving) < self._jobs and self._has_room(blob)
+            if is_wanted and is_allowed and blob not in self._receiving.values():
                 self._receiving[asyncio.ensure_future(self._receive(blob))] = blob
 
     def _is_stored(self, blob: Blob) -> bool:
@@ -378,7 +286,9 @@ class _Filer:
         """Bring one blob into its place, and take down its true size."""
         region = self._layout.sizes.get(blob.diff_id)
         received = self._received.pop(blob.layer.digest, None)
-        open_blob = blob.image.request.source.open_blob if received is None else partial(_chunks_of, received)
+        open_blob = (
+            blob.image.request.source.open_blob if received is None else partial(_open_received, received)
+        )
         lane = self._idle.pop() if self._idle else self._new_lane()
         placement = PlainBlob(
             None if place is None else self._fd,
@@ -448,3 +358,4 @@ class _Filer:
     def _again(self, blob: Blob) -> None:
         self._books.meter.retried(blob.layer)
         self._waiting.append(blob)
+        self._waiting.sort(key=lambda each: self._layout.rank(each.diff_id))

@@ -182,6 +182,12 @@ class Meter:
         self._retries[layer.digest] = retries = self._retries.get(layer.digest, 0) + 1
         self._notify(LayerRetried(layer, retries))
 
+    def retried_since(self, layer: Descriptor, before: int, now: int) -> int:
+        """Tell each time that a source has asked again for a layer, of which ``before`` were told; return ``now``."""
+        for _ in range(before, now):
+            self.retried(layer)
+        return now
+
     def finished(self, layer: Descriptor) -> None:
         """Tell that a layer is whole."""
         self._count(layer, layer.size or 0)

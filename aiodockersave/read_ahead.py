@@ -13,9 +13,8 @@ import asyncio
 import errno
 from collections import deque
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Any, Final
+from typing import Final
 
 from anyio import ClosedResourceError
 
@@ -150,21 +149,20 @@ class Feed(abc.ABC):
 
 
 class ReadAhead(Feed):
-    """One blob, read ahead."""
+    """One blob, or any content, read ahead."""
 
-    def __init__(self, open_blob: Callable[[], AbstractAsyncContextManager[Any]], *, limit: int) -> None:
+    def __init__(self, content: OpenContent, *, limit: int) -> None:
         """Open nothing yet.
 
         Args:
-            open_blob: Opens the blob: a context manager of an async iterator of bytes, or whatever else
-                :mod:`aiodockersave.content` can read. It is opened, iterated and closed in one task.
-            limit: So many bytes are buffered before the blob is not read on; it may be one chunk more.
+            content: What is opened, iterated and closed in one task.
+            limit: So many bytes are buffered before it is not read on; it may be one chunk more.
         """
         super().__init__(limit=limit, name="aiodockersave-read-ahead")
-        self._content = OpenContent(open_blob)
+        self._content = content
 
     async def _make(self) -> None:
-        await Call(running_task()).settle(self._receive, undo=_nothing_to_undo, content=self._content)
+        await Call(running_task()).settle(self._receive, content=self._content)
 
     async def _receive(self) -> Callable[[], None]:
         content, fairness = self._content, Fairness()
@@ -173,10 +171,6 @@ class ReadAhead(Feed):
             await self._give(bytes(chunk))
             await fairness.passed(len(chunk))
         return _nothing_to_commit
-
-
-async def _nothing_to_undo(_: BaseException) -> None:
-    """What was given stays given."""
 
 
 def _nothing_to_commit() -> None:

@@ -19,9 +19,10 @@ from anyio import ClosedResourceError
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from ._aio import Fairness, running_task
+from .blob_content import OpenBlob
 from .errors import WriterClosedError
 from .model import Digest
-from .outgoing import OpenBlob, OutgoingBlob, await_all, check_digest
+from .outgoing import OutgoingBlob, await_all, check_digest
 from .plan import Part, Plan, Report
 from .read_ahead import Feed
 from .writer import ArchiveWriter

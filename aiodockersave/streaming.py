@@ -20,6 +20,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from ._aio import run_together
+from .blob_content import BlobContent
 from .content import Batch
 from .preparing import Prepared, PreparedImage, naming
 from .read_ahead import ReadAhead
@@ -74,7 +75,7 @@ class _Stream:
         self._books = books
         self._jobs = jobs
         self._stack = stack
-        self._feeds: dict[Digest, ReadAhead] = {}
+        self._feeds: dict[Digest, _Feed] = {}
         self._unread = list(reversed(books.blobs))
         self._being_put = 0
         self._last_turn = asyncio.Event()
@@ -117,7 +118,7 @@ class _Stream:
         with naming(image.request):
             await self._archive.put_image(image.resolved.config, image.resolved.manifest, tags)
 
-    def _feed(self, blob: Blob) -> ReadAhead:
+    def _feed(self, blob: Blob) -> _Feed:
         """Return the reader of a blob, which may be at it already."""
         feed = self._feeds.pop(blob.layer.digest, None)
         if feed is None:
@@ -125,10 +126,9 @@ class _Stream:
             feed = self._new_feed(blob)
         return feed
 
-    def _new_feed(self, blob: Blob) -> ReadAhead:
-        feed = ReadAhead(
-            partial(blob.image.request.source.open_blob, blob.layer), limit=_BUFFER // self._jobs
-        )
+    def _new_feed(self, blob: Blob) -> _Feed:
+        content = BlobContent(blob.image.request.source.open_blob, blob.layer)
+        feed = _Feed(content, limit=_BUFFER // self._jobs)
         self._stack.push_async_callback(feed.aclose)
         return feed
 
@@ -140,12 +140,24 @@ class _Stream:
             feed.start()
 
 
+class _Feed(ReadAhead):
+    """A blob that is read ahead.
+
+    Attributes:
+        content: What is read.
+    """
+
+    def __init__(self, content: BlobContent, *, limit: int) -> None:
+        super().__init__(content, limit=limit)
+        self.content = content
+
+
 class _Layer:
     """A blob as content for a writer, which tells how far it was read, and waits for its turn at its end."""
 
     def __init__(
         self,
-        feed: ReadAhead,
+        feed: _Feed,
         layer: Descriptor,
         meter: Meter,
         turn: asyncio.Event,
@@ -157,6 +169,7 @@ class _Layer:
         self._turn = turn
         self._began = began
         self._position = 0
+        self._retries = 0
 
     def open(self) -> Self:
         """Be the callable that a writer calls."""
@@ -173,6 +186,7 @@ class _Layer:
             await self._turn.wait()
         elif not self._position:
             self._began()
+        self._retries = self._meter.retried_since(self._layer, self._retries, self._feed.content.retries)
         self._position += len(chunk)
         self._meter.advanced(self._layer, self._position)
         return chunk

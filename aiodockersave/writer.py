@@ -238,7 +238,7 @@ class ArchiveWriter:
 
         call.staging = True
         try:
-            return await call.settle(work, undo=_nothing_to_undo, content=opened, closing=[intake.close])
+            return await call.settle(work, content=opened, closing=[intake.close])
         finally:
             call.staging = False
 
@@ -434,10 +434,6 @@ class ArchiveWriter:
             raise WriterBrokenError(*self._torn) from self._cause
         if self._state is not _State.OPEN:
             raise WriterClosedError(aborted=self._state is _State.ABORTED)
-
-
-async def _nothing_to_undo(_: BaseException) -> None:
-    """Nothing of a staged content is in the archive."""
 
 
 def _check_diff_ids(stored: Sequence[Digest], diff_ids: Sequence[Digest]) -> None:

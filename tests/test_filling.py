@@ -83,7 +83,7 @@ class Source:
         self.retries = 0
         self._chunks = chunks
 
-    def open_blob(self, descriptor: Descriptor, *, start: int = 0) -> Any:
+    def open_blob(self, descriptor: Descriptor, *, start: int = 0, stop: int | None = None) -> Any:
         assert descriptor == LAYER
         return _Opened(self, start)
 
@@ -302,7 +302,7 @@ class Whole(Source):
         super().__init__(*chunks)
         self.starts: list[int] = []
 
-    def open_blob(self, descriptor: Descriptor, *, start: int = 0) -> Any:
+    def open_blob(self, descriptor: Descriptor, *, start: int = 0, stop: int | None = None) -> Any:
         self.starts.append(start)
         if start:
             raise NotImplementedError("gives blobs as a whole")
@@ -312,7 +312,7 @@ class Whole(Source):
 class WholeLater(Whole):
     """As :class:`Whole`, and says so only when it is entered."""
 
-    def open_blob(self, descriptor: Descriptor, *, start: int = 0) -> Any:
+    def open_blob(self, descriptor: Descriptor, *, start: int = 0, stop: int | None = None) -> Any:
         self.starts.append(start)
 
         @contextlib.asynccontextmanager
@@ -341,7 +341,7 @@ async def test_a_whole_that_is_shorter_than_what_is_there() -> None:
 
 async def test_what_refuses_the_whole_is_an_error() -> None:
     class Nothing(Whole):
-        def open_blob(self, descriptor: Descriptor, *, start: int = 0) -> Any:
+        def open_blob(self, descriptor: Descriptor, *, start: int = 0, stop: int | None = None) -> Any:
             raise NotImplementedError(f"nothing from {start}")
 
     for start in (0, 300):

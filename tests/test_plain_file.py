@@ -38,7 +38,8 @@ from aiodockersave import (
 )
 from aiodockersave._aio import Worker
 from aiodockersave.books import Blob
-from aiodockersave.plain_file import plain_size_hint, plausible_size
+from aiodockersave.plain_file import plain_size_hint
+from aiodockersave.plain_layout import plausible_size
 from aiodockersave.progress import Event, LayerAdvanced, LayerFinished, LayerRetried, LayerStarted
 
 from .images import Compression, Image, Layer, archive_of, compress, make_image, make_layer

@@ -8,7 +8,7 @@ import gc
 import sys
 import traceback
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ import pytest
 from anyio import ClosedResourceError
 
 from aiodockersave import ContentError, _aio
+from aiodockersave.content import OpenContent
 from aiodockersave.read_ahead import ReadAhead
 from tests.interruption import (
     WAYS,
@@ -103,6 +104,10 @@ class Blob:
             self.closed += 1
 
 
+def read_ahead(content: Any, *, limit: int) -> ReadAhead:
+    return ReadAhead(OpenContent(content), limit=limit)
+
+
 async def read_all(ahead: ReadAhead) -> list[bytes]:
     chunks = []
     while chunk := await ahead.read():
@@ -121,7 +126,7 @@ async def turns(count: int = 50) -> None:
 
 async def test_chunks_come_as_they_are_and_the_end_is_empty_again_and_again() -> None:
     blob = Blob()
-    ahead = ReadAhead(blob.open, limit=250)
+    ahead = read_ahead(blob.open, limit=250)
     ahead.start()
     assert await read_all(ahead) == CHUNKS
     assert (blob.opened, blob.closed) == (1, 1), "it is closed before its end is told"
@@ -130,7 +135,7 @@ async def test_chunks_come_as_they_are_and_the_end_is_empty_again_and_again() ->
 
 
 async def test_reading_starts_it() -> None:
-    ahead = ReadAhead(Blob().open, limit=250)
+    ahead = read_ahead(Blob().open, limit=250)
     assert await read_all(ahead) == CHUNKS
 
 
@@ -141,7 +146,7 @@ BOUNDS = [(1, 2), (200, 3), (1000, 8), (1 << 20, 10)]
 @pytest.mark.parametrize(("limit", "given"), BOUNDS)
 async def test_what_is_read_ahead_is_bounded(limit: int, given: int) -> None:
     blob = Blob()
-    ahead = ReadAhead(blob.open, limit=limit)
+    ahead = read_ahead(blob.open, limit=limit)
     ahead.start()
     await turns()
     assert blob.given == given
@@ -155,7 +160,7 @@ async def test_what_is_read_ahead_is_bounded(limit: int, given: int) -> None:
 
 async def test_a_large_chunk_that_waits_leaves_no_room() -> None:
     blob = Blob([b"x" * 50, b"y" * 1000, b"z"])
-    ahead = ReadAhead(blob.open, limit=500)
+    ahead = read_ahead(blob.open, limit=500)
     ahead.start()
     await turns()
     assert blob.given == 3, "one in its hand"
@@ -170,7 +175,7 @@ async def test_a_large_chunk_that_waits_leaves_no_room() -> None:
 
 async def test_many_tiny_chunks_do_not_take_more_memory_than_large_ones() -> None:
     blob = Blob([b"x"] * 1000)
-    ahead = ReadAhead(blob.open, limit=1000)
+    ahead = read_ahead(blob.open, limit=1000)
     ahead.start()
     await turns(3000)
     assert blob.given < 20
@@ -181,13 +186,13 @@ async def test_a_source_that_never_suspends_leaves_the_loop_its_turn(monkeypatch
     monkeypatch.setattr(_aio, "YIELD_BYTES", 3 * (100 + _aio._CHUNK_COST))
     given = 0
 
-    async def iterate() -> AsyncIterator[bytes]:
+    async def iterate() -> AsyncGenerator[bytes, None]:
         nonlocal given
         for chunk in CHUNKS:
             given += 1
             yield chunk
 
-    ahead = ReadAhead(lambda: contextlib.aclosing(iterate()), limit=1 << 20)
+    ahead = read_ahead(lambda: contextlib.aclosing(iterate()), limit=1 << 20)
     ahead.start()
     await asyncio.sleep(0)
     assert given == 3
@@ -205,14 +210,14 @@ ODD_CHUNKS: dict[str, tuple[list[Any], list[bytes]]] = {
 
 @pytest.mark.parametrize(("given", "expected"), ODD_CHUNKS.values(), ids=ODD_CHUNKS)
 async def test_odd_chunks(given: list[Any], expected: list[bytes]) -> None:
-    chunks = await read_all(ReadAhead(Blob(given).open, limit=1000))
+    chunks = await read_all(read_ahead(Blob(given).open, limit=1000))
     assert chunks == expected
     assert {type(chunk) for chunk in chunks} == {bytes}
 
 
 async def test_it_opens_iterates_and_closes_in_one_task_whoever_reads() -> None:
     blob = Blob()
-    ahead = ReadAhead(blob.open, limit=150)
+    ahead = read_ahead(blob.open, limit=150)
     for _ in CHUNKS:
         await asyncio.create_task(ahead.read())
     assert await ahead.read() == b""
@@ -228,9 +233,9 @@ async def test_a_source_may_hold_scopes_open_while_it_gives() -> None:
                 async with Blob().open() as chunks:
                     yield chunks
 
-    ahead = ReadAhead(scoped, limit=150)
+    ahead = read_ahead(scoped, limit=150)
     assert await asyncio.create_task(read_all(ahead)) == CHUNKS
-    ahead = ReadAhead(scoped, limit=150)
+    ahead = read_ahead(scoped, limit=150)
     await asyncio.create_task(ahead.read())
     await asyncio.create_task(ahead.aclose())
 
@@ -240,8 +245,8 @@ async def test_eager_tasks() -> None:
     loop = asyncio.get_running_loop()
     loop.set_task_factory(getattr(asyncio, "eager_task_factory"))  # noqa: B009 - mypy knows 3.11
     try:
-        assert await read_all(ReadAhead(Blob().open, limit=150)) == CHUNKS
-        assert await ReadAhead(lambda: contextlib.nullcontext(b"data"), limit=150).read() == b"data"
+        assert await read_all(read_ahead(Blob().open, limit=150)) == CHUNKS
+        assert await read_ahead(lambda: contextlib.nullcontext(b"data"), limit=150).read() == b"data"
     finally:
         loop.set_task_factory(None)
 
@@ -252,7 +257,7 @@ async def test_eager_tasks() -> None:
 async def test_what_the_source_raises_comes_behind_its_chunks_with_its_traceback_each_time() -> None:
     error = LookupError("not there any more")
     blob = Blob([*CHUNKS[:3], error])
-    ahead = ReadAhead(blob.open, limit=1 << 20)
+    ahead = read_ahead(blob.open, limit=1 << 20)
     ahead.start()
     await turns()
     assert [await ahead.read() for _ in range(3)] == CHUNKS[:3]
@@ -276,21 +281,21 @@ async def test_what_the_source_raises_when_it_is_closed_comes_in_place_of_the_en
             yield chunks
         raise ConnectionResetError
 
-    ahead = ReadAhead(fails_to_close, limit=1000)
+    ahead = read_ahead(fails_to_close, limit=1000)
     assert await ahead.read() == CHUNKS[0]
     with pytest.raises(ConnectionResetError):
         await ahead.read()
 
 
 async def test_a_cancel_that_nobody_sent_is_an_error() -> None:
-    ahead = ReadAhead(Blob([asyncio.CancelledError()]).open, limit=1000)
+    ahead = read_ahead(Blob([asyncio.CancelledError()]).open, limit=1000)
     with pytest.raises(ContentError, match="cancelled its reader"):
         await ahead.read()
 
 
 async def test_a_cancel_of_its_task_by_others_reaches_the_reader() -> None:
     blob = Blob(hangs_at_end=True)
-    ahead = ReadAhead(blob.open, limit=1 << 20)
+    ahead = read_ahead(blob.open, limit=1 << 20)
     ahead.start()
     (task,) = asyncio.all_tasks() - {running_task()}
     task.cancel()  # before its first step
@@ -301,7 +306,7 @@ async def test_a_cancel_of_its_task_by_others_reaches_the_reader() -> None:
 
 async def test_something_else_than_bytes_is_a_type_error() -> None:
     with pytest.raises(TypeError, match="where bytes were expected"):
-        await ReadAhead(Blob(["text"]).open, limit=1000).read()
+        await read_ahead(Blob(["text"]).open, limit=1000).read()
 
 
 # ── closing ──
@@ -309,8 +314,8 @@ async def test_something_else_than_bytes_is_a_type_error() -> None:
 
 async def test_what_was_never_started_leaves_nothing() -> None:
     blob = Blob()
-    ReadAhead(blob.open, limit=1000)
-    ahead = ReadAhead(blob.open, limit=1000)
+    read_ahead(blob.open, limit=1000)
+    ahead = read_ahead(blob.open, limit=1000)
     await ahead.aclose()
     ahead.start()
     with pytest.raises(ClosedResourceError):
@@ -321,7 +326,7 @@ async def test_what_was_never_started_leaves_nothing() -> None:
 @pytest.mark.parametrize("taken", [0, 1, 5, 10, 11])
 async def test_closing_ends_the_task_and_drops_what_was_read(taken: int) -> None:
     blob = Blob()
-    ahead = ReadAhead(blob.open, limit=250)
+    ahead = read_ahead(blob.open, limit=250)
     for _ in range(taken):
         await ahead.read()
     for _ in range(2):
@@ -333,7 +338,7 @@ async def test_closing_ends_the_task_and_drops_what_was_read(taken: int) -> None
 
 async def test_closing_as_soon_as_it_was_started_opens_nothing() -> None:
     blob = Blob()
-    ahead = ReadAhead(blob.open, limit=250)
+    ahead = read_ahead(blob.open, limit=250)
     ahead.start()
     await ahead.aclose()
     assert blob.opened == 0
@@ -341,7 +346,7 @@ async def test_closing_as_soon_as_it_was_started_opens_nothing() -> None:
 
 async def test_closing_while_a_read_waits() -> None:
     blob = Blob([], hangs_at_end=True)
-    ahead = ReadAhead(blob.open, limit=250)
+    ahead = read_ahead(blob.open, limit=250)
     reading = asyncio.create_task(ahead.read())
     await turns()
     await ahead.aclose()
@@ -352,7 +357,7 @@ async def test_closing_while_a_read_waits() -> None:
 
 async def test_closing_in_the_turn_in_which_a_chunk_arrives() -> None:
     blob = Blob()
-    ahead = ReadAhead(blob.open, limit=250)
+    ahead = read_ahead(blob.open, limit=250)
     reading = asyncio.create_task(ahead.read())
     while not blob.given:
         await asyncio.sleep(0)
@@ -362,7 +367,7 @@ async def test_closing_in_the_turn_in_which_a_chunk_arrives() -> None:
 
 
 async def test_closing_after_a_failure_forgets_it() -> None:
-    ahead = ReadAhead(Blob([LookupError()]).open, limit=250)
+    ahead = read_ahead(Blob([LookupError()]).open, limit=250)
     with pytest.raises(LookupError):
         await ahead.read()
     await ahead.aclose()
@@ -381,7 +386,7 @@ async def test_what_failed_and_was_closed_keeps_nothing_of_its_source() -> None:
         witnesses.append(weakref.ref(witness))
         raise LookupError
 
-    ahead = ReadAhead(fails, limit=250)
+    ahead = read_ahead(fails, limit=250)
     assert isinstance(await outcome_of(ahead.read()), LookupError)
     gc.collect()
     assert witnesses[0]() is not None
@@ -392,7 +397,7 @@ async def test_what_failed_and_was_closed_keeps_nothing_of_its_source() -> None:
 
 async def test_two_that_close_at_once_both_wait_for_the_end() -> None:
     blob = Blob(closing_suspensions=10)
-    ahead = ReadAhead(blob.open, limit=250)
+    ahead = read_ahead(blob.open, limit=250)
     await ahead.read()
     first = asyncio.create_task(ahead.aclose())
     await asyncio.sleep(0)
@@ -410,14 +415,14 @@ async def test_what_closing_raises_is_dropped() -> None:
             finally:
                 raise ConnectionResetError
 
-    ahead = ReadAhead(fails_to_close, limit=250)
+    ahead = read_ahead(fails_to_close, limit=250)
     await ahead.read()
     await ahead.aclose()
 
 
 async def test_a_second_cancel_interrupts_what_is_being_closed_and_waits_for_its_end() -> None:
     blob = Blob(hangs_when_closed=2)
-    ahead = ReadAhead(blob.open, limit=250)
+    ahead = read_ahead(blob.open, limit=250)
     await ahead.read()
     closing = asyncio.create_task(ahead.aclose())
     await blob.closing.wait()
@@ -433,7 +438,7 @@ async def test_a_second_cancel_interrupts_what_is_being_closed_and_waits_for_its
 
 async def test_a_cancelled_scope_says_it_once_to_what_is_being_closed() -> None:
     blob = Blob(hangs_when_closed=1, closing_suspensions=50)
-    ahead = ReadAhead(blob.open, limit=250)
+    ahead = read_ahead(blob.open, limit=250)
     await ahead.read()
     driver = Driver()
     with anyio.move_on_after(0.01) as scope:
@@ -445,7 +450,7 @@ async def test_a_cancelled_scope_says_it_once_to_what_is_being_closed() -> None:
 
 async def test_a_coroutine_that_is_closed_while_it_closes_has_cancelled_the_task() -> None:
     blob = Blob()
-    ahead = ReadAhead(blob.open, limit=250)
+    ahead = read_ahead(blob.open, limit=250)
     await ahead.read()
     closing = ahead.aclose()
     closing.send(None)
@@ -461,7 +466,7 @@ async def test_what_is_read_must_not_wait_for_itself(call: str) -> None:
         await getattr(ahead, call)()
         yield Blob()._iterate()
 
-    ahead = ReadAhead(entangled, limit=250)
+    ahead = read_ahead(entangled, limit=250)
     with pytest.raises(RuntimeError, match="wait for itself"):
         await ahead.read()
 
@@ -470,7 +475,7 @@ async def test_what_is_read_must_not_wait_for_itself(call: str) -> None:
 
 
 async def read_then_close(blob: Blob, chunks: list[bytes]) -> None:
-    ahead = ReadAhead(blob.open, limit=150)
+    ahead = read_ahead(blob.open, limit=150)
     try:
         while chunk := await ahead.read():
             chunks.append(chunk)
@@ -495,9 +500,9 @@ async def test_every_suspension_interrupted(way: Way, twice: bool) -> None:
 @pytest.mark.parametrize("way", [by_task_cancel, by_cancel_scope])
 async def test_a_cancelled_read_loses_nothing(way: Way) -> None:
     counting = Driver()
-    await counting.drive(read_all(ReadAhead(Blob().open, limit=150)))
+    await counting.drive(read_all(read_ahead(Blob().open, limit=150)))
     for at in range(1, counting.suspensions + 1):
-        ahead, chunks = ReadAhead(Blob().open, limit=150), list[bytes]()
+        ahead, chunks = read_ahead(Blob().open, limit=150), list[bytes]()
         await asyncio.create_task(way(Driver(at), partial(collect, ahead, chunks)))
         await collect(ahead, chunks)
         assert chunks == CHUNKS
@@ -510,10 +515,10 @@ async def collect(ahead: ReadAhead, chunks: list[bytes]) -> None:
 
 async def test_closed_from_another_task_at_every_suspension() -> None:
     counting = Driver()
-    await counting.drive(read_all(ReadAhead(Blob().open, limit=150)))
+    await counting.drive(read_all(read_ahead(Blob().open, limit=150)))
     for at in range(1, counting.suspensions + 1):
         blob, driver = Blob(), Driver(at)
-        ahead = ReadAhead(blob.open, limit=150)
+        ahead = read_ahead(blob.open, limit=150)
         closing: list[asyncio.Task[None]] = []
         driver.fire = partial(close_elsewhere, ahead, closing)
         outcome = await outcome_of(driver.drive(read_all(ahead)))

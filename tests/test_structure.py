@@ -29,6 +29,7 @@ DECIDES = (
     "tar",
     "formats",
     "plan",
+    "plain_layout",
     "decompression",
 )
 ACTS = (
@@ -45,6 +46,7 @@ ACTS = (
         "_target",
         "writer",
         "archive_file",
+        "blob_content",
         "read_ahead",
         "outgoing",
         "stream",

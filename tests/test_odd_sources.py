@@ -15,7 +15,7 @@ from typing import Any
 import anyio
 import pytest
 
-from aiodockersave import Descriptor, Digest, InvalidInputError, SourceError, plain_file, plan_archive, save
+from aiodockersave import Descriptor, Digest, InvalidInputError, SourceError, plain_file, plain_layout, plan_archive, save
 from aiodockersave._aio import run_together
 from aiodockersave._part_file import part_name
 from aiodockersave.formats import Layers
@@ -105,7 +105,7 @@ async def test_a_wrong_hint_costs_time_whatever_the_source_makes_of_being_told(t
 async def test_layers_that_end_with_an_empty_member_are_read_once(
     target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plain_file, "_MODULUS", 1 << 20)  # so that small layers can be of more than that
+    monkeypatch.setattr(plain_layout, "_MODULUS", 1 << 20)  # so that small layers can be of more than that
     image = make_image(*map(_layer_like_estargz, range(3)), repo_tags=["a:1"])
     store = Store({"image": image}, chunk_size=CHUNK)
     async with asyncio.timeout(LIMIT):

@@ -15,7 +15,16 @@ from typing import Any
 import anyio
 import pytest
 
-from aiodockersave import Descriptor, Digest, InvalidInputError, SourceError, plain_file, plain_layout, plan_archive, save
+from aiodockersave import (
+    Descriptor,
+    Digest,
+    InvalidInputError,
+    SourceError,
+    plain_file,
+    plain_layout,
+    plan_archive,
+    save,
+)
 from aiodockersave._aio import run_together
 from aiodockersave._part_file import part_name
 from aiodockersave.formats import Layers

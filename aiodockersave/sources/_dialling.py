@@ -87,11 +87,13 @@ class Dialler:
         host: The registry's host, in lower case.
         port: Its port; None for that of the scheme.
         settings: What holds for all.
+        name: What the user calls it, under which certificates for it are kept; by default host and port.
     """
 
-    def __init__(self, host: str, port: int | None, settings: Settings) -> None:
+    def __init__(self, host: str, port: int | None, settings: Settings, name: str = "") -> None:
         self._host = host
         self._port = port
+        self._name = name
         self._settings = settings
         self._sessions: dict[str, aiohttp.ClientSession] = {}
         self._dialled: AddressClass | None = None
@@ -122,7 +124,9 @@ class Dialler:
                 )
             options["proxy"] = proxy.url
         if target[0] == "https":
-            options["ssl"] = await self._settings.tls(_host_port(target), self.is_named(target))
+            is_named = self.is_named(target)
+            name = (is_named and self._name) or _host_port(target)
+            options["ssl"] = await self._settings.tls(name, is_named)
             options["proxy_headers"] = login
         else:  # a request by http is the proxy's to read
             options["headers"] = login

@@ -36,7 +36,7 @@ class Endpoint:
     """A registry, or a mirror of it, as the user named it.
 
     Args:
-        name: The name under which credentials for it are kept.
+        name: The name under which credentials and certificates for it are kept.
         authority: Its host and perhaps port.
         scheme: ``http`` or ``https``; None where that is found out: https first, http if TLS is refused.
         settings: What all requests have in common.
@@ -58,7 +58,7 @@ class Endpoint:
         self._authority = authority.lower()
         self._scheme = scheme
         self._prefix = prefix
-        self._transport = Transport(parts.hostname or "", parts.port, settings)
+        self._transport = Transport(parts.hostname or "", parts.port, settings, name)
         self._authorizer = Authorizer(name, self._transport, credentials)
         self._silent_until = 0.0
 

@@ -177,8 +177,8 @@ class Transport:
         dialler: Its connections.
     """
 
-    def __init__(self, host: str, port: int | None, settings: Settings) -> None:
-        self.dialler = Dialler(host, port, settings)
+    def __init__(self, host: str, port: int | None, settings: Settings, name: str = "") -> None:
+        self.dialler = Dialler(host, port, settings, name)
         self._timeouts = settings.timeouts
 
     async def speaks_tls(self, request: Request) -> bool | None:

@@ -26,7 +26,11 @@ from cryptography.hazmat.primitives.serialization import (
 
 from aiodockersave.errors import ConfigurationError, InvalidInputError
 from aiodockersave.sources import certificates
+from aiodockersave.sources._answers import Origin
+from aiodockersave.sources._dialling import Settings
+from aiodockersave.sources._endpoint import Endpoint
 from aiodockersave.sources.certificates import tls_context
+from aiodockersave.sources.credentials import MappingCredentials
 
 HOST = "localhost"
 ANONYMOUS = "nobody"
@@ -382,3 +386,36 @@ async def test_a_named_file_or_directory_must_be_there(home: Path, tmp_path: Pat
 async def test_what_is_no_registry_becomes_no_path(home: Path, name: str) -> None:
     with pytest.raises(InvalidInputError, match="no name of a registry"):
         await tls_context(name, home=home)
+
+
+# ── under which name they are looked for ──
+
+
+@pytest.mark.parametrize(
+    ("registry", "asked", "name", "shows_client"),
+    [
+        ("docker.io", ("https", "registry-1.docker.io", 443), "docker.io", True),
+        ("quay.io", ("https", "quay.io", 443), "quay.io", True),
+        ("quay.io:443", ("https", "quay.io", 443), "quay.io:443", True),
+        ("quay.io:5000", ("https", "quay.io", 5000), "quay.io:5000", True),
+        ("[::1]:5000", ("https", "::1", 5000), "[::1]:5000", True),
+        ("quay.io", ("https", "cdn.example", 443), "cdn.example", False),
+        ("quay.io", ("https", "cdn.example", 8443), "cdn.example:8443", False),
+        ("quay.io", ("https", "quay.io", 8443), "quay.io:8443", False),
+    ],
+)
+async def test_by_the_name_in_the_reference(
+    registry: str, asked: Origin, name: str, shows_client: bool
+) -> None:
+    """As Docker and podman do it; what a registry points at has no name but its own."""
+    names = []
+
+    async def tls(registry: str, is_named: bool) -> bool:
+        names.append((registry, is_named))
+        return True
+
+    endpoint = Endpoint.of_registry(
+        registry, Settings(tls), MappingCredentials({}), plain_http=False, has_authorities=False
+    )
+    await endpoint._transport.dialler.options(asked)
+    assert names == [(name, shows_client)]

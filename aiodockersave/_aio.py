@@ -192,31 +192,6 @@ async def wait_out(future: asyncio.Future[T]) -> T:
         del cancelled, future
 
 
-async def wait_for_end(task: asyncio.Task[Any]) -> None:
-    """Wait until a task of ours that was cancelled has ended; what came of it is its owner's matter.
-
-    It may be closing something foreign, which need not end by itself: so a cancel is passed on to it, each
-    ``Task.cancel`` anew, and a cancel scope around once.
-
-    Raises:
-        CancelledError: The first that was delivered, once the task has ended.
-    """
-    cancelled: asyncio.CancelledError | None = None
-    try:
-        with CancelScope() as scope:
-            while not task.done():
-                try:
-                    await asyncio.wait([task])
-                except asyncio.CancelledError as exc:
-                    cancelled = cancelled or exc
-                    scope.shield = True  # it would say it over and over
-                    task.cancel()
-        if cancelled is not None:
-            raise cancelled
-    finally:
-        del cancelled
-
-
 async def run_together(*calls: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run coroutines side by side, each as a task. When one fails or this is cancelled, the others are cancelled.
 
@@ -255,30 +230,42 @@ async def ending(tasks: Callable[[], Iterable[asyncio.Task[Any]]]) -> AsyncGener
 
 
 async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancel what still runs, and wait until all has ended. What was raised there is left to whoever looks at it.
+    """Cancel what still runs, and wait until all has ended; as :func:`wait_for_ends`."""
+    tasks = list(tasks)
+    for task in tasks:
+        task.cancel()
+    await wait_for_ends(tasks)
 
-    Something foreign may be closed there, which need not end by itself: so a cancel is passed on, and that of a cancel
-    scope around as often as it comes, as if all were done in this task.
+
+async def wait_for_ends(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Wait until tasks that were cancelled have ended. What was raised there is left to whoever looks at it.
+
+    Something foreign may be closed there, which need not end by itself: so a cancel is passed on, each ``Task.cancel``
+    anew, and that of a cancel scope around once.
 
     Cancel: is raised after that.
     """
+    tasks = list(tasks)
     waiting = [task for task in tasks if not task.done()]
-    for task in waiting:
-        task.cancel()
     cancelled: asyncio.CancelledError | None = None
-    while waiting:
-        try:
-            await asyncio.wait(waiting)
-        except asyncio.CancelledError as exc:
-            cancelled = cancelled or exc
-            for task in waiting:
-                task.cancel()
-        waiting = [task for task in waiting if not task.done()]
-    for task in tasks:
-        if not task.cancelled():
-            task.exception()  # looked at, so that nobody complains that none did
-    if cancelled is not None:
-        raise cancelled
+    try:
+        with CancelScope() as scope:
+            while waiting:
+                try:
+                    await asyncio.wait(waiting)
+                except asyncio.CancelledError as exc:
+                    cancelled = cancelled or exc
+                    scope.shield = True  # it would say it over and over
+                    for task in waiting:
+                        task.cancel()
+                waiting = [task for task in waiting if not task.done()]
+        for task in tasks:
+            if not task.cancelled():
+                task.exception()  # looked at, so that nobody complains that none did
+        if cancelled is not None:
+            raise cancelled
+    finally:
+        del cancelled
 
 
 class Fairness:

@@ -18,7 +18,7 @@ from typing import Final
 
 from anyio import ClosedResourceError
 
-from ._aio import Fairness, running_task, wait_for_end
+from ._aio import Fairness, running_task, wait_for_ends
 from ._calls import Call
 from .content import OpenContent
 from .errors import ContentError
@@ -105,7 +105,7 @@ class Feed(abc.ABC):
         """
         self.cancel()
         if self._task is not None:
-            await wait_for_end(self._task)
+            await wait_for_ends([self._task])
 
     async def _give(self, chunk: bytes) -> None:
         """Hand over a chunk once there is room.

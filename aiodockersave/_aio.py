@@ -15,7 +15,7 @@ import contextlib
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable
 from queue import SimpleQueue
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Self, TypeVar
 
 from anyio import CancelScope
 from anyio.lowlevel import checkpoint_if_cancelled
@@ -161,6 +161,48 @@ def _serve(jobs: SimpleQueue[_Job | None]) -> None:
     while (job := jobs.get()) is not None:
         job.run()
         del job  # its data must not live on while the next one is waited for
+
+
+class Beside:
+    """One blocking call at a time, in a thread, beside what the loop does. Leave it with ``async with``."""
+
+    def __init__(self, name: str) -> None:
+        self._worker = Worker(name)
+        self._running: asyncio.Future[None] | None = None
+
+    def is_free(self) -> bool:
+        """Tell whether no call runs. Raises what the last one has raised."""
+        if self._running is None or not self._running.done():
+            return self._running is None
+        self._running.result()
+        return True
+
+    def start(self, call: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Start a call that ends by itself, where none runs."""
+        self._running = self._worker.submit(call, *args, **kwargs)
+
+    async def wait(self) -> None:
+        """Wait until no call runs. Raises what the last one has raised.
+
+        Cancel: is raised after that.
+        """
+        if self._running is not None:
+            await wait_out(self._running)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, _: object, fault: BaseException | None, __: object) -> None:
+        """Wait until no call runs. What the last one has raised is raised here, or noted on a fault."""
+        if isinstance(fault, GeneratorExit):
+            return  # the coroutine is being closed: nothing can be awaited any more
+        try:
+            await self.wait()
+        except Exception as exc:
+            if fault is None:
+                raise
+            if fault is not exc:
+                fault.add_note(f"while cleaning up: {exc}")
 
 
 async def wait_out(future: asyncio.Future[T]) -> T:

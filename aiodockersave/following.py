@@ -12,13 +12,12 @@ were only guessed are compared at the end with what they are: where one was wron
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final, Protocol, Self
+from typing import TYPE_CHECKING, Final, Protocol
 
-from ._aio import Worker, wait_out
+from ._aio import Beside
 from .errors import SinkError
 from .model import Digest
 
@@ -47,7 +46,7 @@ class Placed(Protocol):
     position: int
 
 
-class Follower:
+class Follower(Beside):
     """Hashes a file while it is written. Without :meth:`watch` it hashes all at the end.
 
     Args:
@@ -55,9 +54,8 @@ class Follower:
     """
 
     def __init__(self, fd: int) -> None:
+        super().__init__("aiodockersave-checksum")
         self._fd = fd
-        self._worker = Worker("aiodockersave-checksum")
-        self._running: asyncio.Future[None] | None = None
         self._placed: dict[Digest, Placed] = {}
         self._has_repeats = False
         self._begin()
@@ -82,15 +80,14 @@ class Follower:
         Args:
             segments: The file's segments, as far as they are known.
         """
-        if self._running is None or self._running.done():
-            self._check()
+        if self.is_free():
             before = len(self._passed), self._inside
             pieces, size = self._next(segments, self._filled)
             if size < _LEAST:  # not worth it yet: they are told anew
                 del self._passed[before[0] :]
                 self._inside = before[1]
             else:
-                self._running = self._worker.submit(self._take, pieces)
+                self.start(self._take, pieces)
 
     async def finish(self, segments: Sequence[Segment]) -> Digest:
         """Hash the rest of a whole file, and return its SHA-256.
@@ -100,8 +97,7 @@ class Follower:
 
         Cancel: nothing goes on.
         """
-        if self._running is not None:
-            await wait_out(self._running)
+        await self.wait()
         if self._has_repeats or self._passed != list(segments[: len(self._passed)]):
             self._begin()
         with self._worker.held():
@@ -109,24 +105,6 @@ class Follower:
                 pieces, _ = self._next(segments, lambda segment: segment.size)
                 await self._worker.run(self._take, pieces)
         return Digest("sha256", self._hash.hexdigest())
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, _: object, fault: BaseException | None, __: object) -> None:
-        """Wait until the thread does nothing more. What it failed with is raised here, or noted on a fault."""
-        if self._running is not None and not isinstance(fault, GeneratorExit):  # then nothing can be awaited
-            try:
-                await wait_out(self._running)
-            except (OSError, SinkError) as exc:
-                if fault is None:
-                    raise
-                if fault is not exc:
-                    fault.add_note(f"while cleaning up: {exc}")
-
-    def _check(self) -> None:
-        if self._running is not None:
-            self._running.result()
 
     def _filled(self, segment: Segment) -> int:
         placed = None if segment.descriptor is None else self._placed.get(segment.descriptor.digest)

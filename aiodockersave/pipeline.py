@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import AsyncGenerator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ._aio import Worker, running_task
@@ -109,18 +110,15 @@ async def save(
     meter = Meter(progress, prepared.layers)
     meter.tell(SaveStarted(prepared, meter.total))
 
-    def new_writer(sink: AnySink, target: Target | None = None) -> ArchiveWriter:
-        return ArchiveWriter(
-            sink,
-            format=format,
-            layers=layers,
-            stage_memory=stage_memory,
-            stage_dir=stage_dir,
-            max_plain_size=max_plain_size,
-            checksum=checksum,
-            _target=target,
-        )
-
+    new_writer = partial(
+        ArchiveWriter,
+        format=format,
+        layers=layers,
+        stage_memory=stage_memory,
+        stage_dir=stage_dir,
+        max_plain_size=max_plain_size,
+        checksum=checksum,
+    )
     if isinstance(target, str | os.PathLike):
         etag = prepared.plan.etag if resume and prepared.plan is not None else None
         async with _noting_what_is_left(Target(target, fsync=fsync, etag=etag)) as place:
@@ -130,7 +128,7 @@ async def save(
                 )
                 report = await saving.run(fsync=fsync, resume=resume, checksum=checksum)
             else:
-                writer = new_writer(descriptor_sink(await open_stream(place)), place)
+                writer = new_writer(descriptor_sink(await open_stream(place)), _target=place)
                 report = await stream_images(writer, prepared, Books(prepared, meter), jobs=jobs)
     else:
         report = await stream_images(new_writer(target), prepared, Books(prepared, meter), jobs=jobs)

@@ -20,6 +20,7 @@ from blockbuster import BlockBuster
 
 from aiodockersave import (
     Digest,
+    _aio,
     archive_file,
     filling,
     intake,
@@ -53,7 +54,7 @@ T = TypeVar("T")
 
 LIMIT = 20.0  # seconds for anything that is waited for
 OLD = b"the archive that was here before"
-ROOMS = (archive_file, intake, kept_file, output, pipeline, plain_file, preparing, sinks, staging, syncing)
+ROOMS = (_aio, archive_file, intake, kept_file, output, pipeline, plain_file, preparing, sinks, staging)
 
 
 IMAGE = make_image(make_layer(b"one" * 400, None), make_layer({"two": b"2"}), repo_tags=["a:1"])

@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     )
     from .reference import Reference
     from .sinks import Sink, as_sink
-    from .sources import ResolvedImage, Source
+    from .sources import ResolvedImage, Source, SupportsLastBytes
     from .sources.credentials import (
         Credentials,
         CredentialStore,
@@ -141,6 +141,7 @@ __all__ = [
     "Source",
     "SourceError",
     "StaticCredentials",
+    "SupportsLastBytes",
     "TransferError",
     "UnsupportedImageError",
     "WriterBrokenError",
@@ -175,6 +176,7 @@ _ROOMS = {
     "open_archive": "archive_file",
     "ResolvedImage": "sources",
     "Source": "sources",
+    "SupportsLastBytes": "sources",
     "OciLayoutSource": "sources.oci_layout",
     "RegistrySource": "sources.registry",
     "CredentialStore": "sources.credentials",

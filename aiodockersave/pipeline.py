@@ -95,8 +95,9 @@ async def save(
 
     Errors of this package have a note that names the image.
 
-    Cancel: as :func:`open_archive` for a path: it has its old file, or the whole new one. A sink of the caller's
-    is left as ``ArchiveWriter.abort()`` leaves it. Nothing of a source is open.
+    Cancel: as :func:`open_archive` for a path: it has its old file, or the whole new one; with ``resume`` the part file
+    stays beside it, if anything was received. A sink of the caller's is left as ``ArchiveWriter.abort()`` leaves it.
+    Nothing of a source is open, and no thread writes any more.
     """
     running_task()
     is_path = isinstance(target, str | os.PathLike)

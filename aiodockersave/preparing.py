@@ -104,6 +104,8 @@ async def prepare(
     """Resolve images, check them, and plan their archive; no layer is read.
 
     Arguments and errors as :func:`~aiodockersave.save`.
+
+    Cancel: nothing of a source is open.
     """
     running_task()
     check_choice("format", format, Format)

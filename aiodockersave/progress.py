@@ -7,6 +7,9 @@
 Layers overlap, where several are read at once. All sizes are bytes of blobs as the source has them, so that totals are
 known from the start, also where layers are decompressed. Neither a layer's count nor the total ever goes back: what is
 fetched again is not counted again. Of each layer there is at most one :class:`LayerAdvanced` in 100 ms.
+
+Where layers are decompressed into a file and the size of one was guessed wrong, those behind it are read once more, also
+such as were finished: then :class:`LayerRetried` comes behind :class:`LayerFinished`, and that comes twice.
 """
 
 from __future__ import annotations

@@ -30,8 +30,6 @@ from aiodockersave.stream import ArchiveStream, ByteStream
 from tests.images import Image, archive_of, image_lists, make_image, make_layer, put
 from tests.interruption import (
     WAYS,
-    Driver,
-    TickWorker,
     Way,
     by_cancel_scope,
     by_task_cancel,
@@ -42,6 +40,13 @@ from tests.interruption import (
 )
 from tests.scenario import use_small_limits
 from tests.support.blobs import FakeSource
+from tests.support.pulls import (
+    Pull,
+    cancel_a_read_everywhere,
+    close_elsewhere_everywhere,
+    interrupt_closing_everywhere,
+    interrupt_everywhere,
+)
 
 Build = Callable[[ArchiveWriter], Awaitable[object]]
 
@@ -405,32 +410,6 @@ async def test_threads_of_the_writer_end_with_the_stream() -> None:
 # ── interrupted ──
 
 
-class Pull:
-    """Reads an archive to its end, and looks whether anything is left when it was closed."""
-
-    def __init__(self, **options: Any) -> None:
-        self.source = FakeSource(IMAGES)
-        self.stream: ArchiveStream = archive_stream(build_from(self.source), **options)
-        self.found = b""
-
-    async def read(self) -> None:
-        async for piece in self.stream:
-            self.found += piece
-
-    async def run(self) -> None:
-        others = asyncio.all_tasks()
-        try:
-            async with self.stream:
-                await self.read()
-        finally:
-            self.check(others)
-
-    def check(self, others: set[asyncio.Task[Any]]) -> None:
-        assert asyncio.all_tasks() <= others
-        assert self.source.open_now == 0
-        assert TickWorker.unfinished == 0, "a thread still works for it"
-
-
 OPTIONS: dict[str, dict[str, Any]] = {"keep": {}, "decompress": {"layers": "decompress", "checksum": True}}
 
 
@@ -440,68 +419,37 @@ def options(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return OPTIONS[request.param]
 
 
-async def suspensions_of(options: dict[str, Any]) -> int:
-    counting = Driver()
-    await counting.drive(Pull(**options).run())
-    return counting.suspensions
+def pull(options: dict[str, Any]) -> Pull:
+    source = FakeSource(IMAGES)
+    return Pull(source, archive_stream(build_from(source), **options))
 
 
 @pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])
 @pytest.mark.parametrize("way", [*WAYS, by_task_cancel_when_ready])
 async def test_every_suspension_interrupted(way: Way, twice: bool, options: dict[str, Any]) -> None:
     whole = await archive_of(IMAGES, **options)
-    suspensions = await suspensions_of(options)
-    assert suspensions > 8
-    for at in range(1, suspensions + 1):
-        pull, driver = Pull(**options), Driver(at, twice=twice)
-        await asyncio.create_task(way(driver, pull.run))
-        assert driver.thrown or at >= suspensions - 1
-        assert driver.suspensions_after < SUSPENSIONS_AFTER
-        assert whole.startswith(pull.found)
+    await interrupt_everywhere(
+        partial(pull, options), way, whole, twice=twice, least=8, most_after=SUSPENSIONS_AFTER
+    )
 
 
 @pytest.mark.parametrize("way", [by_task_cancel, by_cancel_scope, by_task_cancel_when_ready])
 async def test_a_cancelled_read_loses_nothing(way: Way, options: dict[str, Any]) -> None:
-    whole = await archive_of(IMAGES, **options)
-    for at in range(1, await suspensions_of(options) + 1):
-        pull = Pull(**options)
-        await asyncio.create_task(way(Driver(at), pull.read))
-        await pull.run()
-        assert pull.found == whole
-        assert pull.stream.report is not None
+    pulls: list[Pull] = []
+
+    def make() -> Pull:
+        pulls.append(pull(options))
+        return pulls[-1]
+
+    await cancel_a_read_everywhere(make, way, await archive_of(IMAGES, **options))
+    assert all(isinstance(each.stream, ArchiveStream) and each.stream.report for each in pulls)
 
 
 async def test_closed_from_another_task_at_every_suspension(options: dict[str, Any]) -> None:
-    whole = await archive_of(IMAGES, **options)
-    for at in range(1, await suspensions_of(options) + 1):
-        pull, driver = Pull(**options), Driver(at)
-        others = asyncio.all_tasks()
-        closing: list[asyncio.Task[None]] = []
-        driver.fire = partial(close_elsewhere, pull.stream, closing)
-        outcome = await outcome_of(driver.drive(pull.read()))
-        await closing[0]
-        pull.check(others)
-        assert isinstance(outcome, ClosedResourceError) or pull.found == whole
-        assert whole.startswith(pull.found)
-
-
-def close_elsewhere(stream: ByteStream, closing: list[asyncio.Task[None]]) -> None:
-    closing.append(asyncio.create_task(stream.aclose()))
+    await close_elsewhere_everywhere(partial(pull, options), await archive_of(IMAGES, **options))
 
 
 @pytest.mark.parametrize("way", [by_task_cancel, by_cancel_scope])
 async def test_closing_interrupted_at_every_suspension(way: Way, options: dict[str, Any]) -> None:
-    async def close(taken: int, driver: Driver) -> None:
-        pull = Pull(**options)
-        others = asyncio.all_tasks()
-        for _ in range(taken):
-            await anext(pull.stream)
-        await asyncio.create_task(way(driver, pull.stream.aclose))
-        pull.check(others)
-
     for taken in (1, 3, 5):
-        counting = Driver()
-        await close(taken, counting)
-        assert counting.suspensions > 0
-        for at in range(1, counting.suspensions + 1):
-            await close(taken, Driver(at))
+        await interrupt_closing_everywhere(partial(pull, options), way, taken)

@@ -49,6 +49,13 @@ from tests.interruption import (
     suspend,
 )
 from tests.support.blobs import FakeSource, Opening
+from tests.support.pulls import (
+    Pull,
+    cancel_a_read_everywhere,
+    close_elsewhere_everywhere,
+    interrupt_closing_everywhere,
+    interrupt_everywhere,
+)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -768,36 +775,9 @@ SCENARIOS: dict[str, tuple[int, int | None, bool]] = {
 }
 
 
-class Download:
-    """Reads a range to its end, and looks whether anything is left when it was closed."""
-
-    def __init__(self, start: int, stop: int | None, parts: bool) -> None:
-        self.source = FakeSource(IMAGES, parts=parts)
-        self.stream = stream_plan(PLAN, self.source.open_blob, start=start, stop=stop)
-        self.found = b""
-
-    async def read(self) -> None:
-        async for chunk in self.stream:
-            self.found += chunk
-
-    async def run(self) -> None:
-        others = asyncio.all_tasks()
-        try:
-            async with self.stream:
-                await self.read()
-        finally:
-            self.check(others)
-
-    def check(self, others: set[asyncio.Task[Any]]) -> None:
-        assert asyncio.all_tasks() <= others
-        assert self.source.open_now == 0
-        assert TickWorker.unfinished == 0, "a thread still works for it"
-
-
-async def suspensions_of(scenario: tuple[int, int | None, bool]) -> int:
-    counting = Driver()
-    await counting.drive(Download(*scenario).run())
-    return counting.suspensions
+def download(start: int, stop: int | None, parts: bool) -> Pull:
+    source = FakeSource(IMAGES, parts=parts)
+    return Pull(source, stream_plan(PLAN, source.open_blob, start=start, stop=stop))
 
 
 @pytest.mark.usefixtures("_small_limits")
@@ -807,14 +787,10 @@ async def suspensions_of(scenario: tuple[int, int | None, bool]) -> int:
 async def test_every_suspension_interrupted(
     way: Way, twice: bool, scenario: tuple[int, int | None, bool], whole: bytes
 ) -> None:
-    suspensions = await suspensions_of(scenario)
-    assert suspensions > 15
-    for at in range(1, suspensions + 1):
-        download, driver = Download(*scenario), Driver(at, twice=twice)
-        await asyncio.create_task(way(driver, download.run))
-        assert driver.thrown or at >= suspensions - 1
-        assert driver.suspensions_after < SUSPENSIONS_AFTER
-        assert whole[scenario[0] :].startswith(download.found)
+    wanted = whole[scenario[0] : scenario[1]]
+    await interrupt_everywhere(
+        partial(download, *scenario), way, wanted, twice=twice, least=15, most_after=SUSPENSIONS_AFTER
+    )
 
 
 @pytest.mark.usefixtures("_small_limits")
@@ -823,11 +799,7 @@ async def test_every_suspension_interrupted(
 async def test_a_cancelled_read_loses_nothing(
     way: Way, scenario: tuple[int, int | None, bool], whole: bytes
 ) -> None:
-    for at in range(1, await suspensions_of(scenario) + 1):
-        download = Download(*scenario)
-        await asyncio.create_task(way(Driver(at), download.read))
-        await download.run()
-        assert download.found == whole[scenario[0] : scenario[1]]
+    await cancel_a_read_everywhere(partial(download, *scenario), way, whole[scenario[0] : scenario[1]])
 
 
 @pytest.mark.usefixtures("_small_limits")
@@ -835,51 +807,26 @@ async def test_a_cancelled_read_loses_nothing(
 async def test_closed_from_another_task_at_every_suspension(
     scenario: tuple[int, int | None, bool], whole: bytes
 ) -> None:
-    for at in range(1, await suspensions_of(scenario) + 1):
-        download, driver = Download(*scenario), Driver(at)
-        others = asyncio.all_tasks()
-        closing: list[asyncio.Task[None]] = []
-        driver.fire = partial(close_elsewhere, download.stream, closing)
-        outcome = await outcome_of(driver.drive(download.read()))
-        await closing[0]
-        download.check(others)
-        whole_range = whole[scenario[0] : scenario[1]]
-        assert isinstance(outcome, ClosedResourceError) or download.found == whole_range
-        assert whole_range.startswith(download.found)
-
-
-def close_elsewhere(stream: ByteStream, closing: list[asyncio.Task[None]]) -> None:
-    closing.append(asyncio.create_task(stream.aclose()))
+    await close_elsewhere_everywhere(partial(download, *scenario), whole[scenario[0] : scenario[1]])
 
 
 @pytest.mark.usefixtures("_small_limits")
 @pytest.mark.parametrize("way", [by_task_cancel, by_cancel_scope])
 async def test_closing_interrupted_at_every_suspension(way: Way) -> None:
-    async def close(download: Download, taken: int, driver: Driver) -> None:
-        for _ in range(taken):
-            await anext(download.stream)
-        others = asyncio.all_tasks()
-        await asyncio.create_task(way(driver, download.stream.aclose))
-        download.check(others)
-
     for taken in (2, 3, 5):
-        counting = Driver()
-        await close(Download(0, None, parts=True), taken, counting)
-        assert counting.suspensions > 0
-        for at in range(1, counting.suspensions + 1):
-            await close(Download(0, None, parts=True), taken, Driver(at))
+        await interrupt_closing_everywhere(partial(download, 0, None, parts=True), way, taken)
 
 
 @pytest.mark.usefixtures("_small_limits")
 async def test_a_coroutine_that_is_closed_while_it_closes() -> None:
-    download = Download(0, None, parts=True)
+    pull = download(0, None, parts=True)
     for _ in range(5):
-        await anext(download.stream)
-    closing = download.stream.aclose()
+        await anext(pull.stream)
+    closing = pull.stream.aclose()
     closing.send(None)
     closing.close()
     await turns()
-    assert download.source.open_now == 0
+    assert pull.source.open_now == 0
 
 
 async def test_a_failure_while_another_closes() -> None:

@@ -81,6 +81,8 @@ class Source(Protocol):
             ImageNotFoundError: There is no such image.
             PlatformNotFoundError: It is not there for ``platform``.
             UnsupportedImageError: What is there is no image.
+
+        Cancel: nothing stays open.
         """
         ...
 

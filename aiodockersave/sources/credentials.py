@@ -66,6 +66,8 @@ class CredentialStore(Protocol):
         Args:
             registry: Host and perhaps port, as in the reference: ``docker.io``, ``localhost:5000``.
             repository: The path in the registry, such as ``library/alpine``.
+
+        Cancel: nothing goes on, no helper either.
         """
         ...
 

@@ -74,6 +74,8 @@ class OciLayoutSource:
             UnsupportedImageError: What is there is no image.
             InvalidDocumentError, ContentError: A document is not valid, or not the one that was promised.
             BlobNotFoundError: A document is missing.
+
+        Cancel: is raised when what is being read was read; nothing stays open.
         """
         running_task()
         return await Worker("aiodockersave-layout").run(self._resolve, reference, platform)

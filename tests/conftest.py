@@ -114,7 +114,8 @@ def nothing_left(request: pytest.FixtureRequest, _temporary_folder: Path) -> Ite
         *_wait_until_none(lambda: sorted(_open_descriptors() - descriptors_before)),
         *(str(path) for path in set(_temporary_folder.iterdir()) - temporary_before),
     ]
-    folder: Path | None = request.node.funcargs.get("tmp_path")
+    # pytest has taken them away where the run ends at this test (-x).
+    folder: Path | None = (getattr(request.node, "funcargs", None) or {}).get("tmp_path")
     if folder is not None:
         left += [str(path) for pattern in LEFT_FILES for path in folder.rglob(pattern)]
     assert not left, "left behind: " + "; ".join(left)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
-from typing import Any
+from collections.abc import AsyncGenerator
+from typing import Any, Self
 
 import pytest
 
-from aiodockersave import Digest, DigestMismatchError, save, streaming
+from aiodockersave import Descriptor, Digest, DigestMismatchError, save, streaming
 from aiodockersave.formats import Layers
-from aiodockersave.progress import Event, ImageFinished, LayerFinished, LayerStarted
+from aiodockersave.progress import Event, ImageFinished, LayerFinished, LayerRetried, LayerStarted
 
 from .images import Compression, ListSink, MemorySink, RewindSink, archive_of, make_image, make_layer
 from .support.stores import Store, StoreFailedError
@@ -166,3 +168,36 @@ async def test_nothing_to_save() -> None:
     sink = ListSink()
     await save([], sink, jobs=4)
     assert sink.getvalue() == await archive_of([])
+
+
+class AskingAgain:
+    """The chunks of a blob for which a source has to ask again before each."""
+
+    def __init__(self, blob: bytes) -> None:
+        self.retries = 0
+        self._chunks = [blob[:100], blob[100:200], blob[200:]]
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._chunks:
+            raise StopAsyncIteration
+        self.retries += 1
+        return self._chunks.pop(0)
+
+
+class AskingAgainStore(Store):
+    """Says how often it asked again."""
+
+    @contextlib.asynccontextmanager
+    async def open_blob(self, descriptor: Descriptor, **_: Any) -> AsyncGenerator[AskingAgain, None]:
+        yield AskingAgain(self.blobs[descriptor.digest])
+
+
+@each_mode
+async def test_retries_are_told(layers: Layers) -> None:
+    images = {"one": make_image(LAYERS[0])}
+    events = await save_into(AskingAgainStore(images), ListSink(), layers=layers)
+    retries = [event.retries for event in events if isinstance(event, LayerRetried)]
+    assert retries == [1, 2, 3]

@@ -52,6 +52,18 @@ def _read_platform(_: click.Context, __: click.Parameter, value: str | None) -> 
         raise click.BadParameter(str(error)) from None
 
 
+def _read_mirrors(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    if values:
+        from aiodockersave.sources._endpoint import check_mirror  # noqa: PLC0415 - see the head of this file
+
+        for value in values:
+            try:
+                check_mirror(value)
+            except InvalidInputError as error:
+                raise click.BadParameter(str(error)) from None
+    return values
+
+
 def _option(*names: str, **settings: Any) -> Callable[[F], F]:
     """Declare an option that may also be set by ``AIODOCKERSAVE_`` and its long name."""
     (long,) = (name for name in names if name.startswith("--"))
@@ -81,6 +93,7 @@ def _common(function: F) -> F:
             "--mirror",
             "mirrors",
             multiple=True,
+            callback=_read_mirrors,
             metavar="URL",
             help="Ask this mirror first, for what a digest names; may be given several times.",
         ),

@@ -21,7 +21,7 @@ from ._transport import Request, Response, Transport
 if TYPE_CHECKING:
     from .credentials import CredentialStore
 
-__all__ = ["Endpoint", "Place"]
+__all__ = ["Endpoint", "Place", "check_mirror"]
 
 _HUB: Final = {"docker.io": "registry-1.docker.io"}
 """What a registry is called, and which host answers for it."""
@@ -100,10 +100,7 @@ class Endpoint:
         Raises:
             InvalidInputError: It is no URL of a mirror.
         """
-        if origin(url) is None or "?" in url or "#" in url:
-            # What may hold a password is not repeated: where it ends is not sure in what is no URL.
-            given = "; user and password come from docker login" if "@" in url else f": {shown_url(url)!r}"
-            raise InvalidInputError(f"no URL of a mirror, such as https://mirror.example.com{given}")
+        check_mirror(url)
         parts = urlsplit(url)
         path = parts.path.strip("/")
         prefix = f"{path}/" if path else ""
@@ -165,6 +162,18 @@ class Endpoint:
             if speaks_tls is not None:  # it may only be about to start
                 self._scheme = scheme
         return f"{scheme}://{self._authority}/v2/"
+
+
+def check_mirror(url: str) -> None:
+    """Look whether a URL can be that of a mirror.
+
+    Raises:
+        InvalidInputError: It cannot.
+    """
+    if origin(url) is None or "?" in url or "#" in url:
+        # What may hold a password is not repeated: where it ends is not sure in what is no URL.
+        given = "; user and password come from docker login" if "@" in url else f": {shown_url(url)!r}"
+        raise InvalidInputError(f"no URL of a mirror, such as https://mirror.example.com{given}")
 
 
 @dataclass(frozen=True, slots=True)

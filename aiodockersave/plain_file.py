@@ -192,7 +192,9 @@ class _Filer:
         self._waiting = [self._stored[each] for each in layout.order]
         # Another blob of a plain tar that is stored already is verified like any other.
         self._copies = [blob for blob in books.blobs if not self._is_stored(blob)]
-        self._unasked = [] if jobs == 1 else [blob for blob in self._waiting[:-1] if not _is_small(blob)]
+        # Nothing is placed behind the last one; but whoever hashes behind the writers needs its header, which has the size.
+        asked = self._waiting if follower is not None else self._waiting[:-1]
+        self._unasked = [] if jobs == 1 else [blob for blob in asked if not _is_small(blob)]
         self._placed: dict[Digest, int] = {}
         self._received: dict[Digest, Sequence[Batch]] = {}
         self._lanes = AsyncExitStack()

@@ -305,6 +305,16 @@ async def test_a_source_that_never_answers(
     assert store.asked == 3  # nothing depends on the last
 
 
+@pytest.mark.parametrize("hint", HINTS, ids=lambda hint: hint.name)
+async def test_the_last_is_asked_for_a_checksum(hint: Hint, target: Path) -> None:
+    """Who hashes behind the writers needs its header, and is right also where that was a wrong guess."""
+    store = HangingStore(make_image(FOUR[0]), [])
+    store.ends[FOUR[0].descriptor.digest] = hint.end(FOUR[0])
+    await save_plain(store, target, checksum=True)
+    assert store.asked == 1
+    assert len(store.openings) <= hint.reads
+
+
 async def test_an_error_ends_the_save_while_an_answer_is_waited_for(target: Path) -> None:
     image = make_image(*(layer_of(number, 9) for number in range(12)))
     store = HangingStore(image, image.layers[1:])

@@ -24,9 +24,9 @@ Source: containers/image v5, ``docker/internal/tarfile/writer.go``.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple, get_args
 
 from . import gojson, tar
 from .documents import ImageConfig, ImageManifest
@@ -92,12 +92,37 @@ def blob_member(name: str, digest: Digest, size: int) -> Member:
     return Member(name, size, tar.member_header(name, size), None, digest)
 
 
-def _file(name: str, data: bytes) -> Member:
-    return Member(name, len(data), tar.member_header(name, len(data)), data, Digest.of(data))
+class _File(NamedTuple):
+    name: str
+    data: bytes
+
+    def member(self) -> Member:
+        header = tar.member_header(self.name, len(self.data))
+        return Member(self.name, len(self.data), header, self.data, Digest.of(self.data))
 
 
-def _link(name: str, target: str) -> Member:
-    return Member(name, 0, tar.link_header(name, target), b"", None)
+class _Link(NamedTuple):
+    name: str
+    target: str
+
+    def member(self) -> Member:
+        return Member(self.name, 0, tar.link_header(self.name, self.target), b"", None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Made(Collection[Member]):
+    """Members that are made one by one, each time anew: headers are most of what an image's metadata take."""
+
+    entries: tuple[_File | _Link, ...]
+
+    def __iter__(self) -> Iterator[Member]:
+        return (entry.member() for entry in self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __contains__(self, member: object) -> bool:
+        return any(member == each for each in self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +146,15 @@ class ManifestItem:
 class Addition:
     """What :meth:`DockerBuilder.commit` records once ``members`` are in the archive."""
 
-    members: tuple[Member, ...] = ()
+    members: Collection[Member] = ()
     blobs: Mapping[Digest, Member] = field(default_factory=dict)
     legacy_ids: frozenset[str] = frozenset()
     item: ManifestItem | None = None
     repositories: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def made(self) -> Addition:
+        """Return it with its members in memory, for who goes through them more than once."""
+        return replace(self, members=tuple(self.members))
 
 
 # ── what the caller passes ──
@@ -230,15 +259,15 @@ class DockerBuilder:
         tags = [*(old.repo_tags if old else ()), *(tag.repo_tag for tag in image.repo_tags)]
         name = f"{image.config.digest.encoded}.json"
         legacy = _legacy_layers(image.config, stored)
-        members = [] if old else [_file(name, image.config.raw)]
+        entries: list[_File | _Link] = [] if old else [_File(name, image.config.raw)]
         # dict: one image may repeat a legacy ID only if SHA-256 collides, but images share them.
         new = {identity: (path, data) for (identity, data), path in zip(legacy, paths, strict=True)}
         new = {identity: value for identity, value in new.items() if identity not in self._legacy_ids}
         for identity, (path, data) in new.items():
-            members += _legacy_members(identity, path, data)
+            entries += _legacy_entries(identity, path, data)
         top = legacy[-1][0] if legacy else None
         return Addition(
-            tuple(members),
+            _Made(tuple(entries)),
             legacy_ids=frozenset(new),
             item=ManifestItem(image.config.digest, name, tuple(dict.fromkeys(tags)), paths),
             repositories=_repositories(image.repo_tags, top),
@@ -251,9 +280,11 @@ class DockerBuilder:
             for item in self._items.values()
         ]
         return Addition(
-            (
-                _file("manifest.json", gojson.encode(items)),
-                _file("repositories", gojson.encode(self._repositories)),
+            _Made(
+                (
+                    _File("manifest.json", gojson.encode(items)),
+                    _File("repositories", gojson.encode(self._repositories)),
+                )
             )
         )
 
@@ -316,11 +347,11 @@ def _legacy_layers(config: ImageConfig, stored: Sequence[Digest]) -> list[tuple[
     return layers
 
 
-def _legacy_members(identity: str, layer_path: str, data: bytes) -> list[Member]:
+def _legacy_entries(identity: str, layer_path: str, data: bytes) -> list[_File | _Link]:
     return [
-        _link(f"{identity}/layer.tar", f"../{layer_path}"),
-        _file(f"{identity}/VERSION", b"1.0"),
-        _file(f"{identity}/json", data),
+        _Link(f"{identity}/layer.tar", f"../{layer_path}"),
+        _File(f"{identity}/VERSION", b"1.0"),
+        _File(f"{identity}/json", data),
     ]
 
 

@@ -30,7 +30,7 @@ from .filling import fetch, fill
 from .formats import Format
 from .model import Descriptor, compression
 from .placing import Lane, PlainBlob, move_back, write_literals
-from .plain_layout import ISIZE, PlainImage, PlainLayout, plausible_size
+from .plain_layout import ISIZE, PlainLayout, plausible_size
 from .preparing import naming
 from .sources import SupportsLastBytes
 
@@ -106,13 +106,7 @@ async def file_plain(
     Cancel: nothing goes on.
     """
     worker = Worker("aiodockersave-file")
-    images = [
-        PlainImage(
-            each.resolved.config, each.image.config.diff_ids, [str(tag) for tag in each.image.repo_tags]
-        )
-        for each in prepared.images
-    ]
-    layout = await worker.run(PlainLayout, images, format)
+    layout = await worker.run(PlainLayout, [each.image for each in prepared.images], format)
 
     def took(size: int) -> None:
         written(size)

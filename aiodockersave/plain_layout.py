@@ -6,15 +6,14 @@ Pure: the sizes come from elsewhere, and may be guesses.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Final
 
 from . import tar
-from .formats import Format, new_builder
+from .formats import Format, Image, new_builder
 from .model import OCI_LAYER, Descriptor, Digest
-from .plan import ImageSpec, Plan, Segment, plan_archive
+from .plan import Plan, Segment, plan_images
 
-__all__ = ["ISIZE", "PlainImage", "PlainLayout", "plausible_size"]
+__all__ = ["ISIZE", "PlainLayout", "plausible_size"]
 
 ISIZE: Final = 4
 _MODULUS: Final = 1 << 32
@@ -34,30 +33,19 @@ def plausible_size(last: bytes, size: int) -> int | None:
     return told if told % _RECORD == 0 and _RECORD <= told <= _MOST_RATIO * size else None
 
 
-@dataclass(frozen=True, slots=True)
-class PlainImage:
-    """An image whose layers are stored as plain tars.
-
-    Attributes:
-        config: The config's bytes.
-        diff_ids: Its layers.
-        repo_tags: Names such as ``example.com/app:1.0``.
-    """
-
-    config: bytes = field(repr=False)
-    diff_ids: Sequence[Digest]
-    repo_tags: Sequence[str]
-
-
 class PlainLayout:
     """Where plain tars go, by what is known of their sizes.
 
     Attributes:
         order: The diff IDs in the order in which they are stored.
         sizes: The size of each, where it is known or guessed.
+
+    Args:
+        images: The images, of whose layers the plain tars are stored.
+        format: The layout of the archive.
     """
 
-    def __init__(self, images: Sequence[PlainImage], format: Format) -> None:
+    def __init__(self, images: Sequence[Image], format: Format) -> None:
         self._images = images
         self._format = format
         self.sizes: dict[Digest, int | None] = {}
@@ -65,7 +53,9 @@ class PlainLayout:
         blobs = [segment for segment in empty.segments if segment.descriptor is not None]
         self.order = [segment.descriptor.digest for segment in blobs if segment.descriptor is not None]
         # What is in front of each, which ends with its header.
-        self._in_front = [segment.data or b"" for segment in empty.segments if segment.descriptor is None]
+        self._in_front = [
+            segment.data or b"" for segment in empty.segments[:-1] if segment.descriptor is None
+        ]
         self._segments: list[Segment] = []
         self._builder = new_builder(format)
         self._known_sizes: dict[tuple[Digest, int], tuple[int, int]] = {}
@@ -137,8 +127,8 @@ class PlainLayout:
         return sizes
 
     def _plan(self, size_of: Callable[[Digest], int | None]) -> Plan:
-        specs = []
+        images = []
         for image in self._images:
-            layers = [Descriptor(OCI_LAYER, each, size_of(each)) for each in image.diff_ids]
-            specs.append(ImageSpec(image.config, layers, image.repo_tags))
-        return plan_archive(specs, format=self._format)
+            layers = tuple(Descriptor(OCI_LAYER, each, size_of(each)) for each in image.config.diff_ids)
+            images.append(Image(image.config, layers, image.repo_tags))
+        return plan_images(images, format=self._format)

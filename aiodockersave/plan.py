@@ -11,11 +11,12 @@ import hashlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 
 from . import tar
 from .documents import ImageManifest
 from .errors import InvalidInputError
-from .formats import Addition, Format, ManifestItem, Member, new_builder, read_image
+from .formats import Addition, Format, Image, ManifestItem, Member, new_builder, read_image
 from .model import Descriptor, Digest
 
 
@@ -165,10 +166,16 @@ def plan_archive(images: Iterable[ImageSpec], *, format: Format = "docker") -> P
         InvalidInputError: The size of a layer is not known, or one layer has two sizes.
         InvalidDocumentError, ContentError, ImageConflictError: As ``ArchiveWriter.put_image`` raises them.
     """
+    return plan_images(
+        (read_image(each.config, each.image, each.repo_tags) for each in images), format=format
+    )
+
+
+def plan_images(images: Iterable[Image], *, format: Format) -> Plan:
+    """Plan the archive of images that were read already, as :func:`plan_archive` does."""
     builder = new_builder(format)
     layout = _Layout()
-    for spec in images:
-        image = read_image(spec.config, spec.image, spec.repo_tags)
+    for image in images:
         for layer in image.layers:
             size = check_size(layer, builder.blob(layer.digest))
             if size is not None:
@@ -206,7 +213,7 @@ class _Layout:
         self._position = 0
         self._members: list[ArchiveMember] = []
         self._segments: list[Segment] = []
-        self._literal: list[bytes] = []
+        self._literal = BytesIO()
 
     def add(self, addition: Addition, blob: Descriptor | None = None) -> None:
         for member in addition.members:
@@ -214,23 +221,23 @@ class _Layout:
             if member.data is None:
                 self._add_blob(member, blob)
             else:
-                self._literal.append(member.literal)
+                self._literal.write(member.literal)
             self._position += member.total_size
 
     def _add_blob(self, member: Member, blob: Descriptor | None) -> None:
-        self._literal.append(member.header)
-        self._flush(self._position + len(member.header))
+        self._literal.write(member.header)
         offset = self._position + len(member.header)
+        self._flush(offset)
         self._segments.append(Segment(offset, member.size, None, blob))
-        self._literal.append(tar.padding(member.size))
+        self._literal.write(tar.padding(member.size))
 
     def _flush(self, stop: int) -> None:
-        data = b"".join(self._literal)  # never empty: a header goes before each blob, the end after the last
+        data = self._literal.getvalue()  # never empty: a header goes before each blob, the end after the last
         self._segments.append(Segment(stop - len(data), len(data), data, None))
-        self._literal.clear()
+        self._literal = BytesIO()
 
     def finish(self, images: tuple[ManifestItem, ...]) -> Plan:
-        self._literal.append(tar.END_OF_ARCHIVE)
+        self._literal.write(tar.END_OF_ARCHIVE)
         size = self._position + len(tar.END_OF_ARCHIVE)
         self._flush(size)
         return Plan(size, _etag(self._segments), tuple(self._members), tuple(self._segments), images)
@@ -253,4 +260,4 @@ def _etag(segments: Iterable[Segment]) -> str:
     return sha256.hexdigest()
 
 
-__all__ = ["ArchiveMember", "ImageSpec", "Part", "Plan", "Report", "Segment", "plan_archive"]
+__all__ = ["ArchiveMember", "ImageSpec", "Part", "Plan", "Report", "Segment", "plan_archive", "plan_images"]

@@ -17,7 +17,7 @@ from ._text import one_line
 from .errors import DockerSaveError, InvalidInputError
 from .formats import Format, Image, Layers, check_choice, read_image
 from .model import Descriptor, Digest, Platform
-from .plan import ImageSpec, Plan, plan_archive
+from .plan import Plan, plan_images
 from .sources import ResolvedImage, Source
 
 __all__ = ["ImageRequest", "Prepared", "PreparedImage", "default_platform", "naming", "prepare"]
@@ -126,11 +126,7 @@ async def prepare(
     prepared = tuple(found[index] for index in range(len(images)))
     plan = None
     if layers == "keep":
-        specs = [
-            ImageSpec(each.resolved.config, each.resolved.manifest, _tags(each.request, each.resolved))
-            for each in prepared
-        ]
-        plan = await worker.run(plan_archive, specs, format=format)
+        plan = await worker.run(plan_images, [each.image for each in prepared], format=format)
     else:
         _check_layers(prepared)
     return Prepared(prepared, plan)

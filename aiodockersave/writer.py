@@ -277,7 +277,9 @@ class ArchiveWriter:
                 stored = [self._ledger.look_up(layer).digest for layer in checked.layers]
                 if self._decompress:
                     _check_diff_ids(stored, checked.config.diff_ids)
-                addition = await self._compute(cost, self._builder.prepare_image, checked, stored)
+                addition = await self._compute(
+                    cost, lambda: self._builder.prepare_image(checked, stored).made()
+                )
 
                 async def work(transaction: Transaction) -> Callable[[], None]:
                     transaction.writing = f"image {checked.config.digest}"
@@ -324,7 +326,7 @@ class ArchiveWriter:
                 await self._transact_locked(call, self._finish_locked)
 
     async def _finish_locked(self, transaction: Transaction) -> Callable[[], None]:
-        addition = await self._compute(self._end_cost, self._builder.prepare_end)
+        addition = await self._compute(self._end_cost, lambda: self._builder.prepare_end().made())
         data = b"".join((*(member.literal for member in addition.members), tar.END_OF_ARCHIVE))
         check_promise(self._output, transaction.cursor + len(data))
         transaction.writing = "the end of the archive"

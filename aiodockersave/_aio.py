@@ -6,21 +6,26 @@ is the only room with a shield, and it shields two ways at once: ``asyncio.shiel
 anyio scope against the cancel scopes around, which would otherwise deliver their cancel over and over.
 
 Only calls that end by themselves are waited for (regular files, hashing), never a pipe or a connection.
+
+anyio takes 20 ms to load, and before somebody has loaded it there is no cancel scope to be shielded against: so it is
+used where it is there already. A scope around a call was entered before it, so looking once per call is enough.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable
+from contextlib import AbstractContextManager
 from queue import SimpleQueue
-from typing import Any, ParamSpec, Self, TypeVar
-
-from anyio import CancelScope
-from anyio.lowlevel import checkpoint_if_cancelled
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 from .errors import EventLoopError
+
+if TYPE_CHECKING:
+    from anyio import CancelScope
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -44,6 +49,23 @@ def running_task() -> asyncio.Task[Any]:
     if task is None:
         raise EventLoopError
     return task
+
+
+def _cancel_scope(*, shield: bool = False) -> AbstractContextManager[CancelScope | None]:
+    """Return a cancel scope, where there can be others around it."""
+    if "anyio" not in sys.modules:
+        return contextlib.nullcontext()
+    from anyio import CancelScope  # noqa: PLC0415 - see above
+
+    return CancelScope(shield=shield)
+
+
+async def _check_cancel_scopes() -> None:
+    """Raise the cancel of a scope around that is cancelled already."""
+    if "anyio" in sys.modules:
+        from anyio.lowlevel import checkpoint_if_cancelled  # noqa: PLC0415 - see above
+
+        await checkpoint_if_cancelled()
 
 
 class Worker:
@@ -83,7 +105,7 @@ class Worker:
 
     async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run one call and wait for its end. A cancel is raised after it; the result is lost then."""
-        await checkpoint_if_cancelled()
+        await _check_cancel_scopes()
         return await wait_out(self.submit(call, *args, **kwargs))
 
     async def run_always(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -213,7 +235,7 @@ async def wait_out(future: asyncio.Future[T]) -> T:
             it is, so that time-outs and task groups recognise it. An error of the call is added as a note.
     """
     cancelled: asyncio.CancelledError | None = None
-    with CancelScope(shield=True):
+    with _cancel_scope(shield=True):
         while not future.done():
             try:
                 await asyncio.shield(future)
@@ -291,13 +313,14 @@ async def wait_for_ends(tasks: Iterable[asyncio.Task[Any]]) -> None:
     waiting = [task for task in tasks if not task.done()]
     cancelled: asyncio.CancelledError | None = None
     try:
-        with CancelScope() as scope:
+        with _cancel_scope() as scope:
             while waiting:
                 try:
                     await asyncio.wait(waiting)
                 except asyncio.CancelledError as exc:
                     cancelled = cancelled or exc
-                    scope.shield = True  # it would say it over and over
+                    if scope is not None:
+                        scope.shield = True  # it would say it over and over
                     for task in waiting:
                         task.cancel()
                 waiting = [task for task in waiting if not task.done()]

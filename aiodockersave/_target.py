@@ -12,7 +12,7 @@
 All of it happens below one descriptor of the directory, so a parent that is swapped meanwhile changes nothing. A
 symbolic link's target is replaced, not the link. What is no regular file is written into, and never replaced.
 
-All methods block, but for :func:`open_stream`.
+All methods block. :func:`opened` and :func:`open_stream` do not.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 
+from ._aio import Worker, running_task
 from ._part_file import OPEN_BESIDE, is_still, name_beside, open_part, part_name
 from .errors import InsufficientSpaceError, InvalidInputError, PartFileError, SinkError
 
@@ -214,3 +215,24 @@ async def open_stream(target: Target) -> int:
                 raise
             await asyncio.sleep(_FIFO_POLL)
     return target.fd
+
+
+@contextlib.asynccontextmanager
+async def opened(target: Target) -> AsyncGenerator[Target, None]:
+    """Open a target, and close it at the end, whatever happens."""
+    running_task()
+    worker = Worker("aiodockersave-file")
+    try:
+        await worker.run(target.open)
+        yield target
+    except GeneratorExit:
+        target.close()  # nothing can be awaited any more
+        raise
+    except BaseException as exc:
+        try:
+            await worker.run_always(target.close)
+        except OSError as error:
+            exc.add_note(f"while cleaning up: {error}")
+        raise
+    else:
+        await worker.run_always(target.close)

@@ -6,9 +6,8 @@ import contextlib
 import os
 from collections.abc import AsyncGenerator
 
-from ._aio import Worker, running_task
-from ._target import Target, open_stream
-from .formats import Format, Layers
+from ._target import Target, open_stream, opened
+from .model import Format, Layers
 from .sinks import descriptor_sink
 from .writer import ArchiveWriter
 
@@ -59,24 +58,3 @@ async def open_archive(
         )
         async with archive:
             yield archive
-
-
-@contextlib.asynccontextmanager
-async def opened(target: Target) -> AsyncGenerator[Target, None]:
-    """Open a target, and close it at the end, whatever happens."""
-    running_task()
-    worker = Worker("aiodockersave-file")
-    try:
-        await worker.run(target.open)
-        yield target
-    except GeneratorExit:
-        target.close()  # nothing can be awaited any more
-        raise
-    except BaseException as exc:
-        try:
-            await worker.run_always(target.close)
-        except OSError as error:
-            exc.add_note(f"while cleaning up: {error}")
-        raise
-    else:
-        await worker.run_always(target.close)

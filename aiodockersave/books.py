@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from .preparing import Prepared, PreparedImage
 from .progress import ImageFinished, LayerReused, Meter
@@ -14,8 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["Blob", "Books"]
 
 
-@dataclass(frozen=True, slots=True)
-class Blob:
+class Blob(NamedTuple):
     """A blob to be read, and the first image that has it."""
 
     layer: Descriptor

@@ -26,7 +26,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 from . import gojson, tar
 from .documents import ImageConfig, ImageManifest
@@ -36,28 +36,17 @@ from .errors import (
     InvalidInputError,
     SizeMismatchError,
 )
-from .model import Descriptor, Digest, compression
+from .model import Descriptor, Digest, Format, check_choice, compression
 from .reference import Reference
-
-Format = Literal["docker"]
-Layers = Literal["keep", "decompress"]
 
 _EXTENSIONS = {None: ".tar", "gzip": ".tar.gz", "zstd": ".tar.zst"}
 _LAYER_ATTRIBUTE = "layer_id"
 
 
-def check_choice(name: str, value: str, choices: object) -> None:
-    """Raise :class:`InvalidInputError` unless ``value`` is one of a ``Literal``'s ``choices``."""
-    allowed = get_args(choices)
-    if value not in allowed:
-        raise InvalidInputError(f"{name}={value!r}: use one of {', '.join(map(repr, allowed))}")
-
-
 # ── what goes in ──
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """One entry of an archive: header, then data, then padding.
 
     Attributes:
@@ -70,8 +59,8 @@ class Member:
 
     name: str
     size: int
-    header: bytes = field(repr=False)
-    data: bytes | None = field(repr=False)
+    header: bytes
+    data: bytes | None
     digest: Digest | None
 
     @property

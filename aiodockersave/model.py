@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from .errors import InvalidDigestError, InvalidInputError, InvalidPlatformError
 
@@ -57,6 +57,23 @@ LAYER_TYPES: Final = FOREIGN_LAYER_TYPES | {
     OCI_LAYER_GZIP,
     OCI_LAYER_ZSTD,
 }
+
+# ── what an archive can be ──
+
+Format = Literal["docker"]
+"""The layout of an archive."""
+Layers = Literal["keep", "decompress"]
+"""How layers are stored: as they are, or as plain tars."""
+
+
+def check_choice(name: str, value: str, choices: object) -> None:
+    """Raise :class:`InvalidInputError` unless ``value`` is one of a ``Literal``'s ``choices``."""
+    allowed = get_args(choices)
+    if value not in allowed:
+        raise InvalidInputError(f"{name}={value!r}: use one of {', '.join(map(repr, allowed))}")
+
+
+# ── media types, read ──
 
 
 def compression(media_type: str) -> Literal["gzip", "zstd"] | None:

@@ -5,37 +5,26 @@
     ImageRequest ─prepare▶ Prepared ─┬▶ a file    blobs at their offsets, several at once    kept_file, plain_file
                                      └▶ a stream  one after the other, read ahead            streaming
 
-The target is opened when everything is known that can be known before a layer is read.
+The target is opened when everything is known that can be known before a layer is read. What comes behind ``prepare`` is
+`saving`: it is loaded while sources are asked.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import AsyncGenerator, Sequence
-from functools import partial
+from collections.abc import Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-from ._aio import Worker, running_task
-from ._target import Target, open_stream
-from .archive_file import opened
-from .books import Books
-from .errors import InvalidInputError, PartFileError
-from .following import Follower
-from .formats import Format, Layers
-from .kept_file import file_kept
-from .model import Platform
-from .plain_file import file_plain
-from .plan import Report
-from .preparing import ImageRequest, Prepared, prepare
-from .progress import Meter, Progress, SaveFinished, SaveStarted
-from .sinks import AnySink, descriptor_sink
-from .streaming import stream_images
-from .syncing import Syncer
-from .writer import ArchiveWriter
+from ._aio import Beside, running_task
+from .errors import InvalidInputError
+from .preparing import ImageRequest, prepare
 
 if TYPE_CHECKING:
-    from .plan import Plan
+    from .model import Format, Layers, Platform
+    from .plan import Report
+    from .progress import Progress
+    from .sinks import AnySink
 
 __all__ = ["save"]
 
@@ -107,108 +96,25 @@ async def save(
         raise InvalidInputError(
             "only a file can be gone on with, and only with layers kept as they are: its size is not known ahead otherwise"
         )
-    prepared = await prepare(images, format=format, layers=layers, platform=platform)
-    meter = Meter(progress, prepared.layers)
-    meter.tell(SaveStarted(prepared, meter.total))
+    async with Beside("aiodockersave-load") as loading:
+        loading.start(_load_saving, layers=layers, is_path=is_path)
+        prepared = await prepare(images, format=format, layers=layers, platform=platform)
+    from .saving import Settings, save_prepared  # noqa: PLC0415 - see the head of this file
 
-    new_writer = partial(
-        ArchiveWriter,
+    settings = Settings(
         format=format,
         layers=layers,
+        jobs=jobs,
+        resume=resume,
+        fsync=fsync,
         stage_memory=stage_memory,
         stage_dir=stage_dir,
         max_plain_size=max_plain_size,
         checksum=checksum,
     )
-    if isinstance(target, str | os.PathLike):
-        etag = prepared.plan.etag if resume and prepared.plan is not None else None
-        async with _noting_what_is_left(Target(target, fsync=fsync, etag=etag)) as place:
-            if place.is_file:
-                saving = _Saving(
-                    place, prepared, meter, format=format, jobs=jobs, max_plain_size=max_plain_size
-                )
-                report = await saving.run(fsync=fsync, resume=resume, checksum=checksum)
-            else:
-                writer = new_writer(descriptor_sink(await open_stream(place)), _target=place)
-                report = await stream_images(writer, prepared, Books(prepared, meter), jobs=jobs)
-    else:
-        report = await stream_images(new_writer(target), prepared, Books(prepared, meter), jobs=jobs)
-    meter.tell(SaveFinished(report))
-    return report
+    return await save_prepared(prepared, target, settings, progress)
 
 
-@contextlib.asynccontextmanager
-async def _noting_what_is_left(target: Target) -> AsyncGenerator[Target, None]:
-    """Open a target as :func:`opened` does; an exception has a note of the part file that is left."""
-    try:
-        async with opened(target):
-            yield target
-    except BaseException as exc:
-        if target.left is not None and not isinstance(exc, PartFileError):
-            exc.add_note(
-                f"what was received is kept in {target.left}; the same save with --resume goes on from there"
-            )
-        raise
-
-
-class _Saving:
-    """A save to a file beside the target."""
-
-    def __init__(
-        self,
-        target: Target,
-        prepared: Prepared,
-        meter: Meter,
-        *,
-        format: Format,
-        jobs: int,
-        max_plain_size: int | None,
-    ) -> None:
-        if target.fd is None:
-            raise AssertionError("the target is not open")
-        self._fd = target.fd
-        self._target = target
-        self._prepared = prepared
-        self._books = Books(prepared, meter)
-        self._format = format
-        self._jobs = jobs
-        self._max_plain_size = max_plain_size
-
-    async def run(self, *, fsync: bool, resume: bool, checksum: bool) -> Report:
-        """Bring it under its name."""
-        worker = Worker("aiodockersave-file")
-        sha256 = None
-        async with Syncer(self._target, is_wanted=fsync) as syncer, Follower(self._fd) as follower:
-            # What is gone on with may be replaced while it is followed.
-            followed = follower if checksum and not resume else None
-            plan = await self._file(worker, syncer, followed, resume=resume)
-            if checksum:
-                sha256 = await follower.finish(plan.segments)
-        await worker.run(self._target.sync, plan.size)
-        await worker.run(self._target.publish)
-        return Report(plan.size, plan.members, plan.images, sha256)
-
-    async def _file(self, worker: Worker, syncer: Syncer, follower: Follower | None, *, resume: bool) -> Plan:
-        if self._prepared.plan is None:
-            return await file_plain(
-                self._fd,
-                self._prepared,
-                self._books,
-                format=self._format,
-                jobs=self._jobs,
-                max_plain_size=self._max_plain_size,
-                follower=follower,
-                written=syncer.written,
-            )
-        plan = self._prepared.plan
-        await worker.run(self._target.check_space, plan.size)
-        await file_kept(
-            self._fd,
-            plan,
-            self._books,
-            jobs=self._jobs,
-            resume=resume,
-            follower=follower,
-            written=syncer.written,
-        )
-        return plan
+def _load_saving(*, layers: Layers, is_path: bool) -> None:
+    saving = import_module(".saving", __package__)
+    saving.load(layers=layers, is_path=is_path)

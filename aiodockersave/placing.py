@@ -22,11 +22,11 @@ from queue import Queue
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from .content import Batch
-from .decompression import Compression, Decompressor, sniff
 from .errors import ContentTooLargeError, DigestMismatchError, SinkError
 from .model import Descriptor, Digest
 
 if TYPE_CHECKING:
+    from .decompression import Decompressor
     from .plan import Segment
 
 __all__ = [
@@ -243,7 +243,7 @@ class PlainBlob:
     def take(self, batch: Sequence[Batch]) -> None:
         """Hash and decompress bytes, and store what comes of them."""
         if not self._is_begun:  # a batch is small only where the blob is
-            self._begin(sniff(b"".join(batch)[:4]))
+            self._begin(b"".join(batch)[:4])
         self._lane.hashing.put(self._hash_blob, batch)
         for data in batch:
             if self._is_stopped:
@@ -265,8 +265,11 @@ class PlainBlob:
         while not self._is_stopped and (plain := self._decompressor.read(PIECE)):
             self._lane.storing.put(self._store, plain)
 
-    def _begin(self, compression: Compression | None) -> None:
+    def _begin(self, prefix: bytes) -> None:
+        from .decompression import Decompressor, sniff  # noqa: PLC0415 - a blob that is kept has no use of it
+
         self._is_begun = True
+        compression = sniff(prefix)
         if compression is not None:
             self._decompressor = Decompressor(
                 compression, what=f"layer {self._descriptor.digest}", max_plain_size=self._limit

@@ -27,8 +27,7 @@ from typing import TYPE_CHECKING, Final
 from ._aio import Worker, end_tasks, ending
 from .errors import DockerSaveError
 from .filling import fetch, fill
-from .formats import Format
-from .model import Descriptor, compression
+from .model import Descriptor, Format, compression
 from .placing import Lane, PlainBlob, move_back, write_literals
 from .plain_layout import ISIZE, PlainLayout, plausible_size
 from .preparing import naming

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from . import tar
-from .formats import Format, Image, new_builder
-from .model import OCI_LAYER, Descriptor, Digest
+from .formats import Image, new_builder
+from .model import OCI_LAYER, Descriptor, Digest, Format
 from .plan import Plan, Segment, plan_images
 
 __all__ = ["ISIZE", "PlainLayout", "plausible_size"]

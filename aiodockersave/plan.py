@@ -16,8 +16,8 @@ from io import BytesIO
 from . import tar
 from .documents import ImageManifest
 from .errors import InvalidInputError
-from .formats import Addition, Format, Image, ManifestItem, Member, new_builder, read_image
-from .model import Descriptor, Digest
+from .formats import Addition, Image, ManifestItem, Member, new_builder, read_image
+from .model import Descriptor, Digest, Format
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """Images before their archive is written: what sources have is resolved, checked and planned.
 
 Everything that can be known ahead is found out here: a reference that is not there, an image that is none, a tag that
-is no name, one layer with two sizes or two diff IDs. No layer is read.
+is no name, one layer with two sizes or two diff IDs. No layer is read. What checks and plans is loaded in a thread, when
+the first image was found.
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ import contextlib
 import os
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ._aio import Worker, run_together, running_task
 from ._text import one_line
 from .errors import DockerSaveError, InvalidInputError
-from .formats import Format, Image, Layers, check_choice, read_image
-from .model import Descriptor, Digest, Platform
-from .plan import Plan, plan_images
+from .model import Descriptor, Digest, Format, Layers, Platform, check_choice
 from .sources import ResolvedImage, Source
+
+if TYPE_CHECKING:
+    from .formats import Image
+    from .plan import Plan
 
 __all__ = ["ImageRequest", "Prepared", "PreparedImage", "default_platform", "naming", "prepare"]
 
@@ -126,13 +129,21 @@ async def prepare(
     prepared = tuple(found[index] for index in range(len(images)))
     plan = None
     if layers == "keep":
-        plan = await worker.run(plan_images, [each.image for each in prepared], format=format)
+        plan = await worker.run(_plan, prepared, format)
     else:
         _check_layers(prepared)
     return Prepared(prepared, plan)
 
 
+def _plan(images: Sequence[PreparedImage], format: Format) -> Plan:
+    from .plan import plan_images  # noqa: PLC0415 - see the head of this file
+
+    return plan_images([each.image for each in images], format=format)
+
+
 def _check(request: ImageRequest, resolved: ResolvedImage) -> PreparedImage:
+    from .formats import read_image  # noqa: PLC0415 - see the head of this file
+
     image = read_image(resolved.config, resolved.manifest, _tags(request, resolved))
     return PreparedImage(request, resolved, image)
 

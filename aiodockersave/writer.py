@@ -34,11 +34,11 @@ from ._target import Target
 from .content import Content, OpenContent
 from .documents import ImageManifest
 from .errors import DigestMismatchError, WriterBrokenError, WriterClosedError
-from .formats import Addition, Format, Layers, check_choice, new_builder, read_image
+from .formats import Addition, new_builder, read_image
 from .intake import Intake
 from .layers import LayerWriter
 from .ledger import Ledger, Wanted
-from .model import Descriptor, Digest
+from .model import Descriptor, Digest, Format, Layers, check_choice
 from .output import Output, Transaction, check_promise
 from .plan import Report
 from .sinks import AnySink

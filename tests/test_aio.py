@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
 import weakref
@@ -51,6 +52,12 @@ def gate() -> Iterator[Gate]:
     made = Gate()
     yield made
     made.open()
+
+
+@pytest.fixture(params=["anyio is loaded", "anyio is not loaded"])
+def anyio_or_not(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "anyio is not loaded":
+        monkeypatch.delitem(sys.modules, "anyio")
 
 
 def worker_threads() -> list[threading.Thread]:
@@ -197,6 +204,7 @@ async def test_the_data_of_a_call_do_not_outlive_it() -> None:
 # ── waiting out ──
 
 
+@pytest.mark.usefixtures("anyio_or_not")
 async def test_three_cancels_do_not_end_the_wait(gate: Gate) -> None:
     cancelling: list[int] = []
 
@@ -219,6 +227,7 @@ async def test_three_cancels_do_not_end_the_wait(gate: Gate) -> None:
     assert cancelling == [3], "task.cancelling() is left alone"
 
 
+@pytest.mark.usefixtures("anyio_or_not")
 def test_the_shutdown_of_the_loop_waits_too(gate: Gate) -> None:
     ended: list[bool] = []
     kept: list[asyncio.Task[None]] = []
@@ -238,6 +247,7 @@ def test_the_shutdown_of_the_loop_waits_too(gate: Gate) -> None:
     assert ended == [True]
 
 
+@pytest.mark.usefixtures("anyio_or_not")
 async def test_a_time_out_stays_a_time_out(gate: Gate) -> None:
     async with asyncio.timeout(PATIENCE):
         with pytest.raises(TimeoutError):
@@ -313,6 +323,7 @@ async def test_a_call_is_not_started_where_the_scope_is_cancelled() -> None:
     assert called == ["always"]
 
 
+@pytest.mark.usefixtures("anyio_or_not")
 async def test_the_error_of_a_call_is_a_note_of_the_cancel() -> None:
     gate = FailingGate()
     task = asyncio.create_task(Worker(WORKER).run(gate))
@@ -325,6 +336,7 @@ async def test_the_error_of_a_call_is_a_note_of_the_cancel() -> None:
     assert outcome.__notes__ == ["while cancelled: OSError: input/output error"]
 
 
+@pytest.mark.usefixtures("anyio_or_not")
 async def test_a_cancel_in_the_tick_in_which_the_call_has_ended() -> None:
     future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     task = asyncio.create_task(wait_out(future))

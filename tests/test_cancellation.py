@@ -15,7 +15,7 @@ import pytest
 from aiodockersave import (
     ContentError,
     DigestMismatchError,
-    archive_file,
+    _target,
     intake,
     open_archive,
     sinks,
@@ -200,7 +200,7 @@ class CountingWorker(Worker):
 
 @pytest.fixture
 def _real_threads(monkeypatch: pytest.MonkeyPatch, _small_limits: None) -> None:
-    for room in (archive_file, intake, sinks, staging):
+    for room in (_target, intake, sinks, staging):
         monkeypatch.setattr(room, "Worker", CountingWorker)
 
 

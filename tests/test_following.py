@@ -15,8 +15,7 @@ import pytest
 from aiodockersave import ImageRequest, ImageSpec, filling, plain_file, plan_archive, save
 from aiodockersave import following as room
 from aiodockersave.following import Follower
-from aiodockersave.formats import Layers
-from aiodockersave.model import Digest
+from aiodockersave.model import Digest, Layers
 from aiodockersave.plan import Plan
 
 from .images import archive_of, make_image, make_layer

@@ -27,8 +27,7 @@ from aiodockersave import (
 )
 from aiodockersave._aio import run_together
 from aiodockersave._part_file import part_name
-from aiodockersave.formats import Layers
-from aiodockersave.model import OCI_LAYER_GZIP
+from aiodockersave.model import OCI_LAYER_GZIP, Layers
 from aiodockersave.progress import Event, LayerFinished, LayerRetried
 
 from .images import Image, Layer, ListSink, archive_of, make_image, make_layer

@@ -25,8 +25,7 @@ from aiodockersave.errors import (
     SizeMismatchError,
     UnsupportedImageError,
 )
-from aiodockersave.formats import Layers
-from aiodockersave.model import Descriptor, Digest, Platform
+from aiodockersave.model import Descriptor, Digest, Layers, Platform
 from aiodockersave.preparing import default_platform
 from aiodockersave.progress import (
     Event,

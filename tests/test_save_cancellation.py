@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,16 +22,16 @@ from blockbuster import BlockBuster
 from aiodockersave import (
     Digest,
     _aio,
-    archive_file,
+    _target,
     filling,
     intake,
     kept_file,
     output,
-    pipeline,
     placing,
     plain_file,
     preparing,
     save,
+    saving,
     sinks,
     staging,
     syncing,
@@ -54,7 +55,7 @@ T = TypeVar("T")
 
 LIMIT = 20.0  # seconds for anything that is waited for
 OLD = b"the archive that was here before"
-ROOMS = (_aio, archive_file, intake, kept_file, output, pipeline, plain_file, preparing, sinks, staging)
+ROOMS = (_aio, _target, intake, kept_file, output, plain_file, preparing, saving, sinks, staging)
 
 
 IMAGE = make_image(make_layer(b"one" * 400, None), make_layer({"two": b"2"}), repo_tags=["a:1"])
@@ -189,6 +190,20 @@ async def interrupt_everywhere(case: Case, way: Way, folder: Path, *, twice: boo
 async def test_every_suspension_of_every_task(case: Case, way: Way, twice: bool, tmp_path: Path) -> None:
     try:
         await interrupt_everywhere(case, way, tmp_path, twice=twice)
+    finally:
+        for path in tmp_path.iterdir():
+            path.unlink()
+
+
+@pytest.mark.parametrize("way", [by_task_cancel, by_timeout])
+@pytest.mark.parametrize("case", CASES, ids=str)
+async def test_every_suspension_where_nobody_uses_anyio(
+    case: Case, way: Way, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There can be no cancel scope then, and none is made."""
+    monkeypatch.delitem(sys.modules, "anyio")
+    try:
+        await interrupt_everywhere(case, way, tmp_path, twice=True)
     finally:
         for path in tmp_path.iterdir():
             path.unlink()

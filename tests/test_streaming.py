@@ -11,7 +11,7 @@ from typing import Any, Self
 import pytest
 
 from aiodockersave import Descriptor, Digest, DigestMismatchError, save, streaming
-from aiodockersave.formats import Layers
+from aiodockersave.model import Layers
 from aiodockersave.progress import Event, ImageFinished, LayerFinished, LayerRetried, LayerStarted
 
 from .images import Compression, ListSink, MemorySink, RewindSink, archive_of, make_image, make_layer

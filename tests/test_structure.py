@@ -62,7 +62,7 @@ ACTS = (
         "kept_file",
         "plain_file",
     ),
-    *("syncing", "streaming", "pipeline", "web", "cli"),
+    *("syncing", "streaming", "saving", "pipeline", "web", "cli"),
 )
 ROOMS = (*DECIDES, *ACTS)
 # What decides inside a room that acts.
@@ -246,6 +246,57 @@ def test_the_writer_loads_only_what_it_needs() -> None:
     assert not {room_of(name) for name in loaded} & set(OPTIONAL_DEPENDENCIES)
     rooms = {name.split(".")[1] for name in loaded if name.startswith("aiodockersave.")}
     assert rooms <= set(ROOMS[: ROOMS.index("writer") + 1])
+
+
+SAVES = """
+import asyncio, sys, tempfile
+from pathlib import Path
+from aiodockersave import ImageRequest, OciLayoutSource, save
+
+async def main():
+    with tempfile.TemporaryDirectory() as folder:
+        request = ImageRequest(OciLayoutSource("examples/hello"), "", ["a:1"])
+        target = Path(folder, "a.tar")
+        if {kind!r} == "stream":
+            with target.open("wb") as file:
+                await save([request], file)
+        else:
+            await save([request], target, layers={kind!r})
+        assert target.stat().st_size
+
+asyncio.run(main())
+"""
+"""Saves the small image that ships with the project: layers kept, or decompressed, into a file; or into a stream."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "unused"),
+    [
+        ("keep", {"anyio", "writer", "sinks", "streaming", "plain_file", "decompression"}),
+        ("decompress", {"anyio", "writer", "sinks", "streaming", "kept_file"}),
+        ("stream", {"kept_file", "plain_file", "filling"}),
+    ],
+)
+def test_a_save_loads_only_what_it_needs(kind: str, unused: set[str]) -> None:
+    loaded = {name.removeprefix("aiodockersave.") for name in modules_after(SAVES.format(kind=kind))}
+    assert "saving" in loaded
+    assert not loaded & unused
+
+
+def test_what_is_loaded_late_is_not_loaded_by_the_loop() -> None:
+    """What a save needs is there before it is imported on the loop."""
+    code = SAVES.format(kind="keep").replace(
+        "asyncio.run(main())",
+        "import threading, importlib._bootstrap as own\n"
+        "load, late = own._load_unlocked, []\n"
+        "def note(spec):\n"
+        "    if threading.current_thread() is threading.main_thread(): late.append(spec.name)\n"
+        "    return load(spec)\n"
+        "own._load_unlocked = note\n"
+        "asyncio.run(main())\n"
+        "assert not [name for name in late if name.startswith('aiodockersave')], late",
+    )
+    assert run_python(code).returncode == 0, run_python(code).stderr
 
 
 @pytest.mark.parametrize(

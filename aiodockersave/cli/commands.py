@@ -5,7 +5,6 @@ What does the work is imported by the command that needs it: a wrong option is t
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import sys
 from collections.abc import Callable
@@ -124,8 +123,8 @@ def _gathered(function: F) -> F:
     def gather(**options: Any) -> Any:
         from .sources import RegistryOptions  # noqa: PLC0415 - see the head of this file
 
-        names = [field.name for field in dataclasses.fields(RegistryOptions)]
-        return function(registries=RegistryOptions(**{name: options.pop(name) for name in names}), **options)
+        own = {name: options.pop(name) for name in RegistryOptions._fields}
+        return function(registries=RegistryOptions(**own), **options)
 
     return cast("F", gather)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from aiodockersave.errors import InvalidInputError
 from aiodockersave.reference import Reference
@@ -26,8 +26,7 @@ _OTHER_KINDS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class RegistryImage:
+class RegistryImage(NamedTuple):
     """An IMAGE in a registry.
 
     Attributes:
@@ -42,8 +41,7 @@ class RegistryImage:
         return self.reference
 
 
-@dataclass(frozen=True, slots=True)
-class LayoutImage:
+class LayoutImage(NamedTuple):
     """An IMAGE in an OCI image layout.
 
     Attributes:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from aiodockersave.preparing import ImageRequest
 
@@ -17,8 +16,7 @@ if TYPE_CHECKING:
     from aiodockersave.sources.registry import RegistrySource
 
 
-@dataclass(frozen=True, slots=True)
-class RegistryOptions:
+class RegistryOptions(NamedTuple):
     """How registries are asked, by the options of the same names."""
 
     plain_http: bool

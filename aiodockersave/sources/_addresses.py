@@ -15,8 +15,8 @@ import errno
 import ipaddress
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 __all__ = ["AddressClass", "AddressRefusedError", "DialGuard", "classify", "is_loopback_name"]
 
@@ -109,8 +109,7 @@ async def resolve_by_system(host: str, port: int) -> Sequence[str]:
     return list(dict.fromkeys(str(info[4][0]) for info in found))
 
 
-@dataclass(frozen=True, slots=True)
-class DialGuard:
+class DialGuard(NamedTuple):
     """The rules for addresses, and how names become addresses.
 
     Attributes:

@@ -23,8 +23,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 from aiodockersave._text import shown
 from aiodockersave.errors import SizeMismatchError, TransferError
@@ -43,8 +42,7 @@ BUDGET: Final = 2
 # ── decisions ──
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(NamedTuple):
     """Bytes of a blob that are wanted: ``start`` up to ``stop``, of ``size``; ``start < stop <= size``."""
 
     start: int
@@ -59,8 +57,7 @@ class Wanted:
         return f"bytes={self.start}-" if self.start else None
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What an answer is good for.
 
     Attributes:

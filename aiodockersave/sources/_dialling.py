@@ -25,8 +25,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiodockersave.errors import InvalidInputError
 
@@ -44,8 +43,7 @@ _READ_BUFFER = 256 << 10
 """Bytes of one answer that wait for who reads them; aiohttp takes up to twice as much."""
 
 
-@dataclass(frozen=True, slots=True)
-class Timeouts:
+class Timeouts(NamedTuple):
     """How long nothing may happen. There is no limit on the whole.
 
     Attributes:
@@ -61,8 +59,7 @@ Tls = Callable[[str, bool], Awaitable["ssl.SSLContext | bool"]]
 """Gives the TLS context for ``HOST`` or ``HOST:PORT``, which the user named, or not; True for a lent connector's own."""
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(NamedTuple):
     """What all requests of a source have in common.
 
     Attributes:
@@ -74,9 +71,9 @@ class Settings:
     """
 
     tls: Tls
-    timeouts: Timeouts = field(default_factory=Timeouts)
-    guard: DialGuard = field(default_factory=DialGuard)
-    proxies: Proxies = field(default_factory=Proxies)
+    timeouts: Timeouts = Timeouts()
+    guard: DialGuard = DialGuard()
+    proxies: Proxies = Proxies()
     session: aiohttp.ClientSession | None = None
 
 

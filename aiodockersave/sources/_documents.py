@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from aiodockersave import gojson
 from aiodockersave._aio import Worker
@@ -45,8 +44,7 @@ _VAGUE_TYPES: Final = frozenset({"", "application/json", "application/octet-stre
 _OK = 200
 
 
-@dataclass(frozen=True, slots=True)
-class Stated:
+class Stated(NamedTuple):
     """What headers say of a document.
 
     Attributes:

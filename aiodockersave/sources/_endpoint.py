@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from aiodockersave._text import shown_url
@@ -176,8 +176,7 @@ def check_mirror(url: str) -> None:
         raise InvalidInputError(f"no URL of a mirror, such as https://mirror.example.com{given}")
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """A repository at one address."""
 
     endpoint: Endpoint

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from aiodockersave.formats import Layers
+from aiodockersave.model import Layers
 from tests.images import EXAMPLES, Image, archive_of, make_image, make_layer, read_layout
 
 from .daemons import Containerd, Dockerd

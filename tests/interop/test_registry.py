@@ -39,8 +39,7 @@ from aiodockersave import (
     UnsupportedImageError,
     save,
 )
-from aiodockersave.formats import Layers
-from aiodockersave.model import OCI_LAYER_GZIP, Descriptor
+from aiodockersave.model import OCI_LAYER_GZIP, Descriptor, Layers
 from aiodockersave.sources.credentials import Credentials, MappingCredentials, StaticCredentials
 from aiodockersave.sources.registry import RegistrySource
 from tests.images import EXAMPLES, Image, Layer, archive_of, layer_tar, make_image, make_layer, read_layout

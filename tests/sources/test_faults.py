@@ -34,7 +34,7 @@ from aiodockersave import (
     TransferError,
     save,
 )
-from aiodockersave.formats import Layers
+from aiodockersave.model import Layers
 from aiodockersave.sources.credentials import StaticCredentials
 from aiodockersave.sources.registry import RegistrySource, Timeouts
 from tests.images import Image, archive_of, make_image, make_layer

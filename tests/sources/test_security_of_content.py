@@ -43,8 +43,14 @@ from aiodockersave import (
     SourceError,
     UnsupportedImageError,
 )
-from aiodockersave.formats import Layers
-from aiodockersave.model import DOCKER_MANIFEST, OCI_INDEX, OCI_LAYER_GZIP, OCI_LAYER_ZSTD, OCI_MANIFEST
+from aiodockersave.model import (
+    DOCKER_MANIFEST,
+    OCI_INDEX,
+    OCI_LAYER_GZIP,
+    OCI_LAYER_ZSTD,
+    OCI_MANIFEST,
+    Layers,
+)
 from aiodockersave.sources.credentials import Credentials
 from aiodockersave.sources.registry import RegistrySource, Retries
 from tests.images import Image, Layer, archive_of, compress, make_image, to_document, to_json

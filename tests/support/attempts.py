@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from aiodockersave import DockerSaveError, ImageRequest, Platform, save
-from aiodockersave.formats import Layers
+from aiodockersave.model import Layers
 from aiodockersave.sources.credentials import Credentials
 from aiodockersave.sources.registry import RegistrySource, Timeouts
 from tests.images import make_image, make_layer

@@ -1,0 +1,177 @@
+"""What was prepared, brought to its target: into a file beside it, or through a writer into a stream.
+
+Each way has rooms of its own, and needs none of the others': so they are loaded one by one, see :func:`load`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import AsyncGenerator
+from importlib import import_module
+from typing import TYPE_CHECKING, NamedTuple
+
+from ._aio import Worker
+from ._target import Target, open_stream, opened
+from .books import Books
+from .errors import PartFileError
+from .following import Follower
+from .plan import Report
+from .progress import Meter, Progress, SaveFinished, SaveStarted
+from .syncing import Syncer
+
+if TYPE_CHECKING:
+    from .model import Format, Layers
+    from .plan import Plan
+    from .preparing import Prepared
+    from .sinks import AnySink
+
+__all__ = ["Settings", "load", "save_prepared"]
+
+
+class Settings(NamedTuple):
+    """How it is saved, as :func:`~aiodockersave.save` takes it."""
+
+    format: Format
+    layers: Layers
+    jobs: int
+    resume: bool
+    fsync: bool
+    stage_memory: int
+    stage_dir: str | os.PathLike[str] | None
+    max_plain_size: int | None
+    checksum: bool
+
+
+def load(*, layers: Layers, is_path: bool) -> None:
+    """Load what is needed for a kind of target, which takes a while: for a thread."""
+    if not is_path:
+        rooms = ["sinks", "streaming", "writer"]
+    else:
+        rooms = ["kept_file"] if layers == "keep" else ["plain_file", "decompression"]
+    for room in rooms:
+        import_module(f".{room}", __package__)
+
+
+async def save_prepared(
+    prepared: Prepared,
+    target: str | os.PathLike[str] | AnySink,
+    settings: Settings,
+    progress: Progress | None,
+) -> Report:
+    """Write the archive of what was prepared; arguments, errors and cancel as :func:`~aiodockersave.save`."""
+    meter = Meter(progress, prepared.layers)
+    meter.tell(SaveStarted(prepared, meter.total))
+    books = Books(prepared, meter)
+    if isinstance(target, str | os.PathLike):
+        etag = prepared.plan.etag if settings.resume and prepared.plan is not None else None
+        async with _noting_what_is_left(Target(target, fsync=settings.fsync, etag=etag)) as place:
+            if place.is_file:
+                report = await _ToFile(place, prepared, books, settings).run()
+            else:
+                report = await _stream_into(place, prepared, books, settings)
+    else:
+        report = await _stream(target, prepared, books, settings)
+    meter.tell(SaveFinished(report))
+    return report
+
+
+async def _stream_into(target: Target, prepared: Prepared, books: Books, settings: Settings) -> Report:
+    await Worker("aiodockersave-load").run(load, layers=settings.layers, is_path=False)
+    from .sinks import descriptor_sink  # noqa: PLC0415 - see the head of this file
+
+    return await _stream(descriptor_sink(await open_stream(target)), prepared, books, settings, target)
+
+
+async def _stream(
+    sink: AnySink, prepared: Prepared, books: Books, settings: Settings, target: Target | None = None
+) -> Report:
+    from .streaming import stream_images  # noqa: PLC0415 - see the head of this file
+    from .writer import ArchiveWriter  # noqa: PLC0415
+
+    writer = ArchiveWriter(
+        sink,
+        format=settings.format,
+        layers=settings.layers,
+        stage_memory=settings.stage_memory,
+        stage_dir=settings.stage_dir,
+        max_plain_size=settings.max_plain_size,
+        checksum=settings.checksum,
+        _target=target,
+    )
+    return await stream_images(writer, prepared, books, jobs=settings.jobs)
+
+
+@contextlib.asynccontextmanager
+async def _noting_what_is_left(target: Target) -> AsyncGenerator[Target, None]:
+    """Open a target as :func:`opened` does; an exception has a note of the part file that is left."""
+    try:
+        async with opened(target):
+            yield target
+    except BaseException as exc:
+        if target.left is not None and not isinstance(exc, PartFileError):
+            exc.add_note(
+                f"what was received is kept in {target.left}; the same save with --resume goes on from there"
+            )
+        raise
+
+
+class _ToFile:
+    """A save to a file beside the target."""
+
+    def __init__(self, target: Target, prepared: Prepared, books: Books, settings: Settings) -> None:
+        if target.fd is None:
+            raise AssertionError("the target is not open")
+        self._fd = target.fd
+        self._target = target
+        self._prepared = prepared
+        self._books = books
+        self._settings = settings
+
+    async def run(self) -> Report:
+        """Bring it under its name."""
+        worker = Worker("aiodockersave-file")
+        settings = self._settings
+        sha256 = None
+        async with (
+            Syncer(self._target, is_wanted=settings.fsync) as syncer,
+            Follower(self._fd) as follower,
+        ):
+            # What is gone on with may be replaced while it is followed.
+            followed = follower if settings.checksum and not settings.resume else None
+            plan = await self._file(worker, syncer, followed)
+            if settings.checksum:
+                sha256 = await follower.finish(plan.segments)
+        await worker.run(self._target.sync, plan.size)
+        await worker.run(self._target.publish)
+        return Report(plan.size, plan.members, plan.images, sha256)
+
+    async def _file(self, worker: Worker, syncer: Syncer, follower: Follower | None) -> Plan:
+        settings = self._settings
+        plan = self._prepared.plan
+        if plan is None:
+            from .plain_file import file_plain  # noqa: PLC0415 - see the head of this file
+
+            return await file_plain(
+                self._fd,
+                self._prepared,
+                self._books,
+                format=settings.format,
+                jobs=settings.jobs,
+                max_plain_size=settings.max_plain_size,
+                follower=follower,
+                written=syncer.written,
+            )
+        from .kept_file import file_kept  # noqa: PLC0415 - see the head of this file
+
+        await worker.run(self._target.check_space, plan.size)
+        await file_kept(
+            self._fd,
+            plan,
+            self._books,
+            jobs=settings.jobs,
+            resume=settings.resume,
+            follower=follower,
+            written=syncer.written,
+        )
+        return plan

@@ -6,7 +6,9 @@ what to install.
 
 from __future__ import annotations
 
+import atexit
 import gc
+import os
 import sys
 
 from .errors import MissingDependencyError
@@ -32,5 +34,19 @@ def main() -> None:
         gc.freeze()
 
 
+def program() -> None:
+    """Run the command line in a process of its own, and end that as soon as nothing of ours is left.
+
+    Taking down all modules, as Python does at last, takes 6 ms.
+    """
+    codes = [1]
+    atexit.register(lambda: os._exit(codes[0]))  # the first to be registered is the last to be called
+    try:
+        main()
+    except SystemExit as ending:
+        codes[0] = ending.code if isinstance(ending.code, int) else 1
+        raise
+
+
 if __name__ == "__main__":
-    main()
+    program()

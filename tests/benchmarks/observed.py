@@ -47,18 +47,18 @@ def peak() -> int:
         return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) << 10
 
 
-def main() -> int:
+def main() -> None:
     with open(sys.argv[1], "r+b") as file:  # noqa: PTH123
         facts = mmap.mmap(file.fileno(), FACTS.size)
     count_received(facts)
-    from aiodockersave.cli import main as run
+    from aiodockersave.__main__ import main as run
 
     sys.argv[:] = ["aiodockersave", *sys.argv[2:]]
     try:
-        return run()
+        run()
     finally:
         FACTS.pack_into(facts, 0, FACTS.unpack(facts)[0], peak())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

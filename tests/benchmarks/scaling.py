@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .figures import Figure, Settings, print_table
 from .piece_registry import Form, PieceImage, running_pieces, warm_up
-from .processes import Observed, clean_up, only_supported, supports
+from .processes import Observed, clean_up, only_supported, save_command, supports, timed
 
 FORMS: dict[str, Form] = {"keep": "tar", "decompress": "gzip"}
 MB = 10**6
@@ -42,14 +42,6 @@ class Case:
         return PieceImage(FORMS[self.mode], self.layers, self.size, self.latency)
 
 
-@dataclass(frozen=True)
-class Result:
-    """What came out: median seconds, and the largest peak in MiB."""
-
-    seconds: float
-    peak: float
-
-
 class Bench:
     """Runs cases against one registry."""
 
@@ -58,56 +50,66 @@ class Bench:
         self._target = folder / "target"
         self._options = options
 
-    def run(self, case: Case, times: int = 1) -> Result:
-        """Run a case so many times."""
+    def seconds(self, case: Case, times: int = 1) -> float:
+        """Run a case so many times as a user does; return the median of what it took."""
         warm_up(self._address, case.image)
-        jobs = [] if case.jobs is None else only_supported([f"--jobs={case.jobs}"])
-        seconds, peaks = [], []
+        found = []
         for _ in range(times):
-            with Observed(
-                case.image.reference(self._address),
-                self._target,
-                *(f"--layers={case.mode}", "--no-fsync", "--quiet", "--plain-http", *self._options, *jobs),
-            ) as run:
-                seconds.append(run.finish())
-                peaks.append(run.peak / 2**20)
+            found.append(
+                timed(
+                    save_command(case.image.reference(self._address), self._target, *self._how(case))
+                ).seconds
+            )
             clean_up(self._target)
-        return Result(statistics.median(seconds), max(peaks))
+        return statistics.median(found)
+
+    def peak(self, case: Case, times: int = 1) -> float:
+        """Run a case so many times; return its largest VmHWM in MiB."""
+        warm_up(self._address, case.image)
+        found = []
+        for _ in range(times):
+            with Observed(case.image.reference(self._address), self._target, *self._how(case)) as run:
+                run.finish()
+                found.append(run.peak / 2**20)
+            clean_up(self._target)
+        return max(found)
+
+    def _how(self, case: Case) -> list[str]:
+        jobs = [] if case.jobs is None else only_supported([f"--jobs={case.jobs}"])
+        return [f"--layers={case.mode}", "--no-fsync", "--quiet", "--plain-http", *self._options, *jobs]
 
 
 def measure_sizes(bench: Bench, mode: str, scale: float) -> tuple[list[Figure], list[float]]:
     """Compare one layer of each size; return figures, and peaks in MiB."""
-    results = {size: bench.run(Case(mode, 1, int(size * scale)), TIMED) for size in SIZES}
+    cases = {size: Case(mode, 1, int(size * scale)) for size in SIZES}
+    seconds = {size: bench.seconds(case, TIMED) for size, case in cases.items()}
+    peaks = {size: bench.peak(case) for size, case in cases.items()}
     table = [
         (
             f"{mode}, one layer of {size * scale / MB:,g} MB",
-            found.seconds,
-            found.seconds / (size * scale) * 1e9,
-            found.peak,
+            seconds[size],
+            seconds[size] / (size * scale) * 1e9,
+            peaks[size],
         )
-        for size, found in results.items()
+        for size in SIZES
     ]
     print_table(("", "seconds", "s per GB", "peak MiB"), table)
     *_, shorter, longer = SIZES
-    ratio = (results[longer].seconds / longer) / (results[shorter].seconds / shorter)
+    ratio = (seconds[longer] / longer) / (seconds[shorter] / shorter)
     figure = Figure(f"{mode}: time per byte at 4 GB ÷ at 400 MB", ratio, TIME_BAR)
-    return [figure], [found.peak for found in results.values()]
+    return [figure], list(peaks.values())
 
 
 def measure_counts(bench: Bench, mode: str, scale: float) -> list[float]:
     """Compare numbers of layers; return peaks in MiB."""
     table, peaks = [], []
     for layers, size in COUNTS:
-        found = bench.run(Case(mode, layers, int(size * scale)))
+        case = Case(mode, layers, int(size * scale))
+        seconds = bench.seconds(case)
+        peaks.append(bench.peak(case))
         table.append(
-            (
-                f"{mode}, {layers} of {size * scale / MB:g} MB",
-                found.seconds,
-                found.seconds / layers * 1000,
-                found.peak,
-            )
+            (f"{mode}, {layers} of {size * scale / MB:g} MB", seconds, seconds / layers * 1000, peaks[-1])
         )
-        peaks.append(found.peak)
     print_table(("", "seconds", "ms per layer", "peak MiB"), table)
     return peaks
 
@@ -115,19 +117,19 @@ def measure_counts(bench: Bench, mode: str, scale: float) -> list[float]:
 def measure_latency(bench: Bench, mode: str, scale: float) -> list[Figure]:
     """Compare jobs and latencies on 16 layers of 1 MB."""
     found = {
-        (jobs, latency): bench.run(Case(mode, 16, int(MB * scale), jobs, latency), TIMED)
+        (jobs, latency): bench.seconds(Case(mode, 16, int(MB * scale), jobs, latency), TIMED)
         for latency in LATENCIES
         for jobs in (JOBS if supports("--jobs") else JOBS[:1])
     }
     table = [
-        (f"{mode}, 16 of {scale:g} MB, {latency} ms, {jobs} jobs", result.seconds, result.peak)
-        for (jobs, latency), result in found.items()
+        (f"{mode}, 16 of {scale:g} MB, {latency} ms, {jobs} jobs", seconds)
+        for (jobs, latency), seconds in found.items()
     ]
-    print_table(("", "seconds", "peak MiB"), table)
+    print_table(("", "seconds"), table)
     if not supports("--jobs"):
         print("--jobs is not there: nothing to compare")
         return []
-    times = found[1, 100].seconds / found[4, 100].seconds
+    times = found[1, 100] / found[4, 100]
     return [
         Figure(f"{mode}: 100 ms, 16 layers of 1 MB: 4 jobs beat 1", times, LATENCY_BAR, "×", at_least=True)
     ]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["fetch", "fill"]
 
-BATCH_SIZE: Final = 1 << 20
+BATCH_SIZE: Final = 1 << 19
 """Bytes that are worth a hop to a thread."""
 _DEPTH: Final = 3
 """Batches that a thread has been given: one runs, the others wait."""

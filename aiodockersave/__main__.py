@@ -7,9 +7,11 @@ what to install.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import os
 import sys
+from typing import NoReturn
 
 from .errors import MissingDependencyError
 
@@ -40,12 +42,20 @@ def program() -> None:
     Taking down all modules, as Python does at last, takes 6 ms.
     """
     codes = [1]
-    atexit.register(lambda: os._exit(codes[0]))  # the first to be registered is the last to be called
+    atexit.register(lambda: _leave(codes[0]))  # the first to be registered is the last to be called
     try:
         main()
     except SystemExit as ending:
         codes[0] = ending.code if isinstance(ending.code, int) else 1
         raise
+
+
+def _leave(code: int) -> NoReturn:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # what could not be printed was said already
+            if stream is not None:
+                stream.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ anyio scope against the cancel scopes around, which would otherwise deliver thei
 
 Only calls that end by themselves are waited for (regular files, hashing), never a pipe or a connection.
 
-anyio takes 20 ms to load, and before somebody has loaded it there is no cancel scope to be shielded against: so it is
+anyio takes some 30 ms to load, and before somebody has loaded it there is no cancel scope to be shielded against: so it is
 used where it is there already. A scope around a call was entered before it, so looking once per call is enough.
 """
 

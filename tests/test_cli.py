@@ -259,6 +259,34 @@ def test_help_loads_no_library() -> None:
     assert not loaded & {"click", "asyncio", "anyio", "aiofiles", "hashlib", "rich", "aiohttp"}
 
 
+@pytest.mark.parametrize(
+    ("ending", "code", "said"),
+    [
+        ("sys.exit(0)", 0, ""),
+        ("sys.exit(7)", 7, ""),
+        ("sys.exit('no')", 1, "no\n"),
+        ("raise KeyError('x')", 1, "KeyError: 'x'\n"),
+    ],
+)
+def test_the_program_ends_with_its_code_and_says_all(ending: str, code: int, said: str) -> None:
+    """Also what others want to do at the end is done, and what waits in buffers is written."""
+    script = (
+        "import atexit, sys\n"
+        "from aiodockersave import __main__ as entry\n"
+        "def main():\n"
+        "    atexit.register(lambda: print('the end', end=''))\n"
+        "    print('half a line', end=' ')\n"
+        f"    {ending}\n"
+        "entry.main = main\n"
+        "entry.program()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=30
+    )
+    assert (result.returncode, result.stdout) == (code, "half a line the end")
+    assert result.stderr.endswith(said)
+
+
 # ── save ──
 
 

@@ -58,23 +58,6 @@ LAYER_TYPES: Final = FOREIGN_LAYER_TYPES | {
     OCI_LAYER_ZSTD,
 }
 
-# ── what an archive can be ──
-
-Format = Literal["docker"]
-"""The layout of an archive."""
-Layers = Literal["keep", "decompress"]
-"""How layers are stored: as they are, or as plain tars."""
-
-
-def check_choice(name: str, value: str, choices: object) -> None:
-    """Raise :class:`InvalidInputError` unless ``value`` is one of a ``Literal``'s ``choices``."""
-    allowed = get_args(choices)
-    if value not in allowed:
-        raise InvalidInputError(f"{name}={value!r}: use one of {', '.join(map(repr, allowed))}")
-
-
-# ── media types, read ──
-
 
 def compression(media_type: str) -> Literal["gzip", "zstd"] | None:
     """Tell the compression that a media type names; None for plain and for unknown types."""
@@ -88,6 +71,21 @@ def compression(media_type: str) -> Literal["gzip", "zstd"] | None:
 def is_layer_media_type(media_type: str) -> bool:
     """Tell whether this is the media type of an image's layer, foreign layers included."""
     return media_type in LAYER_TYPES
+
+
+# ── what an archive can be ──
+
+Format = Literal["docker"]
+"""The layout of an archive."""
+Layers = Literal["keep", "decompress"]
+"""How layers are stored: as they are, or as plain tars."""
+
+
+def check_choice(name: str, value: str, choices: object) -> None:
+    """Raise :class:`InvalidInputError` unless ``value`` is one of a ``Literal``'s ``choices``."""
+    allowed = get_args(choices)
+    if value not in allowed:
+        raise InvalidInputError(f"{name}={value!r}: use one of {', '.join(map(repr, allowed))}")
 
 
 # ── digests ──

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -280,8 +281,9 @@ def test_the_program_ends_with_its_code_and_says_all(ending: str, code: int, sai
         "entry.main = main\n"
         "entry.program()"
     )
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     result = subprocess.run(
-        [sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=30
+        [sys.executable, "-c", script], env=buffered, check=False, capture_output=True, text=True, timeout=30
     )
     assert (result.returncode, result.stdout) == (code, "half a line the end")
     assert result.stderr.endswith(said)

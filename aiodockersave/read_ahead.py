@@ -16,8 +16,6 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Final
 
-from anyio import ClosedResourceError
-
 from ._aio import Fairness, running_task, wait_for_ends
 from ._calls import Call
 from .content import OpenContent
@@ -73,6 +71,8 @@ class Feed(abc.ABC):
         self._refuse_own_task()
         while not self._chunks:
             if self._closed:
+                from anyio import ClosedResourceError  # noqa: PLC0415 - `_aio` says why anyio is not loaded before
+
                 raise ClosedResourceError("closed while it was read")
             if self._error is not None:
                 raise self._error.with_traceback(self._traceback)

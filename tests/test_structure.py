@@ -274,7 +274,7 @@ asyncio.run(main())
     [
         ("keep", {"anyio", "writer", "sinks", "streaming", "plain_file", "decompression"}),
         ("decompress", {"anyio", "writer", "sinks", "streaming", "kept_file"}),
-        ("stream", {"kept_file", "plain_file", "filling"}),
+        ("stream", {"anyio", "kept_file", "plain_file", "filling"}),
     ],
 )
 def test_a_save_loads_only_what_it_needs(kind: str, unused: set[str]) -> None:

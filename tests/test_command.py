@@ -411,11 +411,15 @@ def test_a_signal_at_any_moment_leaves_nothing_half_written(
     duration = time.monotonic() - begin
     moments = random.Random(f"50 moments of {number}")
     codes = []
-    for _ in range(50):
+    for attempt in range(50):
         target.write_bytes(b"old")
         with started("save", large, "-o", target, "--quiet") as process:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(moments.uniform(0.2, 1.05) * duration)
+            if attempt % 2:  # at any moment of all
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(moments.uniform(0.2, 1.05) * duration)
+            else:  # while there is something to clean up, however long it takes to get there
+                wait_until(lambda: len(list(target.parent.iterdir())) > 1 or process.poll() is not None)
+                time.sleep(moments.uniform(0, 0.02))
             process.send_signal(number)
             codes.append(process.wait(LIMIT))
             said = process.communicate()[1]

@@ -6,7 +6,8 @@
                  └▶ write at the offset
 
     take(batch) ─┬▶ SHA-256 of the blob                                  PlainBlob: three threads, so that one
-                 └▶ inflate ─▶ SHA-256 of the plain tar, write           large layer keeps two processors busy
+                 └▶ inflate ─▶ SHA-256 of the plain tar, write           large layer keeps two processors busy;
+                                                                         one where each processor has a blob
 
 The idea to know first: everything here blocks, and one blob is handled by one caller's thread at a time. Nothing of it
 depends on what other blobs do: each writes into its own region only, and knows the bytes of it that are right.
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from .plan import Segment
 
 __all__ = [
+    "Crew",
     "KeptBlob",
     "Lane",
     "Placement",
@@ -304,12 +306,44 @@ class PlainBlob:
         self._lane.storing.drop()
 
 
-class Lane:
-    """Two threads that help the one that decompresses: for one blob at a time, one after the other."""
+class Crew:
+    """The lanes of one save.
 
-    def __init__(self) -> None:
-        self.hashing = Relay("hash")
-        self.storing = Relay("write")
+    Threads that help are worth their handing over while a processor has nothing else to do. Where there are as many blobs
+    as processors, they only keep each other, and the loop, from running.
+
+    Attributes:
+        busy: How many lanes have a blob.
+
+    Args:
+        processors: How many there are; by default those that this process may use.
+    """
+
+    def __init__(self, processors: int | None = None) -> None:
+        self.busy = 0
+        self._processors = processors or _processors()
+
+    @property
+    def needs_help(self) -> bool:
+        """Whether a processor is left over."""
+        return self.busy < self._processors
+
+
+def _processors() -> int:
+    affinity: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)  # not on macOS
+    return (os.cpu_count() or 1) if affinity is None else len(affinity(0))
+
+
+class Lane:
+    """Two threads that help the one that decompresses: for one blob at a time, one after the other.
+
+    Args:
+        crew: All lanes.
+    """
+
+    def __init__(self, crew: Crew) -> None:
+        self.hashing = Relay("hash", crew)
+        self.storing = Relay("write", crew)
 
     def close(self) -> None:
         """End the threads."""
@@ -320,24 +354,38 @@ class Lane:
 class Relay:
     """Runs calls in a thread of its own, in order, some calls behind. When one has failed, the others are dropped.
 
+    Where that is no help, a call is made at once instead.
+
     Args:
         name: What the thread is called.
+        crew: Tells whether it is a help.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, crew: Crew) -> None:
         self._name = name
+        self._crew = crew
         self._queue: Queue[tuple[Callable[[Any], None], Any] | threading.Event | None] = Queue(_RELAY_DEPTH)
         self._thread: threading.Thread | None = None
         self._fault: BaseException | None = None
         self._is_dropping = False
+        self._is_behind = False
 
     def put(self, call: Callable[[T], None], data: T) -> None:
-        """Hand over a call, once there is room. Raises what an earlier one raised."""
+        """Hand over a call, once there is room, or make it. Raises what an earlier one raised, or this one."""
         self._check()
+        if self._crew.needs_help:
+            self._hand_over(call, data)
+        else:
+            if self._is_behind:
+                self.finish()
+            call(data)
+
+    def _hand_over(self, call: Callable[[T], None], data: T) -> None:
         if self._thread is None:
             thread = threading.Thread(target=self._serve, name=f"aiodockersave-{self._name}", daemon=True)
             thread.start()
             self._thread = thread
+        self._is_behind = True
         self._queue.put((call, data))  # there is room sooner or later: the thread takes all, whatever fails
 
     def finish(self) -> None:
@@ -352,10 +400,11 @@ class Relay:
         self._fault, self._is_dropping = None, False  # the call that ran may have failed until now
 
     def _wait(self) -> None:
-        if self._thread is not None:
+        if self._thread is not None and self._is_behind:
             done = threading.Event()
             self._queue.put(done)
             done.wait()
+            self._is_behind = False
 
     def close(self) -> None:
         """End the thread."""

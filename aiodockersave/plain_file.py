@@ -7,7 +7,7 @@ A layer's place follows from the plain sizes of those before it. A size is known
     size    known      hint       none       …
             place ───▶ place ───▶ place      waits for 2
 
-Small layers are not asked for a hint: they are received into memory while they wait.
+Small layers are not asked for a hint: they are received into memory while they wait, and have it with them.
 
 A hint may be wrong: the blob may have several members, or lie. A layer that would leave its region, or does not fill
 it, shows that. Then the layers behind it, which are in the wrong place, are read once more: a wrong hint costs time, and
@@ -19,16 +19,17 @@ What is no layer's (headers, configs, metadata) is written last, from the plan o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ._aio import Worker, end_tasks, ending
 from .errors import DockerSaveError
 from .filling import fetch, fill
 from .model import Descriptor, Format, compression
-from .placing import Lane, PlainBlob, move_back, write_literals
+from .placing import Crew, Lane, PlainBlob, move_back, write_literals
 from .plain_layout import ISIZE, PlainLayout, plausible_size
 from .preparing import naming
 from .sources import SupportsLastBytes
@@ -45,6 +46,8 @@ __all__ = ["file_plain"]
 
 _SMALL: Final = 2 << 20
 """Bytes of a blob up to which it is received into memory before its place is known."""
+_RECEIVED: Final = 16 << 20
+"""Bytes of such blobs that may be in memory, however many are read at once."""
 _ASKING: Final = 8
 """Hints that are asked for at once."""
 _PATIENCE: Final = 10.0
@@ -58,16 +61,22 @@ async def plain_size_hint(blob: Blob) -> int | None:
     layer, source = blob.layer, blob.image.request.source
     if layer.size is None:
         return None
+    last = None
+    if compression(layer.media_type) == "gzip" and isinstance(source, SupportsLastBytes):
+        # On an error the blob itself will tell.
+        with contextlib.suppress(DockerSaveError, OSError):
+            async with asyncio.timeout(_PATIENCE):
+                last = await source.last_bytes(layer, ISIZE)
+    return _told_size(layer, last)
+
+
+def _told_size(layer: Descriptor, last: bytes | None) -> int | None:
+    """Return what the plain size may be of a blob with these last bytes."""
     match compression(layer.media_type):
         case None:
             return layer.size
-        case "gzip" if isinstance(source, SupportsLastBytes):
-            try:
-                async with asyncio.timeout(_PATIENCE):
-                    last = await source.last_bytes(layer, ISIZE)
-            except (DockerSaveError, OSError):  # the blob itself will tell
-                return None
-            return None if last is None else plausible_size(last, layer.size)
+        case "gzip" if last is not None and layer.size is not None:
+            return plausible_size(last, layer.size)
         case _:
             return None
 
@@ -123,9 +132,9 @@ async def file_plain(
 class _Lane:
     """The threads that bring one blob at a time into its place, kept for the next one."""
 
-    def __init__(self) -> None:
+    def __init__(self, crew: Crew) -> None:
         self.worker = Worker("aiodockersave-blob")
-        self.threads = Lane()
+        self.threads = Lane(crew)
         self._held = ExitStack()
         self._held.enter_context(self.worker.held())
 
@@ -136,6 +145,13 @@ class _Lane:
                 self.threads.close()  # the coroutine is being closed: nothing can be awaited any more
             else:
                 await self.worker.run_always(self.threads.close)
+
+
+class _Run(NamedTuple):
+    """A blob that is being brought into its place."""
+
+    blob: Blob
+    is_read: bool  # and not in memory already
 
 
 def _is_small(blob: Blob) -> bool:
@@ -191,8 +207,9 @@ class _Filer:
         self._placed: dict[Digest, int] = {}
         self._received: dict[Digest, Sequence[Batch]] = {}
         self._lanes = AsyncExitStack()
+        self._crew = Crew()
         self._idle: list[_Lane] = []
-        self._running: dict[asyncio.Task[None], Blob] = {}
+        self._running: dict[asyncio.Task[None], _Run] = {}
         self._receiving: dict[asyncio.Task[None], Blob] = {}
         self._asking: dict[asyncio.Task[None], Blob] = {}
 
@@ -242,27 +259,47 @@ class _Filer:
         """Start to receive small blobs that have no place yet."""
         for blob in self._waiting:
             is_wanted = _is_small(blob) and blob.layer.digest not in self._received
-            is_allowed = len(self._received) + len(self._receiving) < self._jobs and self._has_room(blob)
-            if is_wanted and is_allowed and blob not in self._receiving.values():
+            if is_wanted and self._may_receive(blob) and blob not in self._receiving.values():
                 self._receiving[asyncio.ensure_future(self._receive(blob))] = blob
+
+    def _may_receive(self, blob: Blob) -> bool:
+        """Tell whether a small blob may be read into memory now."""
+        stored = [run.blob.layer for run in self._running.values() if not run.is_read]
+        waiting = [each.layer for each in self._waiting if each.layer.digest in self._received]
+        held = [*stored, *waiting, *(each.layer for each in self._receiving.values())]
+        size = sum(layer.size or 0 for layer in (*held, blob.layer))
+        return self._has_room(blob) and size <= min(self._jobs * _SMALL, _RECEIVED)
 
     def _is_stored(self, blob: Blob) -> bool:
         """Tell whether this is the blob of its plain tar that is stored, and not only verified."""
         return self._stored[blob.diff_id] is blob
 
     def _has_room(self, blob: Blob) -> bool:
-        """Tell whether a blob may be read besides those that are; one that was received is not."""
-        return blob.layer.digest in self._received or len(self._running) + len(self._receiving) < self._jobs
+        """Tell whether a blob may be read, or stored if it was received, besides those that are."""
+        if blob.layer.digest in self._received:
+            return len(self._running) < self._jobs
+        return sum(run.is_read for run in self._running.values()) + len(self._receiving) < self._jobs
 
     def _start(self, blob: Blob, place: int | None) -> None:
         if place is not None:
             self._placed[blob.diff_id] = place
-        self._running[asyncio.ensure_future(self._file(blob, place))] = blob
+        received = self._received.pop(blob.layer.digest, None)
+        task = asyncio.ensure_future(self._file(blob, place, received))
+        self._running[task] = _Run(blob, is_read=received is None)
 
-    def _new_lane(self) -> _Lane:
-        lane = _Lane()
-        self._lanes.push_async_exit(lane.close)
-        return lane
+    @contextmanager
+    def _lane(self) -> Generator[_Lane, None, None]:
+        if self._idle:
+            lane = self._idle.pop()
+        else:
+            lane = _Lane(self._crew)
+            self._lanes.push_async_exit(lane.close)
+        self._crew.busy += 1
+        try:
+            yield lane
+        finally:
+            self._crew.busy -= 1
+            self._idle.append(lane)
 
     async def _receive(self, blob: Blob) -> None:
         """Receive a small blob whose place is not known yet."""
@@ -270,38 +307,39 @@ class _Filer:
         with naming(blob.image.request):
             received = await fetch(blob.image.request.source.open_blob, blob.layer, meter=self._books.meter)
         self._received[blob.layer.digest] = received
+        last = b"".join(bytes(chunk[-ISIZE:]) for chunk in received[-ISIZE:])[-ISIZE:]  # no chunk is empty
+        self._expect(blob, _told_size(blob.layer, last))
 
     async def _ask(self, blob: Blob) -> None:
         """Find out the plain size ahead, if the source can tell."""
-        size = await plain_size_hint(blob)
+        self._expect(blob, await plain_size_hint(blob))
+
+    def _expect(self, blob: Blob, size: int | None) -> None:
         if size is not None and (self._max_plain_size is None or size <= self._max_plain_size):
             self._layout.sizes.setdefault(blob.diff_id, size)
 
-    async def _file(self, blob: Blob, place: int | None) -> None:
-        """Bring one blob into its place, and take down its true size."""
-        region = self._layout.sizes.get(blob.diff_id)
-        received = self._received.pop(blob.layer.digest, None)
-        open_blob = (
-            blob.image.request.source.open_blob if received is None else partial(_open_received, received)
-        )
-        lane = self._idle.pop() if self._idle else self._new_lane()
-        placement = PlainBlob(
-            None if place is None else self._fd,
-            place or 0,
-            blob.layer,
-            blob.diff_id,
-            lane.threads,
-            region=None if place is None else region,
-            max_plain_size=self._max_plain_size,
-        )
-        if self._follower is not None and place is not None:
-            self._follower.watch(blob.diff_id, placement)
-        self._books.meter.started(blob.layer)
-        with naming(blob.image.request):
+    async def _file(self, blob: Blob, place: int | None, received: Sequence[Batch] | None) -> None:
+        """Bring one blob into its place, and take down its true size; else it waits once more."""
+        region = None if place is None else self._layout.sizes.get(blob.diff_id)
+        with self._lane() as lane, naming(blob.image.request):
+            placement = PlainBlob(
+                None if place is None else self._fd,
+                place or 0,
+                blob.layer,
+                blob.diff_id,
+                lane.threads,
+                region=region,
+                max_plain_size=self._max_plain_size,
+            )
+            if self._follower is not None and place is not None:
+                self._follower.watch(blob.diff_id, placement)
+            self._books.meter.started(blob.layer)
             try:
                 size = await fill(
                     placement,
-                    open_blob,
+                    blob.image.request.source.open_blob
+                    if received is None
+                    else partial(_open_received, received),
                     blob.layer,
                     worker=lane.worker,
                     meter=self._books.meter,
@@ -314,8 +352,6 @@ class _Filer:
                 del self._placed[blob.diff_id]
                 self._again(blob)
                 return
-            finally:
-                self._idle.append(lane)
             if place is not None:
                 if region is None:
                     place = await self._make_room(blob.diff_id, place, size, lane.worker)
@@ -341,7 +377,9 @@ class _Filer:
         places = self._layout.places()
         wrong = {each for each, place in self._placed.items() if places.get(each) != place}
         misplaced = [
-            task for task, blob in self._running.items() if blob.diff_id in wrong and self._is_stored(blob)
+            task
+            for task, run in self._running.items()
+            if run.blob.diff_id in wrong and self._is_stored(run.blob)
         ]
         await end_tasks(misplaced)
         for task in misplaced:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from aiodockersave import (
     plan_archive,
 )
 from aiodockersave.placing import (
+    Crew,
     KeptBlob,
     Lane,
     PlainBlob,
@@ -44,9 +46,11 @@ def fd(tmp_path: Path) -> Iterator[int]:
     os.close(fd)
 
 
-@pytest.fixture
-def lane() -> Iterator[Lane]:
-    lane = Lane()
+@pytest.fixture(params=[1, 2], ids=["alone", "helped"])
+def lane(request: pytest.FixtureRequest) -> Iterator[Lane]:
+    crew = Crew(request.param)
+    crew.busy = 1
+    lane = Lane(crew)
     yield lane
     lane.close()
 
@@ -260,6 +264,7 @@ def test_a_limit(fd: int, lane: Lane, kind: Compression) -> None:
         take_all(plain(fd, layer, lane, limit=1999), layer.blob)
 
 
+@pytest.mark.parametrize("lane", [2], indirect=True, ids=["helped"])
 def test_a_limit_where_the_disk_is_slow(fd: int, lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits to be written counts."""
     layer = make_layer(random_bytes(1000), None)
@@ -327,8 +332,13 @@ def test_stopped_in_the_middle_of_a_bomb(fd: int, lane: Lane, monkeypatch: pytes
 
 
 @pytest.fixture
-def relay() -> Iterator[Relay]:
-    relay = Relay("test")
+def crew() -> Crew:
+    return Crew(1)
+
+
+@pytest.fixture
+def relay(crew: Crew) -> Iterator[Relay]:
+    relay = Relay("test", crew)
     yield relay
     relay.close()
 
@@ -382,6 +392,38 @@ def test_what_waits_is_dropped(relay: Relay) -> None:
     relay.put(calls.append, b"next")
     relay.finish()
     assert calls == [b"next"]
+
+
+def test_where_no_processor_is_left_a_call_is_made_at_once(crew: Crew, relay: Relay) -> None:
+    calls: list[tuple[Any, str]] = []
+
+    def note(data: bytes) -> None:
+        time.sleep(0.001)  # the next one would be quicker
+        calls.append((data, threading.current_thread().name))
+
+    here = threading.current_thread().name
+    for number in range(20):
+        crew.busy = number // 5 % 2
+        relay.put(note, bytes([number]))
+        if crew.busy:
+            assert calls[-1] == (bytes([number]), here)
+    relay.finish()
+    assert [data for data, _ in calls] == [bytes([number]) for number in range(20)]
+    assert [name for _, name in calls] == (["aiodockersave-test"] * 5 + [here] * 5) * 2
+    crew.busy = 1
+    with pytest.raises(ZeroDivisionError):
+        relay.put(fail, b"")
+    relay.finish()  # it was told
+
+
+def test_a_call_is_not_made_behind_one_that_failed(crew: Crew, relay: Relay) -> None:
+    calls: list[object] = []
+    relay.put(fail, b"")
+    crew.busy = 1
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            relay.put(calls.append, b"")
+    assert calls == []
 
 
 def test_nothing_is_begun_for_nothing(relay: Relay) -> None:

@@ -38,6 +38,7 @@ from aiodockersave import (
 )
 from aiodockersave._aio import Worker
 from aiodockersave.books import Blob
+from aiodockersave.content import Batch
 from aiodockersave.plain_file import plain_size_hint
 from aiodockersave.plain_layout import plausible_size
 from aiodockersave.progress import Event, LayerAdvanced, LayerFinished, LayerRetried, LayerStarted
@@ -71,6 +72,7 @@ def use_small_limits(patch: pytest.MonkeyPatch, small: int = NOTHING_IS_SMALL) -
     patch.setattr(filling, "BATCH_SIZE", 512)
     patch.setattr(placing, "PIECE", 700)
     patch.setattr(plain_file, "_MOVED", 1000)
+    patch.setattr(placing, "_processors", lambda: 2)  # one lane is helped, several are not
 
 
 @pytest.fixture(autouse=True)
@@ -407,12 +409,13 @@ async def test_small_layers(layers: list[Layer], jobs: int, target: Path) -> Non
     assert len(store.openings) == len(layers)
 
 
-@pytest.mark.parametrize("jobs", [2, 3])
+@pytest.mark.parametrize(("jobs", "limit", "expected"), [(2, 1 << 20, 2), (3, 1 << 20, 4), (3, 7000, 3)])
 async def test_small_layers_are_received_while_their_place_is_not_known(
-    jobs: int, target: Path, monkeypatch: pytest.MonkeyPatch
+    jobs: int, limit: int, expected: int, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As many as are read at once, besides the one that all wait for, and no more."""
+    """As many as memory is granted for, besides the one that all wait for, and no more."""
     use_small_limits(monkeypatch, 3000)
+    monkeypatch.setattr(plain_file, "_RECEIVED", limit)
     unknown, small = layer_of(9, 40, "zstd"), [layer_of(number, 4) for number in range(8)]
     store = Store({"image": make_image(unknown, *small)})
     given: set[Digest] = set()
@@ -420,14 +423,37 @@ async def test_small_layers_are_received_while_their_place_is_not_known(
     async def wait(digest: Digest, position: int) -> None:
         given.add(digest)
         if digest == unknown.descriptor.digest and position > 5000:
-            while len(given) < 1 + jobs:
+            while len(given) < 1 + expected:
                 await asyncio.sleep(0)
             for _ in range(100):
                 await asyncio.sleep(0)
-            assert len(given) == 1 + jobs or position > 6000
+            assert len(given) == 1 + expected or position > 6000
 
     store.on_chunk = wait
     await save_plain(store, target, jobs=jobs)
+
+
+@pytest.mark.parametrize("kind", ["gzip", None])
+async def test_small_layers_have_their_hint_with_them(
+    kind: Compression, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So all are stored at once when the place of the first is known."""
+    use_small_limits(monkeypatch, 3000)
+    unknown, small = layer_of(9, 40, "zstd"), [layer_of(number, 4, kind) for number in range(3)]
+    begin = threading.Barrier(len(small))
+    begun: set[Digest] = {unknown.descriptor.digest}
+    take = placing.PlainBlob.take
+
+    def take_together(placement: placing.PlainBlob, batch: Sequence[Batch]) -> None:
+        digest = placement._descriptor.digest
+        if digest not in begun:
+            begun.add(digest)
+            begin.wait(LIMIT)
+        take(placement, batch)
+
+    monkeypatch.setattr(placing.PlainBlob, "take", take_together)
+    events = await save_plain(Store({"image": make_image(unknown, *small)}), target, jobs=4)
+    assert not [event for event in events if isinstance(event, LayerRetried)]
 
 
 @pytest.mark.usefixtures("_small")

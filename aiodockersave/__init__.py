@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     )
     from .reference import Reference
     from .sinks import Sink, as_sink
-    from .sources import ResolvedImage, Source, SupportsLastBytes
+    from .sources import ResolvedImage, Source, SupportsEarlyBlobs, SupportsLastBytes
     from .sources.credentials import (
         Credentials,
         CredentialStore,
@@ -141,6 +141,7 @@ __all__ = [
     "Source",
     "SourceError",
     "StaticCredentials",
+    "SupportsEarlyBlobs",
     "SupportsLastBytes",
     "TransferError",
     "UnsupportedImageError",
@@ -176,6 +177,7 @@ _ROOMS = {
     "open_archive": "archive_file",
     "ResolvedImage": "sources",
     "Source": "sources",
+    "SupportsEarlyBlobs": "sources",
     "SupportsLastBytes": "sources",
     "OciLayoutSource": "sources.oci_layout",
     "RegistrySource": "sources.registry",

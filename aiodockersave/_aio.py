@@ -333,6 +333,13 @@ async def wait_for_ends(tasks: Iterable[asyncio.Task[Any]]) -> None:
         del cancelled
 
 
+def run_up_to_wait(coroutine: Coroutine[Any, Any, object]) -> None:
+    """Run a coroutine up to where it would wait, for where nothing can be awaited any more."""
+    with contextlib.suppress(Exception, GeneratorExit):
+        coroutine.send(None)
+    coroutine.close()
+
+
 class Fairness:
     """Give the loop its turn by bytes: a source and a sink that never suspend would starve it."""
 

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from functools import partial
 from typing import Any, TypeVar
 
-from ._aio import running_task
+from ._aio import run_up_to_wait, running_task
 from .content import OpenContent
 from .errors import ContentError, WriterClosedError
 
@@ -88,7 +88,7 @@ class Call:
                     *closing,
                 ]
                 for close in closers:
-                    _start(close())
+                    run_up_to_wait(close())
                 raise
             except BaseException as exc:  # noqa: BLE001 - raised below
                 fault = exc
@@ -121,13 +121,6 @@ class Call:
                 raise fault
         finally:
             del fault, raised  # they hold this frame
-
-
-def _start(coroutine: Coroutine[Any, Any, object]) -> None:
-    """Run a coroutine up to where it would wait."""
-    with contextlib.suppress(Exception, GeneratorExit):
-        coroutine.send(None)
-    coroutine.close()
 
 
 class Calls:

@@ -8,6 +8,8 @@ from .preparing import Prepared, PreparedImage
 from .progress import ImageFinished, LayerReused, Meter
 
 if TYPE_CHECKING:
+    from .ahead import Ahead
+    from .blob_content import OpenBlob
     from .model import Descriptor, Digest
 
 __all__ = ["Blob", "Books"]
@@ -19,6 +21,7 @@ class Blob(NamedTuple):
     layer: Descriptor
     diff_id: Digest
     image: PreparedImage
+    open: OpenBlob
 
 
 class Books:
@@ -27,9 +30,10 @@ class Books:
     Args:
         prepared: What is saved.
         meter: Is told.
+        ahead: What was asked for already.
     """
 
-    def __init__(self, prepared: Prepared, meter: Meter) -> None:
+    def __init__(self, prepared: Prepared, meter: Meter, ahead: Ahead | None = None) -> None:
         self.meter = meter
         self.blobs: list[Blob] = []
         self._reused: list[Descriptor] = []
@@ -42,7 +46,9 @@ class Books:
                     self._reused.append(layer)
                 else:
                     seen.add(layer.digest)
-                    self.blobs.append(Blob(layer, diff_id, image))
+                    source = image.request.source
+                    open_blob = source.open_blob if ahead is None else ahead.opener(source, layer)
+                    self.blobs.append(Blob(layer, diff_id, image, open_blob))
             self._missing.append((image, {layer.digest for layer in checked.layers}))
 
     def begin(self) -> None:

@@ -130,7 +130,7 @@ class _Kept:
     async def _fill(self, placement: KeptBlob) -> None:
         await fill(
             placement,
-            self._blob.image.request.source.open_blob,
+            self._blob.open,
             self._blob.layer,
             worker=self._worker,
             meter=self._meter,

@@ -5,18 +5,21 @@
     ImageRequest ─prepare▶ Prepared ─┬▶ a file    blobs at their offsets, several at once    kept_file, plain_file
                                      └▶ a stream  one after the other, read ahead            streaming
 
-The target is opened when everything is known that can be known before a layer is read. What comes behind ``prepare`` is
-`saving`: it is loaded while sources are asked.
+The target is opened when everything is known that can be known before a layer is read. The first layers may have been
+asked for by then (`ahead`), so that they come without a wait. What comes behind ``prepare`` is `saving`: it is loaded
+while sources are asked.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from ._aio import Beside, running_task
+from .ahead import Ahead, Order, free_space
 from .errors import InvalidInputError
 from .preparing import ImageRequest, prepare
 
@@ -96,23 +99,32 @@ async def save(
         raise InvalidInputError(
             "only a file can be gone on with, and only with layers kept as they are: its size is not known ahead otherwise"
         )
-    async with Beside("aiodockersave-load") as loading:
-        loading.start(_load_saving, layers=layers, is_path=is_path)
-        prepared = await prepare(images, format=format, layers=layers, platform=platform)
-    from .saving import Settings, save_prepared  # noqa: PLC0415 - see the head of this file
+    async with AsyncExitStack() as stack:
+        ahead = None
+        if len(images) == 1 and jobs > 1 and not resume:
+            # Where layers are decompressed, the archive's size is not known ahead.
+            space = None
+            if isinstance(target, str | os.PathLike) and layers == "keep":
+                space = await free_space(target)
+            order = Order(layers, is_path=is_path, is_followed=checksum)
+            ahead = await stack.enter_async_context(Ahead(order, jobs=jobs, space=space))
+        async with Beside("aiodockersave-load") as loading:
+            loading.start(_load_saving, layers=layers, is_path=is_path)
+            prepared = await prepare(images, format=format, layers=layers, platform=platform, _ahead=ahead)
+        from .saving import Settings, save_prepared  # noqa: PLC0415 - see the head of this file
 
-    settings = Settings(
-        format=format,
-        layers=layers,
-        jobs=jobs,
-        resume=resume,
-        fsync=fsync,
-        stage_memory=stage_memory,
-        stage_dir=stage_dir,
-        max_plain_size=max_plain_size,
-        checksum=checksum,
-    )
-    return await save_prepared(prepared, target, settings, progress)
+        settings = Settings(
+            format=format,
+            layers=layers,
+            jobs=jobs,
+            resume=resume,
+            fsync=fsync,
+            stage_memory=stage_memory,
+            stage_dir=stage_dir,
+            max_plain_size=max_plain_size,
+            checksum=checksum,
+        )
+        return await save_prepared(prepared, target, settings, progress, ahead)
 
 
 def _load_saving(*, layers: Layers, is_path: bool) -> None:

@@ -26,6 +26,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ._aio import Worker, end_tasks, ending
+from .ahead import SMALL
 from .errors import DockerSaveError
 from .filling import fetch, fill
 from .model import Descriptor, Format, compression
@@ -44,8 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = ["file_plain"]
 
-_SMALL: Final = 2 << 20
-"""Bytes of a blob up to which it is received into memory before its place is known."""
+_SMALL: Final = SMALL
 _RECEIVED: Final = 16 << 20
 """Bytes of such blobs that may be in memory, however many are read at once."""
 _ASKING: Final = 8
@@ -305,7 +305,7 @@ class _Filer:
         """Receive a small blob whose place is not known yet."""
         self._books.meter.started(blob.layer)
         with naming(blob.image.request):
-            received = await fetch(blob.image.request.source.open_blob, blob.layer, meter=self._books.meter)
+            received = await fetch(blob.open, blob.layer, meter=self._books.meter)
         self._received[blob.layer.digest] = received
         last = b"".join(bytes(chunk[-ISIZE:]) for chunk in received[-ISIZE:])[-ISIZE:]  # no chunk is empty
         self._expect(blob, _told_size(blob.layer, last))
@@ -337,9 +337,7 @@ class _Filer:
             try:
                 size = await fill(
                     placement,
-                    blob.image.request.source.open_blob
-                    if received is None
-                    else partial(_open_received, received),
+                    blob.open if received is None else partial(_open_received, received),
                     blob.layer,
                     worker=lane.worker,
                     meter=self._books.meter,

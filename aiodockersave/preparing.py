@@ -11,15 +11,17 @@ import contextlib
 import os
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ._aio import Worker, run_together, running_task
 from ._text import one_line
 from .errors import DockerSaveError, InvalidInputError
 from .model import Descriptor, Digest, Format, Layers, Platform, check_choice
-from .sources import ResolvedImage, Source
+from .sources import ResolvedImage, Source, SupportsEarlyBlobs
 
 if TYPE_CHECKING:
+    from .ahead import Ahead
     from .formats import Image
     from .plan import Plan
 
@@ -103,6 +105,7 @@ async def prepare(
     format: Format = "docker",
     layers: Layers = "keep",
     platform: Platform | None = None,
+    _ahead: Ahead | None = None,
 ) -> Prepared:
     """Resolve images, check them, and plan their archive; no layer is read.
 
@@ -121,7 +124,7 @@ async def prepare(
     async def run() -> None:
         for index, request in waiting:
             with naming(request):
-                resolved = await request.source.resolve(request.reference, platform)
+                resolved = await _resolve(request, platform, _ahead)
                 found[index] = await worker.run(_check, request, resolved)
 
     if images:
@@ -133,6 +136,13 @@ async def prepare(
     else:
         _check_layers(prepared)
     return Prepared(prepared, plan)
+
+
+async def _resolve(request: ImageRequest, platform: Platform, ahead: Ahead | None) -> ResolvedImage:
+    source = request.source
+    if ahead is not None and isinstance(source, SupportsEarlyBlobs):
+        return await source.resolve_early(request.reference, platform, partial(ahead.ask, source))
+    return await source.resolve(request.reference, platform)
 
 
 def _plan(images: Sequence[PreparedImage], format: Format) -> Plan:

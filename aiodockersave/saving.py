@@ -21,6 +21,7 @@ from .progress import Meter, Progress, SaveFinished, SaveStarted
 from .syncing import Syncer
 
 if TYPE_CHECKING:
+    from .ahead import Ahead
     from .model import Format, Layers
     from .plan import Plan
     from .preparing import Prepared
@@ -58,11 +59,12 @@ async def save_prepared(
     target: str | os.PathLike[str] | AnySink,
     settings: Settings,
     progress: Progress | None,
+    ahead: Ahead | None,
 ) -> Report:
     """Write the archive of what was prepared; arguments, errors and cancel as :func:`~aiodockersave.save`."""
     meter = Meter(progress, prepared.layers)
     meter.tell(SaveStarted(prepared, meter.total))
-    books = Books(prepared, meter)
+    books = Books(prepared, meter, ahead)
     if isinstance(target, str | os.PathLike):
         etag = prepared.plan.etag if settings.resume and prepared.plan is not None else None
         async with _noting_what_is_left(Target(target, fsync=settings.fsync, etag=etag)) as place:

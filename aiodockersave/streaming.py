@@ -127,7 +127,7 @@ class _Stream:
         return feed
 
     def _new_feed(self, blob: Blob) -> _Feed:
-        content = BlobContent(blob.image.request.source.open_blob, blob.layer)
+        content = BlobContent(blob.open, blob.layer)
         feed = _Feed(content, limit=_BUFFER // self._jobs)
         self._stack.push_async_callback(feed.aclose)
         return feed

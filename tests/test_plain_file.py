@@ -384,8 +384,13 @@ async def test_a_blob_without_a_size_has_no_hint() -> None:
     image = make_image(FOUR[0])
     (prepared,) = (await prepare(Store({"image": image}).requests())).images
     layer = replace(FOUR[0].descriptor, size=None)
-    assert await plain_size_hint(Blob(layer, FOUR[0].diff_id, prepared)) is None
-    assert await plain_size_hint(Blob(FOUR[0].descriptor, FOUR[0].diff_id, prepared)) == len(FOUR[0].plain)
+    assert (
+        await plain_size_hint(Blob(layer, FOUR[0].diff_id, prepared, prepared.request.source.open_blob))
+        is None
+    )
+    assert await plain_size_hint(
+        Blob(FOUR[0].descriptor, FOUR[0].diff_id, prepared, prepared.request.source.open_blob)
+    ) == len(FOUR[0].plain)
 
 
 # ── small layers ──

@@ -23,6 +23,7 @@ from aiodockersave import (
     Digest,
     _aio,
     _target,
+    ahead,
     filling,
     intake,
     kept_file,
@@ -49,13 +50,13 @@ from .interruption import (
     outcome_of,
 )
 from .scenario import SUSPENSIONS_AFTER
-from .support.stores import Store
+from .support.stores import EarlyStore, Store
 
 T = TypeVar("T")
 
 LIMIT = 20.0  # seconds for anything that is waited for
 OLD = b"the archive that was here before"
-ROOMS = (_aio, _target, intake, kept_file, output, plain_file, preparing, saving, sinks, staging)
+ROOMS = (_aio, _target, ahead, intake, kept_file, output, plain_file, preparing, saving, sinks, staging)
 
 
 IMAGE = make_image(make_layer(b"one" * 400, None), make_layer({"two": b"2"}), repo_tags=["a:1"])
@@ -71,12 +72,14 @@ class Case:
         options: Those of ``save``.
         make_sink: Makes a sink of the caller's; None for a path.
         images: What is saved.
+        new_store: Where it comes from.
     """
 
     name: str
     options: dict[str, Any]
     make_sink: Callable[[], Any] | None = None
     images: dict[str, Image] = field(default_factory=lambda: {"one": IMAGE})
+    new_store: Callable[..., Store] = Store
 
     def __str__(self) -> str:
         return self.name
@@ -90,6 +93,13 @@ CASES = [
     Case("decompress", {"jobs": 2, "layers": "decompress"}),
     Case("decompress, one job", {"jobs": 1, "layers": "decompress"}),
     Case("fsync and checksum", {"jobs": 2, "fsync": True, "checksum": True}),
+    Case("asked early", {"jobs": 2}, new_store=partial(EarlyStore, rounds=3)),
+    Case(
+        "asked early, decompress",
+        {"jobs": 2, "layers": "decompress"},
+        new_store=partial(EarlyStore, rounds=3),
+    ),
+    Case("asked early, into a stream", {"jobs": 2}, ListSink, new_store=partial(EarlyStore, rounds=3)),
     Case("into a stream", {"jobs": 2}, ListSink),
     Case("into a stream, decompressed", {"jobs": 2, "layers": "decompress"}, ListSink),
     Case("into a sink with powers", {"jobs": 2, "layers": "decompress"}, MemorySink),
@@ -117,7 +127,7 @@ class Desk:
         self.case = case
         self.whole = whole
         self.sink = case.make_sink() if case.make_sink else None
-        self.store = Store(case.images, chunk_size=60)
+        self.store = case.new_store(case.images, chunk_size=60)
         self.has_ended = False
         self.raised: BaseException | None = None
         if self.sink is None:

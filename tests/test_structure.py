@@ -53,6 +53,7 @@ ACTS = (
     ),
     *(
         "sources",
+        "ahead",
         "preparing",
         "progress",
         "books",

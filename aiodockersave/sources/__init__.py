@@ -19,7 +19,7 @@ since everything else follows from them.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -33,7 +33,7 @@ from aiodockersave.errors import (
 )
 from aiodockersave.model import DOCKER_CONFIG, OCI_CONFIG, Descriptor, Digest, Platform, is_layer_media_type
 
-__all__ = ["ResolvedImage", "Source", "SupportsLastBytes"]
+__all__ = ["ResolvedImage", "Source", "SupportsEarlyBlobs", "SupportsLastBytes"]
 
 _CONFIG_TYPES = frozenset({DOCKER_CONFIG, OCI_CONFIG})
 
@@ -114,6 +114,24 @@ class SupportsLastBytes(Protocol):
             SourceError: They cannot be had.
 
         Cancel: nothing stays open.
+        """
+        ...
+
+
+@runtime_checkable
+class SupportsEarlyBlobs(Source, Protocol):
+    """A power that a source may have besides: to open layers before all of their image is known.
+
+    With it, the first layers are asked for while the config is on the way. They are opened in tasks of their own: what
+    ``open_blob`` returns may be entered in one task, read and left in another.
+    """
+
+    async def resolve_early(
+        self, reference: str, platform: Platform, found: Callable[[ImageManifest], None]
+    ) -> ResolvedImage:
+        """Find an image as :meth:`resolve` does, instead of which it is called.
+
+        ``found`` is told the manifest, once, when layers of it can be opened.
         """
         ...
 

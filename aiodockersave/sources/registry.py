@@ -187,15 +187,22 @@ class RegistrySource:
 
         Cancel: nothing stays open.
         """
+        return await self.resolve_early(reference, platform, lambda _: None)
+
+    async def resolve_early(
+        self, reference: str, platform: Platform, found: Callable[[ImageManifest], None]
+    ) -> ResolvedImage:
+        """Find an image as :meth:`resolve` does; ``found`` is told its manifest before the config is asked for."""
         self._check_open()
         image = Reference.parse(reference).with_default_tag()
         manifest = await self._image_manifest(image, platform)
         what = f"{image} (manifest {manifest.digest})"
         # Before the config is fetched, which may be anything where this is no image.
         check_supported(manifest, what)
-        config = await self._config(image, manifest.config)
         for blob in manifest.layers:
             self._remember(blob.digest, image)
+        found(manifest)
+        config = await self._config(image, manifest.config)
         return ResolvedImage(reference, manifest, config, _default_tags(image))
 
     async def _image_manifest(self, image: Reference, platform: Platform) -> ImageManifest:

@@ -7,7 +7,7 @@ import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 
-from aiodockersave import Descriptor, Digest, ImageRequest, Platform, ResolvedImage
+from aiodockersave import Descriptor, Digest, ImageManifest, ImageRequest, Platform, ResolvedImage
 from tests.images import Image
 
 
@@ -105,3 +105,35 @@ class Store:
         if isinstance(end, BaseException):
             raise end
         return end
+
+
+class EarlyStore(Store):
+    """A store that tells an image's manifest before its config is there.
+
+    Attributes:
+        rounds: How often the loop turns while the config is on the way.
+        config_error: Is raised in the place of the config.
+        asked_early: The blobs that were opened by then, in order.
+        given_early: How many bytes of them were given by then.
+    """
+
+    def __init__(self, images: Mapping[str, Image], *, chunk_size: int = 300, rounds: int = 10) -> None:
+        super().__init__(images, chunk_size=chunk_size)
+        self.rounds = rounds
+        self.config_error: BaseException | None = None
+        self.asked_early: list[Digest] = []
+        self.given_early = 0
+
+    async def resolve_early(
+        self, reference: str, platform: Platform, found: Callable[[ImageManifest], None]
+    ) -> ResolvedImage:
+        """Find an image."""
+        await asyncio.sleep(0)
+        found(self.images[reference].manifest)
+        for _ in range(self.rounds):
+            await asyncio.sleep(0)
+        self.asked_early = [digest for digest, _ in self.openings]
+        self.given_early = self.given.total()
+        if self.config_error is not None:
+            raise self.config_error
+        return await self.resolve(reference, platform)

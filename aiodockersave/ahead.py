@@ -1,0 +1,185 @@
+"""The first layers of an image, asked for while its config is on the way: one round trip less.
+
+::
+
+    manifest ─┬▶ config ─▶ all is checked ─▶ layers are read
+              └▶ the first layers are opened ─────▲
+
+Nothing of a layer is read before everything is checked: what comes early waits where the source keeps it. What nobody
+claims is closed unread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from ._aio import Worker, end_tasks, run_up_to_wait
+from .sources import Source, SupportsEarlyBlobs
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from .blob_content import OpenBlob
+    from .documents import ImageManifest
+    from .model import Descriptor, Digest, Layers
+
+__all__ = ["SMALL", "Ahead", "Order", "free_space"]
+
+SMALL: Final = 2 << 20
+"""Bytes of a blob up to which it may be received before its place is known."""
+_METADATA: Final = 1 << 20
+"""More bytes than an archive has beside its layers, those that follow aside."""
+_METADATA_OF_LAYER: Final = 16 << 10
+_CONFIGS: Final = 4
+"""More often than the config is in an archive."""
+
+
+class Order:
+    """Which blobs a save begins with.
+
+    Args:
+        layers: Whether they are kept.
+        is_path: Whether they go into a file, if it is one.
+        is_followed: Whether the file is hashed meanwhile.
+    """
+
+    def __init__(self, layers: Layers, *, is_path: bool, is_followed: bool) -> None:
+        self._is_largest_first = is_path and layers == "keep" and not is_followed
+        self._are_small = is_path and layers == "decompress"
+
+    def first(self, layers: Sequence[Descriptor], count: int) -> list[Descriptor]:
+        """Return so many of them, or fewer where that is not known before hints of their plain sizes are there."""
+        blobs = list({layer.digest: layer for layer in layers}.values())
+        if self._is_largest_first:
+            blobs.sort(key=lambda layer: -(layer.size or 0))
+        if self._are_small:
+            blobs = list(takewhile(lambda layer: (layer.size or 0) <= SMALL, blobs))
+        return blobs[:count]
+
+
+async def free_space(target: str | os.PathLike[str]) -> int | None:
+    """Return how many bytes are free where a file is to be; None where that cannot be told."""
+
+    def look() -> int | None:
+        try:
+            there = os.statvfs(os.path.dirname(os.path.realpath(target)))
+        except OSError:
+            return None
+        return there.f_bavail * there.f_frsize if there.f_blocks else None
+
+    return await Worker("aiodockersave-file").run(look)
+
+
+class Ahead:
+    """Asks for layers as soon as a manifest names them. Leave it with ``async with``.
+
+    Args:
+        order: Which come first.
+        jobs: How many are asked for.
+        space: Bytes that are free for the archive; None for any number.
+    """
+
+    def __init__(self, order: Order, *, jobs: int, space: int | None) -> None:
+        self._order = order
+        self._jobs = jobs
+        self._space = space
+        self._asked: dict[Digest, _Asked] = {}
+
+    def ask(self, source: SupportsEarlyBlobs, manifest: ImageManifest) -> None:
+        """Open the first layers of an image, unless the archive might not have room."""
+        sizes = [layer.size or 0 for layer in (*manifest.layers, *[manifest.config] * _CONFIGS)]
+        needed = sum(sizes) + _METADATA + _METADATA_OF_LAYER * len(manifest.layers)
+        if self._space is not None and needed > self._space:
+            return
+        for layer in self._order.first(manifest.layers, self._jobs):
+            if layer.digest not in self._asked:
+                self._asked[layer.digest] = _Asked(source.open_blob(layer))
+
+    def opener(self, source: Source, layer: Descriptor) -> OpenBlob:
+        """Return what opens a blob: at first what was asked for, if it was, and anew from then on."""
+        asked = self._asked.get(layer.digest)
+        if asked is None:
+            return source.open_blob
+
+        def open_blob(
+            descriptor: Descriptor, /, **wanted: Any
+        ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+            if asked.is_claimed or wanted:
+                return source.open_blob(descriptor, **wanted)
+            return asked
+
+        return open_blob
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, _: object, fault: BaseException | None, __: object) -> None:
+        """Close what nobody has claimed."""
+        unclaimed = [asked for asked in self._asked.values() if not asked.is_claimed]
+        if isinstance(fault, GeneratorExit):
+            for asked in unclaimed:
+                asked.drop()  # the coroutine is being closed: nothing can be awaited any more
+            return
+        async with AsyncExitStack() as stack:
+            for asked in unclaimed:
+                stack.push_async_callback(asked.close)
+            await end_tasks([asked.task for asked in unclaimed])
+
+
+class _Asked:
+    """A blob that is opened by a task of its own, and read and closed by whoever claims it.
+
+    Attributes:
+        task: Opens it.
+        is_claimed: Whether somebody else sees to its end.
+
+    Args:
+        blob: What a source's ``open_blob`` has returned.
+    """
+
+    def __init__(self, blob: AbstractAsyncContextManager[AsyncIterator[bytes]]) -> None:
+        self._blob = blob
+        self.is_claimed = False
+        self.task = asyncio.ensure_future(self._open())
+
+    async def _open(self) -> AsyncIterator[bytes]:
+        return await self._blob.__aenter__()
+
+    async def __aenter__(self) -> AsyncIterator[bytes]:
+        self.is_claimed = True
+        try:
+            return await self.task
+        except GeneratorExit:
+            self.drop()
+            raise
+        except BaseException as exc:
+            try:
+                await end_tasks([self.task])
+            finally:
+                await self.close(exc)
+            raise
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        fault: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        return await self._blob.__aexit__(kind, fault, traceback)
+
+    async def close(self, fault: BaseException | None = None) -> None:
+        """Close it, if it was opened; its task has ended."""
+        if not self.task.cancelled() and self.task.exception() is None:
+            await self._blob.__aexit__(type(fault) if fault else None, fault, None)
+
+    def drop(self) -> None:
+        """Close it as far as that needs no waiting."""
+        if self.task.done():
+            run_up_to_wait(self.close())
+        else:
+            self.task.cancel()

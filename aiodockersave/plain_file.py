@@ -242,8 +242,10 @@ class _Filer:
         """Start blobs whose place is known, and those that need none."""
         places, sizes = self._layout.places(), self._layout.sizes
         asked = {blob.diff_id for blob in (*self._unasked, *self._asking.values())}
-        receiving = list(self._receiving.values())
-        waiting = [blob for blob in self._waiting if blob.diff_id in places and blob not in receiving]
+        receiving = {blob.layer.digest for blob in self._receiving.values()}
+        waiting = [
+            blob for blob in self._waiting if blob.diff_id in places and blob.layer.digest not in receiving
+        ]
         if self._follower is None:
             waiting.sort(key=lambda blob: -(blob.layer.size or 0))
         for blob in waiting:
@@ -256,19 +258,19 @@ class _Filer:
             self._start(self._copies.pop(0), None)
 
     def _receive_some(self) -> None:
-        """Start to receive small blobs that have no place yet."""
+        """Start to receive small blobs that have no place yet, while memory is granted for them."""
+        receiving = {blob.layer.digest: blob.layer.size or 0 for blob in self._receiving.values()}
+        room = min(self._jobs * _SMALL, _RECEIVED) - sum(receiving.values())
+        room -= sum(len(chunk) for chunks in self._received.values() for chunk in chunks)
+        room -= sum(run.blob.layer.size or 0 for run in self._running.values() if not run.is_read)
         for blob in self._waiting:
-            is_wanted = _is_small(blob) and blob.layer.digest not in self._received
-            if is_wanted and self._may_receive(blob) and blob not in self._receiving.values():
-                self._receiving[asyncio.ensure_future(self._receive(blob))] = blob
-
-    def _may_receive(self, blob: Blob) -> bool:
-        """Tell whether a small blob may be read into memory now."""
-        stored = [run.blob.layer for run in self._running.values() if not run.is_read]
-        waiting = [each.layer for each in self._waiting if each.layer.digest in self._received]
-        held = [*stored, *waiting, *(each.layer for each in self._receiving.values())]
-        size = sum(layer.size or 0 for layer in (*held, blob.layer))
-        return self._has_room(blob) and size <= min(self._jobs * _SMALL, _RECEIVED)
+            digest, size = blob.layer.digest, blob.layer.size or 0
+            if not _is_small(blob) or digest in self._received or digest in receiving:
+                continue
+            if size > room or not self._may_read():
+                break
+            room -= size
+            self._receiving[asyncio.ensure_future(self._receive(blob))] = blob
 
     def _is_stored(self, blob: Blob) -> bool:
         """Tell whether this is the blob of its plain tar that is stored, and not only verified."""
@@ -278,6 +280,9 @@ class _Filer:
         """Tell whether a blob may be read, or stored if it was received, besides those that are."""
         if blob.layer.digest in self._received:
             return len(self._running) < self._jobs
+        return self._may_read()
+
+    def _may_read(self) -> bool:
         return sum(run.is_read for run in self._running.values()) + len(self._receiving) < self._jobs
 
     def _start(self, blob: Blob, place: int | None) -> None:

@@ -254,10 +254,14 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128  # of connections that wait: where 5 are too many, the system tries again after a second
+    daemon_threads = True
+
+
 def main() -> None:
     """Serve until standard input ends: until whoever started it is gone."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), _Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(f"127.0.0.1:{server.server_port}", flush=True)
     sys.stdin.read()

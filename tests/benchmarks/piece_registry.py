@@ -255,7 +255,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class _Server(ThreadingHTTPServer):
-    request_queue_size = 128  # of connections that wait: where 5 are too many, the system tries again after a second
+    request_queue_size = 128  # where the usual 5 are too few, a connection is tried again after a second
     daemon_threads = True
 
 

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import stat
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from itertools import takewhile
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from ._aio import Worker, end_tasks, run_up_to_wait
 from .sources import Source, SupportsEarlyBlobs
@@ -28,10 +28,12 @@ if TYPE_CHECKING:
     from .documents import ImageManifest
     from .model import Descriptor, Digest, Layers
 
-__all__ = ["SMALL", "Ahead", "Order", "free_space"]
+__all__ = ["NO_FILE", "RECEIVED", "SMALL", "Ahead", "Order", "Place", "look_at"]
 
 SMALL: Final = 2 << 20
-"""Bytes of a blob up to which it may be received before its place is known."""
+"""Bytes of a blob up to which it is received before its place is known, where layers are decompressed."""
+RECEIVED: Final = 16 << 20
+"""Bytes of such blobs that may be in memory, however many are read at once."""
 _METADATA: Final = 1 << 20
 """More bytes than an archive has beside its layers, those that follow aside."""
 _METADATA_OF_LAYER: Final = 16 << 10
@@ -44,33 +46,62 @@ class Order:
 
     Args:
         layers: Whether they are kept.
-        is_path: Whether they go into a file, if it is one.
+        is_file: Whether they go into a regular file.
         is_followed: Whether the file is hashed meanwhile.
     """
 
-    def __init__(self, layers: Layers, *, is_path: bool, is_followed: bool) -> None:
-        self._is_largest_first = is_path and layers == "keep" and not is_followed
-        self._are_small = is_path and layers == "decompress"
+    def __init__(self, layers: Layers, *, is_file: bool, is_followed: bool) -> None:
+        self._is_largest_first = is_file and layers == "keep" and not is_followed
+        self._are_small = is_file and layers == "decompress"
 
     def first(self, layers: Sequence[Descriptor], count: int) -> list[Descriptor]:
         """Return so many of them, or fewer where that is not known before hints of their plain sizes are there."""
-        blobs = list({layer.digest: layer for layer in layers}.values())
+        known: dict[Digest, Descriptor] = {}
+        for layer in layers:
+            known.setdefault(layer.digest, layer)
+        blobs = list(known.values())
         if self._is_largest_first:
             blobs.sort(key=lambda layer: -(layer.size or 0))
-        if self._are_small:
-            blobs = list(takewhile(lambda layer: (layer.size or 0) <= SMALL, blobs))
-        return blobs[:count]
+        chosen = []
+        room = min(count * SMALL, RECEIVED)
+        for layer in blobs[:count]:
+            size = layer.size or 0
+            room -= size
+            if self._are_small and (size > SMALL or room < 0):
+                break
+            chosen.append(layer)
+        return chosen
 
 
-async def free_space(target: str | os.PathLike[str]) -> int | None:
-    """Return how many bytes are free where a file is to be; None where that cannot be told."""
+class Place(NamedTuple):
+    """Where an archive is to be.
 
-    def look() -> int | None:
+    Attributes:
+        is_file: Whether it is a regular file, or will be.
+        space: How many bytes are free there; None where that cannot be told.
+    """
+
+    is_file: bool
+    space: int | None
+
+
+NO_FILE: Final = Place(is_file=False, space=None)
+
+
+async def look_at(target: str | os.PathLike[str]) -> Place:
+    """Look where an archive is to be; whether it can be there is found out later."""
+
+    def look() -> Place:
+        try:
+            if not stat.S_ISREG(os.stat(target).st_mode):
+                return NO_FILE
+        except OSError:
+            pass  # it is not there yet
         try:
             there = os.statvfs(os.path.dirname(os.path.realpath(target)))
         except OSError:
-            return None
-        return there.f_bavail * there.f_frsize if there.f_blocks else None
+            return Place(is_file=True, space=None)
+        return Place(is_file=True, space=there.f_bavail * there.f_frsize if there.f_blocks else None)
 
     return await Worker("aiodockersave-file").run(look)
 
@@ -119,16 +150,21 @@ class Ahead:
         return self
 
     async def __aexit__(self, _: object, fault: BaseException | None, __: object) -> None:
-        """Close what nobody has claimed."""
+        """Close what nobody has claimed. What that raises is raised here, or noted on a fault."""
         unclaimed = [asked for asked in self._asked.values() if not asked.is_claimed]
         if isinstance(fault, GeneratorExit):
             for asked in unclaimed:
                 asked.drop()  # the coroutine is being closed: nothing can be awaited any more
             return
+        errors: list[Exception] = []
         async with AsyncExitStack() as stack:
             for asked in unclaimed:
-                stack.push_async_callback(asked.close)
+                stack.push_async_callback(asked.close, errors=errors)
             await end_tasks([asked.task for asked in unclaimed])
+        for error in errors:
+            if fault is None:
+                raise error
+            fault.add_note(f"while cleaning up: {error}")
 
 
 class _Asked:
@@ -158,10 +194,13 @@ class _Asked:
             self.drop()
             raise
         except BaseException as exc:
+            errors: list[Exception] = []
             try:
                 await end_tasks([self.task])
             finally:
-                await self.close(exc)
+                await self.close(exc, errors=errors)
+            for error in errors:
+                exc.add_note(f"while cleaning up: {error}")
             raise
 
     async def __aexit__(
@@ -172,14 +211,18 @@ class _Asked:
     ) -> bool | None:
         return await self._blob.__aexit__(kind, fault, traceback)
 
-    async def close(self, fault: BaseException | None = None) -> None:
-        """Close it, if it was opened; its task has ended."""
+    async def close(self, fault: BaseException | None = None, *, errors: list[Exception]) -> None:
+        """Close it, if it was opened; its task has ended. What is raised goes into ``errors``."""
         if not self.task.cancelled() and self.task.exception() is None:
-            await self._blob.__aexit__(type(fault) if fault else None, fault, None)
+            try:
+                await self._blob.__aexit__(type(fault) if fault else None, fault, None)
+            except Exception as exc:  # noqa: BLE001 - told by whoever called
+                if exc is not fault:
+                    errors.append(exc)
 
     def drop(self) -> None:
         """Close it as far as that needs no waiting."""
         if self.task.done():
-            run_up_to_wait(self.close())
+            run_up_to_wait(self.close(errors=[]))
         else:
             self.task.cancel()

@@ -37,7 +37,7 @@ from .errors import (
     SizeMismatchError,
 )
 from .model import Descriptor, Digest, Format, check_choice, compression
-from .reference import Reference
+from .reference import Reference, parse_repo_tags
 
 _EXTENSIONS = {None: ".tar", "gzip": ".tar.gz", "zstd": ".tar.zst"}
 _LAYER_ATTRIBUTE = "layer_id"
@@ -170,8 +170,7 @@ def read_image(
         InvalidReferenceError: A repo tag is no reference, or has a digest.
         InvalidInputError: There are not as many layers as diff IDs.
     """
-    if isinstance(repo_tags, str):
-        raise TypeError("repo_tags is a sequence of names, not one string")
+    references = parse_repo_tags(repo_tags)
     parsed = ImageConfig.parse(config)
     if isinstance(image, ImageManifest):
         _check_config(parsed, image.config)
@@ -183,9 +182,6 @@ def read_image(
         raise InvalidInputError(
             f"image {parsed.digest} has {len(layers)} layers, but {len(parsed.diff_ids)} diff IDs in its config"
         )
-    references = tuple(Reference.parse(tag).with_default_tag() for tag in repo_tags)
-    for reference in references:
-        _ = reference.repo_tag  # refuses one with a digest
     return Image(parsed, layers, references)
 
 

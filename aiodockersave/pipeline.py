@@ -19,7 +19,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from ._aio import Beside, running_task
-from .ahead import Ahead, Order, free_space
+from .ahead import NO_FILE, Ahead, Order, look_at
 from .errors import InvalidInputError
 from .preparing import ImageRequest, prepare
 
@@ -102,11 +102,10 @@ async def save(
     async with AsyncExitStack() as stack:
         ahead = None
         if len(images) == 1 and jobs > 1 and not resume:
+            place = await look_at(target) if isinstance(target, str | os.PathLike) else NO_FILE
+            order = Order(layers, is_file=place.is_file, is_followed=checksum)
             # Where layers are decompressed, the archive's size is not known ahead.
-            space = None
-            if isinstance(target, str | os.PathLike) and layers == "keep":
-                space = await free_space(target)
-            order = Order(layers, is_path=is_path, is_followed=checksum)
+            space = place.space if layers == "keep" else None
             ahead = await stack.enter_async_context(Ahead(order, jobs=jobs, space=space))
         async with Beside("aiodockersave-load") as loading:
             loading.start(_load_saving, layers=layers, is_path=is_path)

@@ -26,7 +26,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ._aio import Worker, end_tasks, ending
-from .ahead import SMALL
+from .ahead import RECEIVED, SMALL
 from .errors import DockerSaveError
 from .filling import fetch, fill
 from .model import Descriptor, Format, compression
@@ -46,8 +46,7 @@ if TYPE_CHECKING:
 __all__ = ["file_plain"]
 
 _SMALL: Final = SMALL
-_RECEIVED: Final = 16 << 20
-"""Bytes of such blobs that may be in memory, however many are read at once."""
+_RECEIVED: Final = RECEIVED
 _ASKING: Final = 8
 """Hints that are asked for at once."""
 _PATIENCE: Final = 10.0

@@ -18,7 +18,8 @@ from ._aio import Worker, run_together, running_task
 from ._text import one_line
 from .errors import DockerSaveError, InvalidInputError
 from .model import Descriptor, Digest, Format, Layers, Platform, check_choice
-from .sources import ResolvedImage, Source, SupportsEarlyBlobs
+from .reference import parse_repo_tags
+from .sources import ResolvedImage, Source, opens_early
 
 if TYPE_CHECKING:
     from .ahead import Ahead
@@ -116,6 +117,10 @@ async def prepare(
     running_task()
     check_choice("format", format, Format)
     check_choice("layers", layers, Layers)
+    for request in images:
+        if request.tags is not None:
+            with naming(request):
+                parse_repo_tags(request.tags)  # before anything is asked for
     platform = platform or default_platform()
     worker = Worker("aiodockersave-plan")
     found: dict[int, PreparedImage] = {}
@@ -140,7 +145,7 @@ async def prepare(
 
 async def _resolve(request: ImageRequest, platform: Platform, ahead: Ahead | None) -> ResolvedImage:
     source = request.source
-    if ahead is not None and isinstance(source, SupportsEarlyBlobs):
+    if ahead is not None and opens_early(source):
         return await source.resolve_early(request.reference, platform, partial(ahead.ask, source))
     return await source.resolve(request.reference, platform)
 

@@ -8,13 +8,14 @@ it has a dot, a colon or an upper-case letter, or is ``localhost``; so ``user/ap
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
 from .errors import InvalidDigestError, InvalidReferenceError
 from .model import Digest
 
-__all__ = ["DEFAULT_REGISTRY", "DEFAULT_TAG", "Reference"]
+__all__ = ["DEFAULT_REGISTRY", "DEFAULT_TAG", "Reference", "parse_repo_tags"]
 
 DEFAULT_REGISTRY: Final = "docker.io"
 DEFAULT_TAG: Final = "latest"
@@ -162,6 +163,20 @@ def _text_fault(text: str) -> str | None:
     if _IDENTIFIER.fullmatch(text):
         return "64 hexadecimal characters are an image ID, not a name"
     return None
+
+
+def parse_repo_tags(repo_tags: Iterable[str]) -> tuple[Reference, ...]:
+    """Parse the names that an image gets.
+
+    Raises:
+        InvalidReferenceError: One is no reference, or has a digest.
+    """
+    if isinstance(repo_tags, str):
+        raise TypeError("repo_tags is a sequence of names, not one string")
+    references = tuple(Reference.parse(tag).with_default_tag() for tag in repo_tags)
+    for reference in references:
+        _ = reference.repo_tag  # refuses one with a digest
+    return references
 
 
 def _registry_fault(registry: str) -> str | None:

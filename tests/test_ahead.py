@@ -8,9 +8,11 @@ import gc
 import os
 import random
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from aiodockersave import (
@@ -19,16 +21,19 @@ from aiodockersave import (
     ImageRequest,
     InsufficientSpaceError,
     InvalidDocumentError,
+    Platform,
     RegistrySource,
+    ResolvedImage,
     SourceError,
     SupportsEarlyBlobs,
     ahead,
     save,
 )
-from aiodockersave.ahead import Ahead, Order, free_space
+from aiodockersave.ahead import Ahead, Order, Place, look_at
 from aiodockersave.progress import Event, LayerStarted, SaveStarted
+from aiodockersave.sources import opens_early
 
-from .images import Image, ListSink, archive_of, make_image, make_layer
+from .images import Image, Layer, ListSink, archive_of, make_image, make_layer
 from .support.faulty_registry import FaultyRegistry, refuse
 from .support.stores import EarlyStore, Store, StoreFailedError
 
@@ -101,6 +106,36 @@ async def test_into_a_stream(options: dict[str, Any], expected: list[int]) -> No
     assert len(store.openings) == len(LAYERS)
 
 
+@pytest.mark.parametrize("layers", ["keep", "decompress"])
+async def test_into_what_is_no_regular_file(layers: str) -> None:
+    """It is written in order, whatever its path looks like."""
+    store = EarlyStore({"image": IMAGE})
+    async with asyncio.timeout(LIMIT):
+        await save(store.requests(), os.devnull, layers=layers, fsync=False, jobs=3)  # type: ignore[arg-type]
+    assert early(store) == [0, 1, 2]
+    assert store.most_open == 3
+
+
+@pytest.mark.parametrize("jobs", [2, 10, 64])
+async def test_small_layers_that_are_not_received_at_once(jobs: int, target: Path) -> None:
+    """What memory is not granted for is not asked for: it would be open besides those that are read meanwhile."""
+    large = [make_layer(NOISE.randbytes(3800 * 512), "gzip") for _ in range(10)]
+    image = make_image(*large, *(make_layer(bytes([number]) * 512) for number in range(10)))
+    store = EarlyStore({"image": image}, chunk_size=1 << 18)
+    await save_store(store, target, layers="decompress", jobs=jobs)
+    assert len(store.asked_early) == min(jobs, 8)
+    assert store.most_open <= jobs
+
+
+async def test_a_digest_with_two_descriptors(target: Path) -> None:
+    """It is read by the first."""
+    layer = LAYERS[0]
+    other = replace(layer.descriptor, annotations={"a": "b"})
+    twice = make_image(layer, Layer(layer.blob, layer.plain, other, layer.diff_id))
+    (chosen,) = Order("keep", is_file=False, is_followed=False).first(twice.manifest.layers, 2)
+    assert chosen == layer.descriptor
+
+
 async def test_where_hints_say_what_is_first_only_what_is_small_is_asked_for(
     target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,31 +175,35 @@ async def test_nothing_is_read_or_told_before_all_is_known(layers: str, target: 
     assert [type(event) for event in events[:2]] == [SaveStarted, LayerStarted]
 
 
-async def space_for(image: Image, monkeypatch: pytest.MonkeyPatch, spare: int) -> list[int]:
+async def space_for(image: Image, target: Path, monkeypatch: pytest.MonkeyPatch, spare: int) -> list[int]:
     """Save with so much space; return what was asked for early."""
     store = EarlyStore({"image": image})
     sizes = sum(layer.descriptor.size or 0 for layer in image.layers) + 4 * len(image.config)
     space = sizes + len(image.layers) * ahead._METADATA_OF_LAYER + ahead._METADATA + spare
 
-    async def told(_: object) -> int:
-        return space
+    async def told(_: object) -> Place:
+        return Place(is_file=True, space=space)
 
-    monkeypatch.setattr("aiodockersave.pipeline.free_space", told)
-    await save([ImageRequest(store, "image")], os.devnull, fsync=False)
+    monkeypatch.setattr("aiodockersave.pipeline.look_at", told)
+    await save_store(store, target)
     return early(store)
 
 
-async def test_what_may_not_fit_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert await space_for(IMAGE, monkeypatch, 0) == [1, 3]
-    assert await space_for(IMAGE, monkeypatch, -1) == []
+async def test_what_may_not_fit_is_not_asked_for(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert await space_for(IMAGE, target, monkeypatch, 0) == [1, 3]
+    assert await space_for(IMAGE, target, monkeypatch, -1) == []
 
 
 async def test_the_space_that_is_there(tmp_path: Path) -> None:
-    space = await free_space(tmp_path / "new")
-    assert space is not None
-    assert 0 < space <= os.statvfs(tmp_path).f_blocks * os.statvfs(tmp_path).f_frsize
-    assert await free_space(tmp_path / "missing" / "new") is None
-    assert await free_space("/proc/new") is None  # says nothing of itself
+    (tmp_path / "old").touch()
+    for name in ("new", "old"):
+        is_file, space = await look_at(tmp_path / name)
+        assert is_file
+        assert space is not None
+        assert 0 < space <= os.statvfs(tmp_path).f_blocks * os.statvfs(tmp_path).f_frsize
+    assert await look_at(tmp_path / "missing" / "new") == (True, None)
+    assert await look_at("/proc/new") == (True, None)  # says nothing of itself
+    assert await look_at(os.devnull) == await look_at(tmp_path) == (False, None)
 
 
 async def test_more_than_fits_is_not_asked_for(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,6 +264,46 @@ async def test_a_layer_that_cannot_be_opened(number: int, layers: str, target: P
     assert target.read_bytes() == OLD
 
 
+class UnclosableStore(EarlyStore):
+    """Complains when a blob is closed."""
+
+    @contextlib.asynccontextmanager
+    async def open_blob(self, descriptor: Descriptor, **_: Any) -> AsyncIterator[AsyncIterator[bytes]]:
+        async with super().open_blob(descriptor) as chunks:
+            yield chunks
+        raise OSError("cannot be closed")
+
+    async def resolve_early(self, *args: Any) -> ResolvedImage:
+        return await super().resolve_early(*args)
+
+    async def resolve(self, *args: Any) -> ResolvedImage:
+        return await super().resolve(*args)
+
+
+@pytest.mark.parametrize("way", ["cancel", "timeout", "config"])
+async def test_an_error_while_closing_is_a_note(way: str, target: Path) -> None:
+    store = UnclosableStore({"image": IMAGE}, rounds=10 if way == "config" else 10**6)
+    store.config_error = SourceError("no config")
+    task = asyncio.ensure_future(save(store.requests(), target, jobs=4))
+    expected: type[BaseException] = {"config": SourceError}.get(way, asyncio.CancelledError)
+    if way == "timeout":
+        expected = TimeoutError
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await task
+    else:
+        await asyncio.sleep(0.05)
+        if way == "cancel":
+            task.cancel()
+        with pytest.raises(expected) as caught:
+            await task
+        notes = getattr(caught.value, "__notes__", [])
+        assert notes.count("while cleaning up: cannot be closed") == 4
+        assert task.cancelled() == (way == "cancel")
+    assert store.open_now == 0
+    assert target.read_bytes() == OLD
+
+
 async def test_one_that_fails_and_is_never_asked_for_is_not_complained_of(
     target: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -250,7 +329,7 @@ async def test_what_is_read_once_more_is_opened_anew(target: Path) -> None:
 
 
 def asked_of(store: EarlyStore, jobs: int = 1) -> Ahead:
-    asked = Ahead(Order("keep", is_path=False, is_followed=False), jobs=jobs, space=None)
+    asked = Ahead(Order("keep", is_file=False, is_followed=False), jobs=jobs, space=None)
     asked.ask(store, IMAGE.manifest)
     return asked
 
@@ -343,6 +422,58 @@ async def test_a_registry_is_asked_while_the_config_comes(jobs: int, expected: i
         digests = [layer.descriptor.digest for layer in LAYERS]
         assert sum(str(digest) in path for digest in digests for path in asked_then) == expected
         assert sum("blobs" in ask.path and ask.path not in asked_then for ask in registry.asks) >= 2
+
+
+@pytest.mark.parametrize("path", [None, os.devnull], ids=["a file", "no file"])
+async def test_a_lent_session_is_not_kept_from_the_config(path: str | None, target: Path) -> None:
+    """It may have few connections, and a blob that waits unread keeps one."""
+    layers = [make_layer(NOISE.randbytes(size << 20), None) for size in (2, 4, 3)]
+    image = make_image(*layers, repo_tags=["a:1"])
+    async with (
+        asyncio.timeout(LIMIT),
+        FaultyRegistry({"team/app:1": image}, [refuse(503).of("config").often(1)]) as registry,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=2)) as session,
+        RegistrySource(plain_http=True, session=session, sleep=no_sleep) as source,
+    ):
+        request = ImageRequest(source, f"{registry.address}/team/app:1", ["a:1"])
+        await save([request], path or target, fsync=False)
+    assert path or target.read_bytes() == await archive_of([image])
+
+
+class Checked(RegistrySource):
+    """Refuses images."""
+
+    async def resolve(self, reference: str, platform: Platform) -> ResolvedImage:
+        raise SourceError("not signed")
+
+
+class Wrapped:
+    """Refuses images, and has all else of another."""
+
+    def __init__(self) -> None:
+        self._source = EarlyStore({"image": IMAGE})
+
+    resolve, open_blob = Checked.resolve, EarlyStore.open_blob
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
+
+
+@pytest.mark.parametrize("new_source", [Checked, Wrapped])
+async def test_a_source_of_which_a_verb_was_changed(new_source: Any, target: Path) -> None:
+    with pytest.raises(SourceError, match="not signed"):
+        await save([ImageRequest(new_source(), "image")], target)
+
+
+class Changed(RegistrySource):
+    """Opens blobs in a way of its own, which may be bound to its task."""
+
+    open_blob = EarlyStore.open_blob
+
+
+def test_who_is_asked_early() -> None:
+    sources: list[Any] = [RegistrySource(), EarlyStore({}), QuickStore({}), Store({}), Changed(), Wrapped()]
+    assert [opens_early(each) for each in sources] == [True, True, False, False, False, False]
 
 
 def powers(source: Sequence[type]) -> list[bool]:

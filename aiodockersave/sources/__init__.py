@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeGuard, runtime_checkable
 
 from aiodockersave.documents import MAX_DOCUMENT_SIZE, ImageManifest
 from aiodockersave.errors import (
@@ -131,9 +131,20 @@ class SupportsEarlyBlobs(Source, Protocol):
     ) -> ResolvedImage:
         """Find an image as :meth:`resolve` does, instead of which it is called.
 
-        ``found`` is told the manifest, once, when layers of it can be opened.
+        ``found`` is told the manifest, once or never, when layers of it can be opened.
         """
         ...
+
+
+def opens_early(source: Source) -> TypeGuard[SupportsEarlyBlobs]:
+    """Tell whether a source has that power, and for the methods that it has now: not for those of a class it refines."""
+    kind = type(source)
+    owners = {
+        name: next((each for each in kind.__mro__ if name in vars(each)), object)
+        for name in ("resolve_early", "resolve", "open_blob")
+    }
+    early = owners["resolve_early"]
+    return early is not object and all(issubclass(early, owner) for owner in owners.values())
 
 
 # ── what sources share ──

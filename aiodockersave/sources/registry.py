@@ -192,7 +192,10 @@ class RegistrySource:
     async def resolve_early(
         self, reference: str, platform: Platform, found: Callable[[ImageManifest], None]
     ) -> ResolvedImage:
-        """Find an image as :meth:`resolve` does; ``found`` is told its manifest before the config is asked for."""
+        """Find an image as :meth:`resolve` does; ``found`` is told its manifest before the config is asked for.
+
+        Not where a session was lent.
+        """
         self._check_open()
         image = Reference.parse(reference).with_default_tag()
         manifest = await self._image_manifest(image, platform)
@@ -201,7 +204,9 @@ class RegistrySource:
         check_supported(manifest, what)
         for blob in manifest.layers:
             self._remember(blob.digest, image)
-        found(manifest)
+        # A lent session may have few connections: what waits unread there could keep all of them from the config.
+        if self._settings.session is None:
+            found(manifest)
         config = await self._config(image, manifest.config)
         return ResolvedImage(reference, manifest, config, _default_tags(image))
 

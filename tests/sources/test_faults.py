@@ -28,8 +28,10 @@ from aiodockersave import (
     ImageNotFoundError,
     ImageRequest,
     InvalidDocumentError,
+    Platform,
     RateLimitedError,
     RegistryError,
+    ResolvedImage,
     SizeMismatchError,
     TransferError,
     save,
@@ -332,11 +334,24 @@ def in_all(error: BaseException | None) -> str:
     return "\n".join(parts)
 
 
-async def attempt(run: Run, registry: FaultyRegistry, target: Path, naps: Naps) -> BaseException | None:
+class LateSource(RegistrySource):
+    """Is not asked for layers before all of an image is known, so that each fault comes where it is meant to."""
+
+    async def resolve(self, reference: str, platform: Platform) -> ResolvedImage:
+        return await super().resolve(reference, platform)
+
+
+async def attempt(
+    run: Run,
+    registry: FaultyRegistry,
+    target: Path,
+    naps: Naps,
+    new_source: type[RegistrySource] = LateSource,
+) -> BaseException | None:
     """Save once; return what it ends in."""
     image = IMAGES[run.image]
     suffix = f"@{image.manifest.digest}" if run.pinned else ":1"
-    source = RegistrySource(
+    source = new_source(
         credentials=StaticCredentials(USER, PASSWORD),
         plain_http=True,
         timeouts=run.timeouts,
@@ -367,6 +382,27 @@ async def test_run(seed: int, tmp_path: Path) -> None:
     check_secrets(registry, error, told)
     check_naps(run, naps, told)
     assert all(fault.fired for fault in run.faults), f"a fault that did not happen: {told}"
+
+
+@pytest.mark.parametrize("seed", range(0, RUNS, 3))
+async def test_run_where_layers_are_asked_for_early(seed: int, tmp_path: Path) -> None:
+    """The archive is right, or there is none and an error says why; which request meets which fault is not known."""
+    run = Run.of(seed)
+    target, naps = tmp_path / "app.tar", Naps()
+    registry = FaultyRegistry(
+        {"team/app:1": IMAGES[run.image]}, run.faults, auth=run.auth, token_uses=run.token_uses
+    )
+    async with registry, asyncio.timeout(TIME_LIMIT):
+        error = await attempt(run, registry, target, naps, RegistrySource)
+        await closed(registry)
+    asks = "\n".join(map(str, [*registry.asks, *registry.other.asks]))
+    told = f"seed {seed}: {run}\nended in {error!r}\n{asks}"
+    if error is None:
+        assert not (run.fatal and all(fault.fired for fault in run.faults)), told
+        assert target.read_bytes() == await archive_from_memory(run.image, run.layers), told
+    else:
+        await check_outcome(run, registry, target, error, told)
+    check_secrets(registry, error, told)
 
 
 async def check_outcome(

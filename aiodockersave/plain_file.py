@@ -276,10 +276,8 @@ class _Filer:
         return self._stored[blob.diff_id] is blob
 
     def _has_room(self, blob: Blob) -> bool:
-        """Tell whether a blob may be read, or stored if it was received, besides those that are."""
-        if blob.layer.digest in self._received:
-            return len(self._running) < self._jobs
-        return self._may_read()
+        """Tell whether a lane is free for a blob, which may be read besides those that are, unless it was received."""
+        return len(self._running) < self._jobs and (blob.layer.digest in self._received or self._may_read())
 
     def _may_read(self) -> bool:
         return sum(run.is_read for run in self._running.values()) + len(self._receiving) < self._jobs

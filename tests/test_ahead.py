@@ -33,7 +33,7 @@ from aiodockersave.ahead import Ahead, Order, Place, look_at
 from aiodockersave.progress import Event, LayerStarted, SaveStarted
 from aiodockersave.sources import opens_early
 
-from .images import Image, Layer, ListSink, archive_of, make_image, make_layer
+from .images import Image, ListSink, archive_of, make_image, make_layer
 from .support.faulty_registry import FaultyRegistry, refuse
 from .support.stores import EarlyStore, Store, StoreFailedError
 
@@ -127,13 +127,12 @@ async def test_small_layers_that_are_not_received_at_once(jobs: int, target: Pat
     assert store.most_open <= jobs
 
 
-async def test_a_digest_with_two_descriptors(target: Path) -> None:
+def test_a_digest_with_two_descriptors() -> None:
     """It is read by the first."""
-    layer = LAYERS[0]
-    other = replace(layer.descriptor, annotations={"a": "b"})
-    twice = make_image(layer, Layer(layer.blob, layer.plain, other, layer.diff_id))
-    (chosen,) = Order("keep", is_file=False, is_followed=False).first(twice.manifest.layers, 2)
-    assert chosen == layer.descriptor
+    first = LAYERS[0].descriptor
+    other = replace(first, urls=("https://example.com/elsewhere",))
+    (chosen,) = Order("keep", is_file=False, is_followed=False).first([first, other], 2)
+    assert chosen is first
 
 
 async def test_where_hints_say_what_is_first_only_what_is_small_is_asked_for(
@@ -350,6 +349,16 @@ async def test_what_was_asked_for_is_claimed_once() -> None:
             assert b"".join([chunk async for chunk in chunks]) == LAYERS[1].blob
 
 
+async def test_what_is_told_twice_is_asked_for_once() -> None:
+    store = EarlyStore({"image": IMAGE})
+    async with asked_of(store, jobs=3) as asked:
+        asked.ask(store, IMAGE.manifest)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert len(store.openings) == store.open_now == 3
+    assert store.open_now == 0
+
+
 async def test_a_part_does_not_claim_the_whole() -> None:
     store = EarlyStore({"image": IMAGE})
     layer = LAYERS[0].descriptor
@@ -360,21 +369,60 @@ async def test_a_part_does_not_claim_the_whole() -> None:
     assert store.open_now == 0
 
 
-class QuickStore(EarlyStore):
-    """Closes a blob without waiting."""
+class Quick:
+    """A blob that is closed without waiting, and only by being left."""
 
-    @contextlib.asynccontextmanager
-    async def open_blob(self, descriptor: Descriptor, **_: Any) -> AsyncIterator[AsyncIterator[bytes]]:
-        self.open_now += 1
-        try:
-            await asyncio.sleep(0)
-            yield self._chunks(descriptor.digest, 0)
-        finally:
-            self.open_now -= 1
+    def __init__(self, store: QuickStore, descriptor: Descriptor) -> None:
+        self._store = store
+        self._descriptor = descriptor
+
+    async def __aenter__(self) -> AsyncIterator[bytes]:
+        await asyncio.sleep(0)
+        self._store.open_now += 1
+        return self._store._chunks(self._descriptor.digest, 0)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._store.open_now -= 1
+        if self._store.is_broken:
+            raise OSError("cannot be closed")
+
+
+class QuickStore(EarlyStore):
+    """Gives such blobs; one that is broken complains when they are closed."""
+
+    is_broken = False
+
+    def open_blob(self, descriptor: Descriptor, **_: Any) -> Quick:  # type: ignore[override]
+        return Quick(self, descriptor)
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+async def test_a_cancel_in_the_moment_in_which_it_is_open(is_broken: bool) -> None:
+    store = QuickStore({"image": IMAGE})
+    store.is_broken = is_broken
+    layer = LAYERS[0].descriptor
+    caught: list[BaseException] = []
+    async with asked_of(store) as asked:
+
+        async def claim() -> None:
+            try:
+                async with asked.opener(store, layer)(layer):
+                    raise AssertionError("it was cancelled before")
+            except BaseException as exc:
+                caught.append(exc)
+                raise
+
+        task = asyncio.ensure_future(claim())
+        asked._asked[layer.digest].task.add_done_callback(lambda _: task.cancel())
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert store.open_now == 0
+    notes = getattr(caught[0], "__notes__", [])
+    assert notes == (["while cleaning up: cannot be closed"] if is_broken else [])
 
 
 @pytest.mark.parametrize("claims", [False, True])
-@pytest.mark.parametrize("rounds", [0, 1, 5])
+@pytest.mark.parametrize("rounds", [0, 1, 2, 5])
 async def test_a_coroutine_that_is_closed(rounds: int, claims: bool) -> None:
     """Nothing can be awaited then."""
     store = QuickStore({"image": IMAGE})
@@ -390,7 +438,7 @@ async def test_a_coroutine_that_is_closed(rounds: int, claims: bool) -> None:
     coroutine.send(None)
     for _ in range(rounds):
         await asyncio.sleep(0)
-    assert store.open_now == bool(rounds)
+    assert store.open_now == (rounds > 1)
     coroutine.close()
     for _ in range(10):
         await asyncio.sleep(0)
@@ -437,6 +485,7 @@ async def test_a_lent_session_is_not_kept_from_the_config(path: str | None, targ
     ):
         request = ImageRequest(source, f"{registry.address}/team/app:1", ["a:1"])
         await save([request], path or target, fsync=False)
+        assert [ask.kind for ask in registry.asks[:4]] == ["manifest", "config", "config", "blob"]
     assert path or target.read_bytes() == await archive_of([image])
 
 

@@ -461,6 +461,68 @@ async def test_small_layers_have_their_hint_with_them(
     assert not [event for event in events if isinstance(event, LayerRetried)]
 
 
+@pytest.mark.parametrize("jobs", [2, 3])
+async def test_no_more_are_stored_at_once_than_are_read(
+    jobs: int, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though what was received waits for nobody but the one before it."""
+    use_small_limits(monkeypatch, 3000)
+    now = most = 0
+    fill = filling.fill
+
+    async def counted(*args: Any, **options: Any) -> int:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        try:
+            return await fill(*args, **options)
+        finally:
+            now -= 1
+
+    monkeypatch.setattr(plain_file, "fill", counted)
+    small = [layer_of(number, 4) for number in range(12)]
+    await save_plain(Store({"image": make_image(layer_of(9, 40, "zstd"), *small)}), target, jobs=jobs)
+    assert most == jobs
+
+
+async def test_lanes_are_counted_while_they_have_a_blob(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One is helped, two are not."""
+    crews: set[placing.Crew] = set()
+    helped: set[int] = set()
+    alone: set[int] = set()
+    put, hand_over = placing.Relay.put, placing.Relay._hand_over
+
+    def note(relay: placing.Relay, call: Any, data: Any) -> None:
+        crews.add(relay._crew)
+        alone.add(relay._crew.busy)
+        put(relay, call, data)
+
+    def note_help(relay: placing.Relay, call: Any, data: Any) -> None:
+        helped.add(relay._crew.busy)
+        hand_over(relay, call, data)
+
+    monkeypatch.setattr(placing.Relay, "put", note)
+    monkeypatch.setattr(placing.Relay, "_hand_over", note_help)
+    await save_plain(Store({"image": make_image(layer_of(0, 90, "zstd"))}), target, jobs=2)
+    assert alone == helped == {1}
+    alone.clear()
+    store = Store({"image": make_image(*[layer_of(number, 60) for number in range(2)])})
+    are_open = asyncio.Event()
+
+    async def wait(*_: object) -> None:
+        if store.open_now == 2:
+            are_open.set()
+        await are_open.wait()
+
+    store.on_chunk = wait
+    await save_plain(store, target, jobs=2)
+    assert 2 in alone
+    assert helped == {1}
+    assert {crew.busy for crew in crews} == {0}
+
+
 @pytest.mark.usefixtures("_small")
 @pytest.mark.parametrize("jobs", [1, 2, 4])
 async def test_a_small_layer_with_another_blob(jobs: int, target: Path) -> None:

@@ -131,7 +131,10 @@ class SupportsEarlyBlobs(Source, Protocol):
     ) -> ResolvedImage:
         """Find an image as :meth:`resolve` does, instead of which it is called.
 
-        ``found`` is told the manifest, once or never, when layers of it can be opened.
+        ``found`` is told the manifest, once or never, when layers of it can be opened. Errors are those of
+        :meth:`resolve`, before and after.
+
+        Cancel: nothing stays open, but what was opened because of ``found``.
         """
         ...
 

@@ -194,7 +194,9 @@ class RegistrySource:
     ) -> ResolvedImage:
         """Find an image as :meth:`resolve` does; ``found`` is told its manifest before the config is asked for.
 
-        Not where a session was lent.
+        Not where a session was lent. Errors are those of :meth:`resolve`.
+
+        Cancel: nothing stays open, but what was opened because of ``found``.
         """
         self._check_open()
         image = Reference.parse(reference).with_default_tag()

@@ -366,56 +366,61 @@ async def attempt(
     return None
 
 
-@pytest.mark.parametrize("seed", range(RUNS))
-async def test_run(seed: int, tmp_path: Path) -> None:
+@dataclass(frozen=True)
+class Ended:
+    """What a run came to."""
+
+    run: Run
+    registry: FaultyRegistry
+    target: Path
+    naps: Naps
+    error: BaseException | None
+    told: str
+
+
+async def ended(seed: int, folder: Path, new_source: type[RegistrySource]) -> Ended:
     run = Run.of(seed)
-    target, naps = tmp_path / "app.tar", Naps()
+    target, naps = folder / "app.tar", Naps()
     registry = FaultyRegistry(
         {"team/app:1": IMAGES[run.image]}, run.faults, auth=run.auth, token_uses=run.token_uses
     )
     async with registry, asyncio.timeout(TIME_LIMIT):
-        error = await attempt(run, registry, target, naps)
+        error = await attempt(run, registry, target, naps, new_source)
         await closed(registry)
     asks = "\n".join(map(str, [*registry.asks, *registry.other.asks]))
     told = f"seed {seed}: {run}\nended in {error!r}\n{asks}"
-    await check_outcome(run, registry, target, error, told)
     check_secrets(registry, error, told)
-    check_naps(run, naps, told)
-    assert all(fault.fired for fault in run.faults), f"a fault that did not happen: {told}"
+    return Ended(run, registry, target, naps, error, told)
+
+
+@pytest.mark.parametrize("seed", range(RUNS))
+async def test_run(seed: int, tmp_path: Path) -> None:
+    end = await ended(seed, tmp_path, LateSource)
+    await check_outcome(end)
+    check_naps(end.run, end.naps, end.told)
+    assert all(fault.fired for fault in end.run.faults), f"a fault that did not happen: {end.told}"
 
 
 @pytest.mark.parametrize("seed", range(0, RUNS, 3))
 async def test_run_where_layers_are_asked_for_early(seed: int, tmp_path: Path) -> None:
-    """The archive is right, or there is none and an error says why; which request meets which fault is not known."""
-    run = Run.of(seed)
-    target, naps = tmp_path / "app.tar", Naps()
-    registry = FaultyRegistry(
-        {"team/app:1": IMAGES[run.image]}, run.faults, auth=run.auth, token_uses=run.token_uses
-    )
-    async with registry, asyncio.timeout(TIME_LIMIT):
-        error = await attempt(run, registry, target, naps, RegistrySource)
-        await closed(registry)
-    asks = "\n".join(map(str, [*registry.asks, *registry.other.asks]))
-    told = f"seed {seed}: {run}\nended in {error!r}\n{asks}"
-    if error is None:
-        assert not (run.fatal and all(fault.fired for fault in run.faults)), told
-        assert target.read_bytes() == await archive_from_memory(run.image, run.layers), told
+    """Which request meets which fault is not known, so what was to be fatal may not have happened."""
+    end = await ended(seed, tmp_path, RegistrySource)
+    if end.error is None and not all(fault.fired for fault in end.run.faults):
+        assert end.target.read_bytes() == await archive_from_memory(end.run.image, end.run.layers), end.told
     else:
-        await check_outcome(run, registry, target, error, told)
-    check_secrets(registry, error, told)
+        await check_outcome(end)
 
 
-async def check_outcome(
-    run: Run, registry: FaultyRegistry, target: Path, error: BaseException | None, told: str
-) -> None:
+async def check_outcome(end: Ended) -> None:
+    run, error, told = end.run, end.error, end.told
     if run.fatal:
         assert type(error) in run.errors, told
-        assert not target.exists(), told
-        assert registry.address in in_all(error), f"the error does not say which registry: {told}"
+        assert not end.target.exists(), told
+        assert end.registry.address in in_all(error), f"the error does not say which registry: {told}"
         assert len(str(error).splitlines()) == 1, told
     else:
         assert error is None, told
-        assert target.read_bytes() == await archive_from_memory(run.image, run.layers), told
+        assert end.target.read_bytes() == await archive_from_memory(run.image, run.layers), told
 
 
 def check_secrets(registry: FaultyRegistry, error: BaseException | None, told: str) -> None:

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = ["NO_FILE", "RECEIVED", "SMALL", "Ahead", "Order", "Place", "look_at"]
 
-SMALL: Final = 2 << 20
+SMALL: Final = 1 << 20
 """Bytes of a blob up to which it is received before its place is known, where layers are decompressed."""
-RECEIVED: Final = 16 << 20
+RECEIVED: Final = 8 << 20
 """Bytes of such blobs that may be in memory, however many are read at once."""
 _METADATA: Final = 1 << 20
 """More bytes than an archive has beside its layers, those that follow aside."""

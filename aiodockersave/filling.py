@@ -5,12 +5,16 @@
     source ──chunks──▶ batches ──▶ thread: placement.take ──▶ … ──▶ placement.finish
              loop                  one batch runs, some wait
 
-The loop only moves bytes on. Everything of a blob is over when :func:`fill` has returned or raised: its connection is
+The loop only moves bytes on. It is not told of each batch while there are others, only where it waits: waking it takes a
+tenth of a millisecond, and there are thousands. Everything of a blob is over when :func:`fill` has returned or raised: its connection is
 closed, and no thread works for it.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -21,8 +25,6 @@ from .blob_content import BlobContent, OpenBlob
 from .errors import SizeMismatchError
 
 if TYPE_CHECKING:
-    import asyncio
-
     from .content import Batch
     from .model import Descriptor
     from .placing import Placement
@@ -30,10 +32,15 @@ if TYPE_CHECKING:
 
 __all__ = ["fetch", "fill"]
 
-BATCH_SIZE: Final = 1 << 19
+BATCH_SIZE: Final = 1 << 18
 """Bytes that are worth a hop to a thread."""
-_DEPTH: Final = 3
-"""Batches that a thread has been given: one runs, the others wait."""
+_LEAST_BATCH: Final = 1 << 17
+_BATCHES: Final = 64
+"""What a blob is cut into at least, as far as that makes its batches no smaller than that."""
+_GIVEN: Final = 8
+"""Batches that the threads of all blobs have been given: one of each runs, the others wait."""
+_LEAST_GIVEN: Final = 2
+"""Of them, what each blob may have however many there are."""
 
 
 async def fill(
@@ -43,6 +50,7 @@ async def fill(
     *,
     worker: Worker,
     meter: Meter,
+    readers: int = 1,
     start: int = 0,
     written: Callable[[int], None] = lambda _: None,
 ) -> int:
@@ -54,6 +62,7 @@ async def fill(
         layer: The blob, with its size.
         worker: The thread.
         meter: Is told how far it is.
+        readers: How many blobs are read at once: what may wait in memory is shared by them.
         start: How many bytes the placement has already.
         written: Is called with a number of bytes that the thread was given.
 
@@ -65,7 +74,7 @@ async def fill(
         BaseException: What the source or the placement raises.
     """
     content = BlobContent(open_blob, layer, start=start)
-    feeder = _Feeder(placement, worker, written)
+    feeder = _Feeder(placement, worker, max(_LEAST_GIVEN, _GIVEN // readers), written)
 
     async def work() -> Callable[[], int]:
         await content.open()
@@ -73,7 +82,11 @@ async def fill(
         stored = await feeder.finish()
         return lambda: stored
 
-    return await Call(running_task()).settle(work, content=content, closing=[feeder.close])
+    try:
+        return await Call(running_task()).settle(work, content=content, closing=[feeder.close])
+    except asyncio.CancelledError as exc:
+        feeder.note_on(exc)
+        raise
 
 
 async def fetch(open_blob: OpenBlob, layer: Descriptor, *, meter: Meter) -> Sequence[Batch]:
@@ -104,13 +117,14 @@ async def _pass_on(
     retries = 0
     batch: list[Batch] = []
     size = 0
+    enough = min(BATCH_SIZE, max(_LEAST_BATCH, (layer.size or 0) // _BATCHES))
     while chunk := await content.read():
         position += len(chunk)
         retries = meter.retried_since(layer, retries, content.retries)
         _check_size(layer, position, at_end=False)
         batch.append(chunk)
         size += len(chunk)
-        if size >= BATCH_SIZE:
+        if size >= enough:
             await feed(batch, size)
             batch, size = [], 0
             meter.advanced(layer, position)
@@ -127,52 +141,112 @@ def _check_size(layer: Descriptor, position: int, *, at_end: bool) -> None:
 
 
 class _Feeder:
-    """Gives batches to a placement, in a thread, and waits while it has enough."""
+    """Gives batches to a placement, in a thread, and waits while that has enough.
 
-    def __init__(self, placement: Placement, worker: Worker, written: Callable[[int], None]) -> None:
+    Args:
+        placement: Takes them.
+        worker: The thread.
+        limit: How many batches it may have.
+        written: Is called with a number of bytes that it was given.
+    """
+
+    def __init__(
+        self, placement: Placement, worker: Worker, limit: int, written: Callable[[int], None]
+    ) -> None:
         self._placement = placement
         self._worker = worker
+        self._limit = limit
         self._written = written
-        self._given: deque[asyncio.Future[None]] = deque()
-        self._has_failed = False
+        self._lock = threading.Lock()  # for the next two
+        self._batches: deque[Sequence[Batch]] = deque()
+        self._is_taking = False
+        self._calls: deque[asyncio.Future[None]] = deque()
+        self._given = 0
+        self._taken = 0  # counted by the thread
+        self._room: asyncio.Future[None] | None = None  # what is waited for
+        self._let_in: asyncio.Future[None] | None = None  # by the thread, last
+        self._failure: str | None = None
+        self._is_given_up = False
 
     async def feed(self, batch: Sequence[Batch], size: int) -> None:
         """Take a batch; waits while the thread has enough. Raises what an earlier one raised."""
-        while len(self._given) >= _DEPTH:
-            await self._wait_for_one()
-        self._given.append(self._worker.submit(self._take, batch))
+        if self._given - self._taken >= self._limit:
+            self._room = asyncio.get_running_loop().create_future()
+            # Looked at after the thread can know that it is waited for.
+            if not self._has_room() and self._failure is None:
+                await self._room
+        if self._failure is not None:
+            await self._wait_for_calls()
+        self._given += 1
+        with self._lock:
+            self._batches.append(batch)
+            is_taking, self._is_taking = self._is_taking, True
+        if not is_taking:
+            while self._calls and self._calls[0].done() and self._calls[0].exception() is None:
+                self._calls.popleft()
+            self._calls.append(self._worker.submit(self._take, asyncio.get_running_loop()))
         self._written(size)
 
     async def finish(self) -> int:
         """Wait for all batches, and verify."""
-        while self._given:
-            await self._wait_for_one()
+        await self._wait_for_calls()
         return await self._worker.run(self._placement.finish)
 
     async def close(self) -> None:
         """Wait until the thread does nothing more for the placement."""
         self._placement.stop()
-        self._has_failed = True  # what waits is not begun
+        self._is_given_up = True
         try:
             await self._worker.run_always(self._placement.close)  # behind all that was given
         finally:
-            for future in self._given:
-                if future.done():  # it is not where this coroutine is closed
-                    future.exception()
+            for call in self._calls:
+                if call.done():  # it is not where this coroutine is closed
+                    call.exception()
 
-    async def _wait_for_one(self) -> None:
-        future = self._given[0]
-        try:
-            await wait_out(future)
-        finally:
-            if future.done():
-                self._given.popleft()
+    def note_on(self, cancelled: asyncio.CancelledError) -> None:
+        """Note on a cancel what the thread raised meanwhile."""
+        if self._failure is not None:
+            cancelled.add_note(f"while cancelled: {self._failure}")
 
-    def _take(self, batch: Sequence[Batch]) -> None:
-        if self._has_failed:
-            return
-        try:
-            self._placement.take(batch)
-        except BaseException:
-            self._has_failed = True
-            raise
+    async def _wait_for_calls(self) -> None:
+        for call in self._calls:
+            await wait_out(call)
+
+    def _has_room(self) -> bool:
+        """Tell whether it is worth going on: not for each batch that was taken."""
+        return self._given - self._taken <= self._limit // 2
+
+    # ── in the thread ──
+
+    def _take(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Take what waits, until nothing does."""
+        while (batch := self._next()) is not None:
+            try:
+                if not self._is_given_up:
+                    self._placement.take(batch)
+            except BaseException as exc:
+                self._failure = f"{type(exc).__name__}: {exc}"
+                raise
+            finally:
+                del batch  # its bytes must not live on while the next one is looked for
+                self._taken += 1
+                self._tell(loop)
+
+    def _next(self) -> Sequence[Batch] | None:
+        with self._lock:
+            if self._batches:
+                return self._batches.popleft()
+            self._is_taking = False
+            return None
+
+    def _tell(self, loop: asyncio.AbstractEventLoop) -> None:
+        room = self._room
+        if room is not None and room is not self._let_in and (self._has_room() or self._failure):
+            self._let_in = room
+            with contextlib.suppress(RuntimeError):  # the loop was closed under us, so nobody waits any more
+                loop.call_soon_threadsafe(_let_in, room)
+
+
+def _let_in(room: asyncio.Future[None]) -> None:
+    if not room.done():
+        room.set_result(None)

@@ -67,12 +67,14 @@ async def file_kept(
         if follower is not None:
             follower.advance(plan.segments)
 
+    readers = min(jobs, len(books.blobs))
+
     async def run() -> None:
         worker = Worker("aiodockersave-blob")
         with worker.held():
             for blob in waiting:
                 with naming(blob.image.request):
-                    placing = _Kept(fd, offsets[blob.layer.digest], blob, books.meter, worker, took)
+                    placing = _Kept(fd, offsets[blob.layer.digest], blob, books.meter, worker, readers, took)
                     if follower is not None:
                         follower.watch(blob.layer.digest, placing.placement)
                     await placing.run(resume=resume)
@@ -80,7 +82,7 @@ async def file_kept(
 
     books.begin()
     if books.blobs:
-        await run_together(*[run] * min(jobs, len(books.blobs)))
+        await run_together(*[run] * readers)
     await Worker("aiodockersave-file").run(write_literals, fd, plan.segments, plan.size)
 
 
@@ -92,13 +94,21 @@ class _Kept:
     """
 
     def __init__(
-        self, fd: int, offset: int, blob: Blob, meter: Meter, worker: Worker, written: Callable[[int], None]
+        self,
+        fd: int,
+        offset: int,
+        blob: Blob,
+        meter: Meter,
+        worker: Worker,
+        readers: int,
+        written: Callable[[int], None],
     ) -> None:
         self._new_placement = partial(KeptBlob, fd, offset, blob.layer)
         self.placement = self._new_placement()
         self._blob = blob
         self._meter = meter
         self._worker = worker
+        self._readers = readers
         self._written = written
 
     async def run(self, *, resume: bool) -> None:
@@ -134,6 +144,7 @@ class _Kept:
             self._blob.layer,
             worker=self._worker,
             meter=self._meter,
+            readers=self._readers,
             start=placement.position,
             written=self._written,
         )

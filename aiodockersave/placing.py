@@ -44,7 +44,7 @@ __all__ = [
 
 T = TypeVar("T")
 
-PIECE: Final = 1 << 20
+PIECE: Final = 1 << 18
 """Bytes that are decompressed, hashed and written at once."""
 _RELAY_DEPTH: Final = 4
 """Pieces that may wait between two threads."""

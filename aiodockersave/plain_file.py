@@ -343,6 +343,7 @@ class _Filer:
                     blob.layer,
                     worker=lane.worker,
                     meter=self._books.meter,
+                    readers=min(self._jobs, len(self._books.blobs)),
                     written=self._written,
                 )
             except Exception:  # the source may have made one of its own of what it was told

@@ -119,7 +119,7 @@ async def test_into_what_is_no_regular_file(layers: str) -> None:
 @pytest.mark.parametrize("jobs", [2, 10, 64])
 async def test_small_layers_that_are_not_received_at_once(jobs: int, target: Path) -> None:
     """What memory is not granted for is not asked for: it would be open besides those that are read meanwhile."""
-    large = [make_layer(NOISE.randbytes(3800 * 512), "gzip") for _ in range(10)]
+    large = [make_layer(NOISE.randbytes(1900 * 512), "gzip") for _ in range(10)]
     image = make_image(*large, *(make_layer(bytes([number]) * 512) for number in range(10)))
     store = EarlyStore({"image": image}, chunk_size=1 << 18)
     await save_store(store, target, layers="decompress", jobs=jobs)

@@ -229,7 +229,7 @@ class Disk:
 
 def most_fetched(jobs: int) -> int:
     """Bytes that one interruption may cost: the batches that the thread has, one that waits, each a chunk too large."""
-    return jobs * (filling._DEPTH + 1) * (BATCH + CHUNK)
+    return jobs * (filling._GIVEN // jobs + 1) * (BATCH + CHUNK)
 
 
 # ── the matrix: what must give the right archive ──

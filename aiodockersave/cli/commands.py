@@ -187,6 +187,7 @@ def save(
     """
     from aiodockersave import pipeline  # noqa: PLC0415 - see the head of this file
 
+    from .heap import giving_back  # noqa: PLC0415
     from .progress import new_reporter  # noqa: PLC0415
     from .running import run  # noqa: PLC0415
     from .sources import Sources, get_ready  # noqa: PLC0415
@@ -202,7 +203,7 @@ def save(
     reporter = new_reporter(progress, terminal)
 
     async def work() -> None:
-        async with Sources(registries) as sources:
+        async with giving_back(), Sources(registries) as sources:
             requests = await sources.requests(images)
             with reporter:
                 report = await pipeline.save(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from aiodockersave.preparing import ImageRequest
 
+from . import heap
 from .image_argument import ImageArgument, LayoutImage
 
 if TYPE_CHECKING:
@@ -41,9 +42,7 @@ class RegistryOptions(NamedTuple):
 
 def get_ready(images: Sequence[ImageArgument]) -> None:
     """Do what takes long and would hold up an event loop, before there is one."""
-    # glibc gives what is above 128 KiB back at once, and has it mapped and zeroed anew for the next batch, until a
-    # larger block was freed: a fifth of a save's time.
-    bytearray(8 << 20)
+    heap.set_up()
     if not all(isinstance(image, LayoutImage) for image in images):
         from aiodockersave.sources._importing import load_aiohttp_for_us_alone  # noqa: PLC0415 - not for layouts
 

@@ -25,7 +25,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from aiodockersave.errors import InvalidInputError
 
@@ -39,8 +39,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Dialler", "Settings", "Timeouts"]
 
-_READ_BUFFER = 256 << 10
+_READ_BUFFER: Final = 256 << 10
 """Bytes of one answer that wait for who reads them; aiohttp takes up to twice as much."""
+_SMALL_BODY: Final = 16 << 20
+"""Bytes of a body up to which it comes in small portions: where there are hundreds, what memory is left over grows with them."""
+_PORTION: Final = 256 << 10
+"""Bytes that are taken from a connection at once, as asyncio does by itself."""
+_SMALL_PORTION: Final = 128 << 10
 
 
 class Timeouts(NamedTuple):
@@ -180,6 +185,16 @@ class Dialler:
                 writer.transport.abort()
                 return True
         raise fault
+
+    def set_portion(self, answer: aiohttp.ClientResponse) -> None:
+        """Set how much of an answer is taken from its connection at once."""
+        connection = answer.connection
+        if connection is None or self._settings.session is not None:  # all is there, or it is not ours
+            return
+        transport: Any = connection.transport
+        if hasattr(transport, "max_size"):  # one of asyncio's, without TLS
+            is_small = (answer.content_length or 0) <= _SMALL_BODY
+            transport.max_size = _SMALL_PORTION if is_small else _PORTION
 
     # ── what may be dialled ──
 

@@ -258,6 +258,7 @@ class Transport:
                 allow_redirects=False,
                 **options,
             )
+            self.dialler.set_portion(raw)
             return Response(raw, request, url, self._timeouts)
         except kinds as exc:
             is_refusal = target[0] == "https" and is_tls_refusal(exc)

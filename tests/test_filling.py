@@ -13,6 +13,7 @@ import pytest
 from aiodockersave import ContentError, Descriptor, DigestMismatchError, SizeMismatchError, filling
 from aiodockersave._aio import Worker
 from aiodockersave.filling import fetch, fill
+from aiodockersave.model import OCI_LAYER
 from aiodockersave.progress import Event, LayerAdvanced, LayerRetried, Meter
 
 from .images import make_layer
@@ -183,6 +184,66 @@ async def test_a_slow_thread_is_waited_for() -> None:
     assert len(given) == GIVEN + 1
     may_go_on.set()
     assert await filling_ == len(BLOB)
+
+
+@pytest.mark.parametrize(("readers", "given"), [(1, 8), (2, 4), (3, 2), (64, 2)])
+async def test_what_waits_is_shared(readers: int, given: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filling, "_GIVEN", 8)
+    may_go_on = threading.Event()
+    place = Place()
+    place.on_take = lambda _: may_go_on.wait(LIMIT)
+    written: list[int] = []
+    filling_ = asyncio.ensure_future(
+        fill_from(Source(*cut(500)), place, readers=readers, written=written.append)
+    )
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert len(written) == min(given, 6)
+    may_go_on.set()
+    assert await filling_ == len(BLOB)
+
+
+@pytest.mark.parametrize(
+    ("size", "smallest"), [(1 << 10, 1 << 10), (1 << 20, 1 << 17), (12 << 20, 12 << 14), (64 << 20, 1 << 18)]
+)
+async def test_a_small_blob_has_small_batches(
+    size: int, smallest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filling, "BATCH_SIZE", 1 << 18)
+    layer = Descriptor(OCI_LAYER, LAYER.digest, size)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(size >> 10):
+            yield bytes(1 << 10)
+
+    @contextlib.asynccontextmanager
+    async def open_blob(*_: object, **__: object) -> AsyncIterator[AsyncIterator[bytes]]:
+        yield chunks()
+
+    meter = Meter(None, [layer])
+    meter.started(layer)
+    place = Place()
+    assert await fill(place, open_blob, layer, worker=Worker("test"), meter=meter) == size
+    assert {len(batch) for batch in place.batches[:-1]} <= {smallest}
+    assert len(place.batches[0]) == smallest
+
+
+async def test_a_fault_while_room_is_waited_for() -> None:
+    """Nobody frees room then, so it is the fault that wakes."""
+    may_fail = threading.Event()
+    place = Place()
+
+    def fail(_: int) -> None:
+        assert may_fail.wait(LIMIT)
+        raise OSError("full")
+
+    place.on_take = fail
+    filling_ = asyncio.ensure_future(outcome_of(fill_from(Source(*cut(1000)), place)))
+    for _ in range(100):
+        await asyncio.sleep(0)
+    may_fail.set()
+    assert str(await filling_) == "full"
+    assert place.calls.count("take") == 1
 
 
 async def test_what_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

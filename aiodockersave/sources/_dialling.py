@@ -186,14 +186,13 @@ class Dialler:
                 return True
         raise fault
 
-    def set_portion(self, answer: aiohttp.ClientResponse) -> None:
-        """Set how much of an answer is taken from its connection at once."""
-        connection = answer.connection
+    def set_portion(self, connection: aiohttp.connector.Connection | None, size: int | None) -> None:
+        """Set how much of a body of so many bytes is taken from its connection at once."""
         if connection is None or self._settings.session is not None:  # all is there, or it is not ours
             return
         transport: Any = connection.transport
         if hasattr(transport, "max_size"):  # one of asyncio's, without TLS
-            is_small = (answer.content_length or 0) <= _SMALL_BODY
+            is_small = size is not None and size <= _SMALL_BODY
             transport.max_size = _SMALL_PORTION if is_small else _PORTION
 
     # ── what may be dialled ──

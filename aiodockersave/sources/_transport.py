@@ -258,11 +258,13 @@ class Transport:
                 allow_redirects=False,
                 **options,
             )
-            self.dialler.set_portion(raw)
-            return Response(raw, request, url, self._timeouts)
         except kinds as exc:
             is_refusal = target[0] == "https" and is_tls_refusal(exc)
             fault = explain(exc, what=request.what, url=url, timeouts=self._timeouts)
+        else:
+            response = Response(raw, request, url, self._timeouts)
+            self.dialler.set_portion(raw.connection, response.content_length)
+            return response
         raise _TlsRefusal if is_refusal else fault  # outside of the handler, so that it has no context
 
 

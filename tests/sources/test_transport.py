@@ -326,6 +326,24 @@ async def test_nothing_of_a_lent_session_is_used_but_its_connections(
         assert server.asks[1].headers["X-Mine"] == "1"
 
 
+@pytest.mark.parametrize("is_lent", [False, True])
+async def test_small_bodies_come_in_small_portions(
+    stack: AsyncExitStack, connect: Connect, is_lent: bool
+) -> None:
+    """On one connection after the other; not on one that is the caller's."""
+    server = await stack.enter_async_context(serving(Server()))
+    session = await stack.enter_async_context(aiohttp.ClientSession()) if is_lent else None
+    transport = connect(server.url, session=session)
+    portions = []
+    for size in (4 << 20, 17 << 20, 4 << 20):
+        server.answer = lambda _, size=size: web.Response(body=bytes(size))  # type: ignore[misc]
+        response = await transport.open(Request("it", f"{server.url}/", {}))
+        portions.append(response._raw.connection.transport.max_size >> 10)  # type: ignore[union-attr]
+        assert len(await response.read(size)) == size
+    assert portions == ([256] * 3 if is_lent else [128, 256, 128])
+    assert len({ask.transport for ask in server.asks}) == 1
+
+
 async def test_a_lent_session_that_is_closed(connect: Connect) -> None:
     session = aiohttp.ClientSession()
     await session.close()

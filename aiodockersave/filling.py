@@ -202,11 +202,16 @@ class _Feeder:
             for call in self._calls:
                 if call.done():  # it is not where this coroutine is closed
                     call.exception()
+            self._calls.clear()  # an error that is there holds this object
+            self._batches.clear()
 
     def note_on(self, cancelled: asyncio.CancelledError) -> None:
         """Note on a cancel what the thread raised meanwhile."""
-        if self._failure is not None:
-            cancelled.add_note(f"while cancelled: {self._failure}")
+        note = f"while cancelled: {self._failure}"
+        if self._failure is not None and note not in getattr(
+            cancelled, "__notes__", ()
+        ):  # a call that was waited for
+            cancelled.add_note(note)
 
     async def _wait_for_calls(self) -> None:
         for call in self._calls:
@@ -225,6 +230,7 @@ class _Feeder:
                 if not self._is_given_up:
                     self._placement.take(batch)
             except BaseException as exc:
+                self._failure = type(exc).__name__  # at once: its text may fail too
                 self._failure = f"{type(exc).__name__}: {exc}"
                 raise
             finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Self
 
@@ -457,7 +458,56 @@ async def test_an_error_of_the_thread_while_cancelled_is_a_note() -> None:
     may_end.set()
     error = await task
     assert isinstance(error, asyncio.CancelledError)
-    assert "while cancelled: OSError: full" in error.__notes__
+    assert error.__notes__ == ["while cancelled: OSError: full"]
+
+
+async def test_an_error_while_the_end_is_waited_for_is_one_note() -> None:
+    is_running, may_end = threading.Event(), threading.Event()
+    place = Place()
+
+    def fail(_: int) -> None:
+        is_running.set()
+        assert may_end.wait(LIMIT)
+        raise OSError("full")
+
+    place.on_take = fail
+    task = asyncio.ensure_future(outcome_of(fill_from(Source(BLOB), place)))
+    await asyncio.to_thread(is_running.wait, LIMIT)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.sleep(0)
+    may_end.set()
+    error = await task
+    assert isinstance(error, asyncio.CancelledError)
+    assert error.__notes__ == ["while cancelled: OSError: full"]
+
+
+async def test_an_error_keeps_no_batches() -> None:
+    given: list[weakref.ref[Any]] = []
+    may_fail = threading.Event()
+    place = Place()
+
+    def fail(_: int) -> None:
+        assert may_fail.wait(LIMIT)
+        raise OSError("full")
+
+    place.on_take = fail
+    feeder = filling._Feeder(place, Worker("test"), 4, lambda _: None)
+
+    class Batch(list[bytes]):
+        """Can be referred to weakly."""
+
+    for _ in range(3):
+        batch = Batch([b"x"])
+        given.append(weakref.ref(batch))
+        await feeder.feed(batch, 1)
+        del batch
+    may_fail.set()
+    with pytest.raises(OSError, match="full"):
+        await feeder.finish()
+    await feeder.close()
+    assert [ref() for ref in given[1:]] == [None] * 2  # the first is in the error's traceback
 
 
 async def test_a_coroutine_that_is_closed() -> None:

@@ -6,8 +6,8 @@
              loop                  one batch runs, some wait
 
 The loop only moves bytes on. It is not told of each batch while there are others, only where it waits: waking it takes a
-tenth of a millisecond, and there are thousands. Everything of a blob is over when :func:`fill` has returned or raised: its connection is
-closed, and no thread works for it.
+tenth of a millisecond, and there are thousands. Everything of a blob is over when :func:`fill` has returned or raised: its
+connection is closed, and no thread works for it.
 """
 
 from __future__ import annotations
@@ -208,9 +208,8 @@ class _Feeder:
     def note_on(self, cancelled: asyncio.CancelledError) -> None:
         """Note on a cancel what the thread raised meanwhile."""
         note = f"while cancelled: {self._failure}"
-        if self._failure is not None and note not in getattr(
-            cancelled, "__notes__", ()
-        ):  # a call that was waited for
+        known = getattr(cancelled, "__notes__", ())  # where a call was waited for, it has said so
+        if self._failure is not None and note not in known:
             cancelled.add_note(note)
 
     async def _wait_for_calls(self) -> None:

@@ -440,7 +440,8 @@ async def test_a_cancel_waits_for_what_the_thread_was_given() -> None:
     assert isinstance(source.told, asyncio.CancelledError)
 
 
-async def test_an_error_of_the_thread_while_cancelled_is_a_note() -> None:
+@pytest.mark.parametrize("chunks", [cut(1000), [BLOB]], ids=["room is waited for", "the end is waited for"])
+async def test_an_error_of_the_thread_while_cancelled_is_a_note(chunks: list[bytes]) -> None:
     is_running, may_end = threading.Event(), threading.Event()
     place = Place()
 
@@ -450,28 +451,7 @@ async def test_an_error_of_the_thread_while_cancelled_is_a_note() -> None:
         raise OSError("full")
 
     place.on_take = fail
-    task = asyncio.ensure_future(outcome_of(fill_from(Source(*cut(1000)), place)))
-    await asyncio.to_thread(is_running.wait, LIMIT)
-    for _ in range(20):
-        await asyncio.sleep(0)
-    task.cancel()
-    may_end.set()
-    error = await task
-    assert isinstance(error, asyncio.CancelledError)
-    assert error.__notes__ == ["while cancelled: OSError: full"]
-
-
-async def test_an_error_while_the_end_is_waited_for_is_one_note() -> None:
-    is_running, may_end = threading.Event(), threading.Event()
-    place = Place()
-
-    def fail(_: int) -> None:
-        is_running.set()
-        assert may_end.wait(LIMIT)
-        raise OSError("full")
-
-    place.on_take = fail
-    task = asyncio.ensure_future(outcome_of(fill_from(Source(BLOB), place)))
+    task = asyncio.ensure_future(outcome_of(fill_from(Source(*chunks), place)))
     await asyncio.to_thread(is_running.wait, LIMIT)
     for _ in range(20):
         await asyncio.sleep(0)

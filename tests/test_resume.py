@@ -66,6 +66,7 @@ BLOBS = [segment for segment in PLAN.segments if segment.descriptor is not None]
 def _small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several batches, pieces and calls for each blob."""
     monkeypatch.setattr(filling, "BATCH_SIZE", BATCH)
+    monkeypatch.setattr(filling, "_GIVEN", 3)
     monkeypatch.setattr(placing, "PIECE", 700)
     monkeypatch.setattr(placing, "_LAST_ZEROS", LAST_ZEROS)
     monkeypatch.setattr(kept_file, "_READ_BACK", 900)
@@ -229,7 +230,8 @@ class Disk:
 
 def most_fetched(jobs: int) -> int:
     """Bytes that one interruption may cost: the batches that the thread has, one that waits, each a chunk too large."""
-    return jobs * (filling._GIVEN // jobs + 1) * (BATCH + CHUNK)
+    given = max(filling._LEAST_GIVEN, filling._GIVEN // jobs)
+    return jobs * (given + 1) * (BATCH + CHUNK)
 
 
 # ── the matrix: what must give the right archive ──

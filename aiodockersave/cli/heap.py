@@ -13,7 +13,7 @@ import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from aiodockersave._aio import Worker, ending
 
@@ -35,10 +35,10 @@ def _function(name: str) -> Callable[..., int] | None:
     try:
         import ctypes  # noqa: PLC0415 - some Pythons are built without it
 
-        function: Any = getattr(ctypes.CDLL(None), name)
+        function: Callable[..., int] = getattr(ctypes.CDLL(None), name)
     except (ImportError, OSError, AttributeError):
         return None
-    return function  # type: ignore[no-any-return] # it takes and returns numbers
+    return function
 
 
 def set_up() -> None:
@@ -51,7 +51,10 @@ def set_up() -> None:
 
 @asynccontextmanager
 async def giving_back() -> AsyncGenerator[None, None]:
-    """Give back what is free, time and again, while the block runs."""
+    """Give back what is free, time and again, while the block runs.
+
+    Cancel: when it is raised, nothing is being given back any more.
+    """
     trim = _function("malloc_trim")
     if trim is None:
         yield

@@ -82,13 +82,7 @@ class Call:
                 if self.is_cancelled:
                     raise asyncio.CancelledError
                 result.append(commit())  # no await since the check
-            except GeneratorExit as exc:  # the coroutine is being closed: nothing can be awaited any more
-                closers: list[Callable[[], Coroutine[Any, Any, object]]] = [
-                    partial(content.close, exc),
-                    *closing,
-                ]
-                for close in closers:
-                    run_up_to_wait(close())
+            except GeneratorExit:
                 raise
             except BaseException as exc:  # noqa: BLE001 - raised below
                 fault = exc
@@ -98,10 +92,17 @@ class Call:
             for close in closing:
                 try:
                     await close()
+                except GeneratorExit:
+                    raise
                 except BaseException as exc:  # noqa: BLE001 - raised below
                     raised = raised or exc
             self._raise(fault, raised)
             return result[0]
+        except GeneratorExit as exc:  # the coroutine is being closed: nothing can be awaited any more
+            closers: list[Callable[[], Coroutine[Any, Any, object]]] = [partial(content.close, exc), *closing]
+            for closer in closers:
+                run_up_to_wait(closer())
+            raise
         finally:
             del fault, raised  # they hold this frame
 

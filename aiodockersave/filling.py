@@ -165,6 +165,7 @@ class _Feeder:
         self._taken = 0  # counted by the thread
         self._room: asyncio.Future[None] | None = None  # what is waited for
         self._let_in: asyncio.Future[None] | None = None  # by the thread, last
+        self._has_failed = False
         self._failure: str | None = None
         self._is_given_up = False
 
@@ -173,16 +174,16 @@ class _Feeder:
         if self._given - self._taken >= self._limit:
             self._room = asyncio.get_running_loop().create_future()
             # Looked at after the thread can know that it is waited for.
-            if not self._has_room() and self._failure is None:
+            if not (self._has_room() or self._has_failed):
                 await self._room
-        if self._failure is not None:
+        if self._has_failed:
             await self._wait_for_calls()
         self._given += 1
         with self._lock:
             self._batches.append(batch)
             is_taking, self._is_taking = self._is_taking, True
         if not is_taking:
-            while self._calls and self._calls[0].done() and self._calls[0].exception() is None:
+            while self._calls and self._calls[0].done():  # behind one that failed, none is begun
                 self._calls.popleft()
             self._calls.append(self._worker.submit(self._take, asyncio.get_running_loop()))
         self._written(size)
@@ -200,17 +201,16 @@ class _Feeder:
             await self._worker.run_always(self._placement.close)  # behind all that was given
         finally:
             for call in self._calls:
-                if call.done():  # it is not where this coroutine is closed
-                    call.exception()
+                if call.done() and (error := call.exception()):  # not done where this coroutine is closed
+                    self._failure = f"while cancelled: {type(error).__name__}: {error}"
             self._calls.clear()  # an error that is there holds this object
             self._batches.clear()
 
     def note_on(self, cancelled: asyncio.CancelledError) -> None:
         """Note on a cancel what the thread raised meanwhile."""
-        note = f"while cancelled: {self._failure}"
         known = getattr(cancelled, "__notes__", ())  # where a call was waited for, it has said so
-        if self._failure is not None and note not in known:
-            cancelled.add_note(note)
+        if self._failure is not None and self._failure not in known:
+            cancelled.add_note(self._failure)
 
     async def _wait_for_calls(self) -> None:
         for call in self._calls:
@@ -228,9 +228,8 @@ class _Feeder:
             try:
                 if not self._is_given_up:
                     self._placement.take(batch)
-            except BaseException as exc:
-                self._failure = type(exc).__name__  # at once: its text may fail too
-                self._failure = f"{type(exc).__name__}: {exc}"
+            except BaseException:
+                self._has_failed = True
                 raise
             finally:
                 del batch  # its bytes must not live on while the next one is looked for
@@ -246,7 +245,7 @@ class _Feeder:
 
     def _tell(self, loop: asyncio.AbstractEventLoop) -> None:
         room = self._room
-        if room is not None and room is not self._let_in and (self._has_room() or self._failure):
+        if room is not None and room is not self._let_in and (self._has_room() or self._has_failed):
             self._let_in = room
             with contextlib.suppress(RuntimeError):  # the loop was closed under us, so nobody waits any more
                 loop.call_soon_threadsafe(_let_in, room)

@@ -167,6 +167,35 @@ async def test_a_coroutine_that_is_closed_awaits_nothing(diary: Diary) -> None:
     assert diary.entries == ["waiting", "closed"]
 
 
+@pytest.mark.parametrize("where", ["undoing", "closing the content", "closing"])
+async def test_a_coroutine_that_is_closed_while_it_cleans_up(diary: Diary, where: str) -> None:
+    """What was not begun to be closed is closed as far as it goes without waiting."""
+
+    async def wait_at(place: str) -> None:
+        if place == where:
+            diary.entries.append(f"waiting while {place}")
+            await asyncio.Event().wait()
+
+    class Slow(OpenContent):
+        async def close(self, fault: BaseException | None) -> BaseException | None:
+            await wait_at("closing the content")
+            return await super().close(fault)
+
+    async def fail() -> Callable[[], str]:
+        raise OSError("in the middle")
+
+    coroutine = Call(running_task()).settle(
+        fail,
+        undo=lambda _: wait_at("undoing"),
+        content=Slow(diary.content),
+        closing=[lambda: wait_at("closing"), diary.close],
+    )
+    coroutine.send(None)
+    coroutine.close()
+    assert diary.entries[0] == f"waiting while {where}"
+    assert diary.entries[-1] == "closed"
+
+
 # ── who may interrupt ──
 
 

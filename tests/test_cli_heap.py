@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from aiodockersave import cli, pipeline
 from aiodockersave.cli import heap
 
+from .images import make_image, make_layer, write_layout
 from .interruption import outcome_of
 
 LIMIT = 20.0  # seconds for anything that is waited for
@@ -21,7 +27,7 @@ from aiodockersave.cli import heap
 
 if sys.argv[1] == "set up":
     heap.set_up()
-kept = []
+kept = [bytes(4 << 20)]
 threads = [threading.Thread(target=lambda: kept.append(bytes(1000))) for _ in range(3)]
 for thread in threads:
     thread.start()
@@ -40,7 +46,10 @@ def test_threads_share_one(how: str) -> None:
     told = subprocess.run(
         [sys.executable, "-c", THREADS, how], check=True, capture_output=True, text=True, timeout=LIMIT
     ).stderr
-    assert (told.count("Arena ") == 1) == (how == "set up"), told
+    mapped = re.search(r"max mmap bytes *= *(\d+)", told)
+    assert mapped is not None, told
+    found = told.count("Arena ") == 1, int(mapped[1]) < 4 << 20  # what is large is in it too
+    assert found == ((True, True) if how == "set up" else (False, False)), told
 
 
 class Trimmer:
@@ -104,6 +113,34 @@ async def test_a_cancel_ends_it(trimmer: Trimmer) -> None:
     task.cancel()
     assert isinstance(await task, asyncio.CancelledError)
     assert len(asyncio.all_tasks()) == 1
+
+
+def test_the_command_sets_it_up_and_gives_back_until_all_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = []
+    save = pipeline.save
+
+    async def saving(*args: Any, **options: Any) -> Any:
+        report = await save(*args, **options)
+        done.append("saved")
+        return report
+
+    monkeypatch.setattr(pipeline, "save", saving)
+
+    @asynccontextmanager
+    async def giving_back() -> AsyncIterator[None]:
+        done.append("begun")
+        yield
+        done.append("ended")
+
+    monkeypatch.setattr(heap, "set_up", lambda: done.append("set up"))
+    monkeypatch.setattr(heap, "giving_back", giving_back)
+    layout = tmp_path / "layout"
+    layout.mkdir()
+    write_layout(layout, {"one": make_image(make_layer({"a": b"b"}))})
+    assert cli.main(["save", f"oci:{layout}:one=a:1", "-o", str(tmp_path / "a.tar"), "--quiet"]) == 0
+    assert done == ["set up", "begun", "saved", "ended"]
 
 
 async def test_with_another_c_library(monkeypatch: pytest.MonkeyPatch) -> None:

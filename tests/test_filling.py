@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Self
@@ -245,6 +246,78 @@ async def test_a_fault_while_room_is_waited_for() -> None:
     may_fail.set()
     assert str(await filling_) == "full"
     assert place.calls.count("take") == 1
+
+
+async def test_a_fault_in_the_moment_in_which_room_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It came after the looking and before the waiting, so the thread has told nobody."""
+    may_fail = threading.Event()
+    place = Place()
+
+    def fail(_: int) -> None:
+        assert may_fail.wait(LIMIT)
+        raise OSError("full")
+
+    place.on_take = fail
+    feeder = filling._Feeder(place, Worker("test"), 4, lambda _: None)
+    for _ in range(4):
+        await feeder.feed([b"x"], 1)
+    get_running_loop = asyncio.get_running_loop
+
+    def fail_now() -> asyncio.AbstractEventLoop:
+        monkeypatch.undo()
+        may_fail.set()
+        deadline = time.monotonic() + LIMIT
+        while not feeder._taken:
+            assert time.monotonic() < deadline
+        return get_running_loop()
+
+    monkeypatch.setattr(asyncio, "get_running_loop", fail_now)
+    async with asyncio.timeout(LIMIT):
+        with pytest.raises(OSError, match="full"):
+            await feeder.feed([b"x"], 1)
+    await feeder.close()
+
+
+async def test_the_loop_is_woken_once_when_half_of_what_waited_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    woken: list[asyncio.Future[None]] = []
+    let_in = filling._let_in
+
+    def noting(room: asyncio.Future[None]) -> None:
+        woken.append(room)
+        let_in(room)
+
+    monkeypatch.setattr(filling, "_let_in", noting)
+    taking = [threading.Event() for _ in range(5)]
+    place = Place()
+    place.on_take = lambda number: taking[number].wait(LIMIT)
+    feeder = filling._Feeder(place, Worker("test"), 4, lambda _: None)
+
+    def wait_until_taken(number: int) -> None:
+        """Without a suspension."""
+        deadline = time.monotonic() + LIMIT
+        while feeder._taken < number:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+
+    for _ in range(4):
+        await feeder.feed([b"x"], 1)
+    fifth = asyncio.ensure_future(feeder.feed([b"x"], 1))
+    await asyncio.sleep(0)
+    taking[0].set()
+    wait_until_taken(1)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not fifth.done()
+    for event in taking:
+        event.set()
+    wait_until_taken(4)
+    async with asyncio.timeout(LIMIT):
+        await fifth
+        assert await feeder.finish() == 5
+    await feeder.close()
+    assert len(woken) == 1
 
 
 async def test_what_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,17 @@ from typing import Any
 
 import pytest
 
-from aiodockersave import ImageRequest, ResolvedImage, Source, filling, plan_archive, prepare, save
+from aiodockersave import (
+    ImageRequest,
+    ResolvedImage,
+    Source,
+    filling,
+    kept_file,
+    plain_file,
+    plan_archive,
+    prepare,
+    save,
+)
 from aiodockersave import progress as progress_room
 from aiodockersave.errors import (
     BlobNotFoundError,
@@ -311,6 +321,28 @@ async def test_what_progress_raises_ends_the_save(
         await save(both(source), tmp_path / "archive", layers=layers, progress=progress)
     assert source.is_open == 0
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("layers", MODES)
+@pytest.mark.parametrize(("jobs", "readers"), [(1, 1), (2, 2), (64, 3)])
+async def test_blobs_are_told_how_many_are_read_at_once(
+    source: MemorySource,
+    layers: Layers,
+    jobs: int,
+    readers: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: set[int] = set()
+    fill = filling.fill
+
+    async def telling(*args: Any, **options: Any) -> int:
+        told.add(options["readers"])
+        return await fill(*args, **options)
+
+    monkeypatch.setattr(kept_file if layers == "keep" else plain_file, "fill", telling)
+    await save(both(source), tmp_path / "archive", layers=layers, jobs=jobs)
+    assert told == {readers}
 
 
 # ── what goes wrong ──

@@ -7,6 +7,9 @@ anyio scope against the cancel scopes around, which would otherwise deliver thei
 
 Only calls that end by themselves are waited for (regular files, hashing), never a pipe or a connection.
 
+Where nothing can be awaited any more (a coroutine is closed, the loop has stopped) a thread is left to end by itself: it
+makes the calls that it has, and what it works on is closed behind them.
+
 anyio takes some 30 ms to load, and before somebody has loaded it there is no cancel scope to be shielded against: so it is
 used where it is there already. A scope around a call was entered before it, so looking once per call is enough.
 """
@@ -17,8 +20,10 @@ import asyncio
 import contextlib
 import sys
 import threading
+import weakref
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable
 from contextlib import AbstractContextManager
+from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
@@ -34,6 +39,8 @@ YIELD_BYTES = 1 << 20
 """After this many bytes without a suspension the loop gets its turn: about 1 ms of memory traffic."""
 _CHUNK_COST = 1 << 12
 """What a chunk costs besides its bytes, so that tiny ones count too."""
+_LOOK_AGAIN = 0.05
+"""Seconds after which a cancelled wait looks whether its call has ended and nobody has told it."""
 
 
 def running_task() -> asyncio.Task[Any]:
@@ -72,19 +79,18 @@ class Worker:
     """One thread that runs blocking calls in the order in which they were submitted.
 
     The thread starts with a call and ends when no call is left, or, inside :meth:`held`, when that is left: a
-    worker that is not in use is no thread.
+    worker that is not in use is no thread. The thread needs nobody to be told so: it ends also where the loop has
+    stopped, where a coroutine that waited is closed, and where the worker itself is gone.
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._jobs: SimpleQueue[_Job | None] | None = None
-        self._unfinished = 0
+        self._calls: SimpleQueue[Callable[[], object] | None] | None = (
+            None  # of the thread that takes further ones
+        )
+        self._thread: threading.Thread | None = None
+        self._last_resort: weakref.finalize[..., Any] | None = None
         self._holds = 0
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether a call has not ended, as far as the loop knows."""
-        return self._unfinished > 0
 
     def submit(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
         """Start a call that ends by itself; the caller owns the future and waits for it.
@@ -92,15 +98,8 @@ class Worker:
         Raises:
             RuntimeError: No thread can be started.
         """
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-        if self._jobs is None:
-            jobs: SimpleQueue[_Job | None] = SimpleQueue()
-            # A daemon: an idle thread must not keep a dying interpreter alive.
-            threading.Thread(target=_serve, args=(jobs,), name=self._name, daemon=True).start()
-            self._jobs = jobs
-        self._unfinished += 1
-        self._jobs.put(_Job(loop, future, lambda: call(*args, **kwargs), self._finished))
+        future: _ThreadFuture[T] = _ThreadFuture(lambda: call(*args, **kwargs), asyncio.get_running_loop())
+        self._put(future.run)
         return future
 
     async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -124,6 +123,31 @@ class Worker:
                 future.set_exception(exc)
             return future
 
+    def leave(self, call: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Run a call behind all others, of whose end nobody is told: for where nothing can be awaited any more.
+
+        What it raises is dropped. It needs no loop, and is made at once where no thread works.
+        """
+        quietly = partial(_run_quietly, lambda: call(*args, **kwargs))
+        if self._thread is None or not self._thread.is_alive():
+            quietly()
+            return
+        try:
+            self._put(quietly)
+        except RuntimeError:  # no thread can be started any more
+            quietly()
+
+    def finish(self) -> None:
+        """Block until the calls that the thread has been given have ended: for where nothing can be awaited any more.
+
+        Inside of one of them (the garbage collector may close a coroutine anywhere) it does not wait for itself.
+        """
+        thread = self._thread
+        if thread is not None and thread.is_alive() and thread is not threading.current_thread():
+            ended = threading.Event()
+            self.leave(ended.set)
+            ended.wait()
+
     @contextlib.contextmanager
     def held(self) -> Generator[None, None, None]:
         """Keep the thread between calls."""
@@ -132,57 +156,91 @@ class Worker:
             yield
         finally:
             self._holds -= 1
-            # Also behind a call that runs, where its coroutine was closed and nobody is told of its end any more.
-            self._stop_unless_held()
+            if not self._holds and self._calls is not None:  # also behind a call that runs
+                self._calls.put(None)
+                self._calls = None
+                if self._last_resort is not None:
+                    self._last_resort.detach()
 
-    def _finished(self) -> None:
-        self._unfinished -= 1
-        if not self._unfinished:
-            self._stop_unless_held()
+    def _put(self, call: Callable[[], object]) -> None:
+        """Hand a call to the thread, or to a new one, which begins when the one before has ended.
 
-    def _stop_unless_held(self) -> None:
-        if self._jobs is not None and not self._holds:
-            self._jobs.put(None)
-            self._jobs = None
+        Whatever interrupts this (a signal handler may raise between any two lines) leaves no thread that nobody ends: a
+        thread is given its first call, and how to end, before it starts.
+        """
+        if self._calls is not None:
+            self._calls.put(call)
+            return
+        calls: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        calls.put(call)
+        if self._holds:
+            self._last_resort = weakref.finalize(
+                self, calls.put, None
+            )  # the thread ends with its worker at the latest
+            self._last_resort.atexit = False
+        else:
+            calls.put(None)
+        # A daemon: an idle thread must not keep a dying interpreter alive.
+        thread = threading.Thread(target=_serve, args=(calls, self._thread), name=self._name, daemon=True)
+        thread.start()
+        self._thread = thread
+        if self._holds:
+            self._calls = calls
 
 
-class _Job:
-    __slots__ = ("call", "finished", "future", "loop")
+def _serve(calls: SimpleQueue[Callable[[], object] | None], before: threading.Thread | None) -> None:
+    if before is not None:
+        before.join()  # so that calls run in order
+    del before
+    while (call := calls.get()) is not None:
+        call()
+        del call  # its data must not live on while the next one is waited for
 
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        future: asyncio.Future[Any],
-        call: Callable[[], Any],
-        finished: Callable[[], None],
-    ) -> None:
-        self.loop = loop
-        self.future = future
-        self.call = call
-        self.finished = finished
+
+def _run_quietly(call: Callable[[], object]) -> None:
+    with contextlib.suppress(BaseException):  # nobody is left who could be told
+        call()
+
+
+class _ThreadFuture(asyncio.Future[T]):
+    """The result of a call in a thread.
+
+    The thread keeps it here first, and asks the loop to resolve the future then. That may be lost: Ctrl-C raises
+    KeyboardInterrupt in whatever runs, which may be the loop between taking this from its queue and doing it. Who waits can
+    therefore do it too, by :meth:`catch_up`.
+    """
+
+    def __init__(self, call: Callable[[], T], loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop=loop)
+        self._call: Callable[[], T] | None = call
+        self._outcome: tuple[T] | BaseException | None = None
 
     def run(self) -> None:
-        try:
-            result, error = self.call(), None
-        except BaseException as exc:  # noqa: BLE001 - whatever it is, it belongs to who waits
-            result, error = None, exc
+        """Make the call; in the thread."""
+        call, self._call = self._call, None  # its data must not live as long as the result
+        if call is not None:
+            try:
+                self._outcome = (call(),)
+            except BaseException as exc:  # noqa: BLE001 - whatever it is, it belongs to who waits
+                self._outcome = exc
         # RuntimeError: the loop was closed under us, so nobody waits any more.
         with contextlib.suppress(RuntimeError):
-            self.loop.call_soon_threadsafe(self._resolve, result, error)
+            self.get_loop().call_soon_threadsafe(self._resolve)
+        del self  # a traceback holds this frame
 
-    def _resolve(self, result: object, error: BaseException | None) -> None:
-        if not self.future.done():
-            if error is None:
-                self.future.set_result(result)
+    def catch_up(self) -> None:
+        """Resolve the future if the call has ended; on the loop."""
+        if self._outcome is not None:
+            self._resolve()
+
+    def _resolve(self) -> None:
+        outcome = self._outcome
+        if outcome is not None and not self.done():
+            if isinstance(outcome, BaseException):
+                self.set_exception(outcome)
             else:
-                self.future.set_exception(error)
-        self.finished()
-
-
-def _serve(jobs: SimpleQueue[_Job | None]) -> None:
-    while (job := jobs.get()) is not None:
-        job.run()
-        del job  # its data must not live on while the next one is waited for
+                self.set_result(outcome[0])
+        self._outcome = None
 
 
 class Beside:
@@ -238,22 +296,30 @@ async def wait_out(future: asyncio.Future[T]) -> T:
     with _cancel_scope(shield=True):
         while not future.done():
             try:
-                await asyncio.shield(future)
+                if cancelled is None:
+                    await asyncio.shield(future)
+                else:
+                    await asyncio.wait([future], timeout=_LOOK_AGAIN)
             except asyncio.CancelledError as exc:
                 cancelled = cancelled or exc
-            except GeneratorExit:
-                raise  # the coroutine is being closed: nothing can be awaited any more
-            except BaseException:  # noqa: BLE001 - the future's own: it is read below
-                break
-    if cancelled is None:
-        return future.result()
+            except GeneratorExit:  # the coroutine is being closed: nothing can be awaited any more
+                forget(future)
+                raise
+            except BaseException:
+                if not future.done():  # it is not the future's own, which is read below, but an interrupt
+                    forget(future)
+                    raise
+            if cancelled is not None and isinstance(future, _ThreadFuture):
+                future.catch_up()
     try:
+        if cancelled is None:
+            return future.result()
         error = future.exception()
         if error is not None:
             cancelled.add_note(f"while cancelled: {type(error).__name__}: {error}")
         raise cancelled
     finally:
-        del cancelled, future
+        del cancelled, future  # what is raised holds this frame
 
 
 async def run_together(*calls: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -284,8 +350,9 @@ async def ending(tasks: Callable[[], Iterable[asyncio.Task[Any]]]) -> AsyncGener
     """End what still runs of ``tasks()`` when the block is left, as :func:`end_tasks` does."""
     try:
         yield
-    except GeneratorExit:
-        raise  # the coroutine is being closed: nothing can be awaited any more
+    except GeneratorExit:  # the coroutine is being closed: nothing can be awaited any more
+        drop_tasks(tasks())
+        raise
     except BaseException:
         await end_tasks(tasks())
         raise
@@ -299,6 +366,25 @@ async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
     for task in tasks:
         task.cancel()
     await wait_for_ends(tasks)
+
+
+def drop_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel what still runs, for where its end cannot be awaited; what is raised there is dropped."""
+    for task in tasks:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nothing runs there any more
+            task.cancel()
+        forget(task)
+
+
+def forget(future: asyncio.Future[Any]) -> None:
+    """Drop what comes of a future, so that nobody complains that none looked at it."""
+    with contextlib.suppress(RuntimeError):  # the loop is closed
+        future.add_done_callback(_look_at)
+
+
+def _look_at(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()
 
 
 async def wait_for_ends(tasks: Iterable[asyncio.Task[Any]]) -> None:
@@ -325,19 +411,42 @@ async def wait_for_ends(tasks: Iterable[asyncio.Task[Any]]) -> None:
                         task.cancel()
                 waiting = [task for task in waiting if not task.done()]
         for task in tasks:
-            if not task.cancelled():
-                task.exception()  # looked at, so that nobody complains that none did
+            _look_at(task)
         if cancelled is not None:
             raise cancelled
     finally:
         del cancelled
 
 
+async def close_all(closers: Iterable[Callable[[], Coroutine[Any, Any, object]]]) -> None:
+    """Await each in turn, whatever the others raise; raise what came first.
+
+    Where this coroutine is closed, the others are run up to where they would wait.
+    """
+    raised: BaseException | None = None
+    closers = iter(closers)
+    try:
+        for close in closers:
+            try:
+                await close()
+            except GeneratorExit:  # nothing can be awaited any more
+                for rest in closers:
+                    run_up_to_wait(rest())
+                raise
+            except BaseException as exc:  # noqa: BLE001 - raised below
+                raised = raised or exc
+        if raised is not None:
+            raise raised
+    finally:
+        del raised  # it holds this frame
+
+
 def run_up_to_wait(coroutine: Coroutine[Any, Any, object]) -> None:
-    """Run a coroutine up to where it would wait, for where nothing can be awaited any more."""
+    """Run a coroutine up to where it would wait, for where nothing can be awaited any more. What it raises is dropped."""
     with contextlib.suppress(Exception, GeneratorExit):
         coroutine.send(None)
-    coroutine.close()
+    with contextlib.suppress(Exception, GeneratorExit):  # it may want to wait while it is closed, too
+        coroutine.close()
 
 
 class Fairness:

@@ -9,15 +9,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
-from functools import partial
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from typing import Any, Protocol, TypeVar
 
-from ._aio import run_up_to_wait, running_task
+from ._aio import close_all, running_task
 from .content import OpenContent
-from .errors import ContentError, WriterClosedError
+from .errors import ContentError, WriterError
 
 T = TypeVar("T")
+
+_COMMITS = 3
+"""How often a commit is begun: once, once more if it is interrupted, and once more for bad luck."""
+_EXITS = (KeyboardInterrupt, SystemExit)
+
+
+class Closable(Protocol):
+    """What a call has besides its content: threads that work for it."""
+
+    async def close(self) -> None:
+        """Wait until nothing of it works any more."""
+        ...
+
+    def abandon(self) -> None:
+        """Let it end by itself, for where nothing can be awaited any more. Does nothing where it was closed."""
+        ...
 
 
 class Call:
@@ -31,14 +46,14 @@ class Call:
         self.staging = False
         self._task = task
         self._cancelling = task.cancelling()
-        self._interruption: WriterClosedError | None = None
+        self._interruption: WriterError | None = None
 
     @property
     def is_cancelled(self) -> bool:
         """Whether the task was cancelled since the call began, by whomever; a swallowed cancel counts."""
         return self._task.cancelling() > self._cancelling
 
-    def interrupt(self, error: WriterClosedError) -> None:
+    def interrupt(self, error: WriterError) -> None:
         """Make the call raise ``error``, as ``asyncio.timeout`` makes its body raise ``TimeoutError``."""
         if self._interruption is None:
             self._interruption = error
@@ -58,12 +73,12 @@ class Call:
         *,
         content: OpenContent,
         undo: Callable[[BaseException], Awaitable[None]] | None = None,
-        closing: Iterable[Callable[[], Coroutine[Any, Any, None]]] = (),
+        closing: Sequence[Closable] = (),
     ) -> T:
         """Run ``work``, then the commit that it returns; where it fails, ``undo``. Then close ``content``.
 
         Args:
-            work: Does everything that awaits.
+            work: Does everything that awaits. The commit that it returns changes nothing if it is run once more.
             content: Is told of a fault, and closed.
             undo: Takes back what ``work`` has done, where something is to be. It is not interrupted, and does not raise.
             closing: What else has to be waited for.
@@ -75,53 +90,95 @@ class Call:
         """
         fault: BaseException | None = None
         raised: BaseException | None = None
+        seen: BaseException | None = None
         result: list[T] = []
+        is_closed = False
         try:
+            # 1. All that awaits. Until its end a fault takes everything back.
             try:
                 commit = await work()
                 if self.is_cancelled:
                     raise asyncio.CancelledError
-                result.append(commit())  # no await since the check
             except GeneratorExit:
                 raise
             except BaseException as exc:  # noqa: BLE001 - raised below
                 fault = exc
                 if undo is not None:
                     await undo(exc)
-            raised = await content.close(fault)
-            for close in closing:
-                try:
-                    await close()
-                except GeneratorExit:
-                    raise
-                except BaseException as exc:  # noqa: BLE001 - raised below
-                    raised = raised or exc
-            self._raise(fault, raised)
+            else:
+                # 2. No await since the check, and no way back from here on.
+                raised = _roll_forward(commit, result)
+            # 3. The content is told the fault, and may have one of its own.
+            raised = await content.close(fault) or raised
+            raised = await _close_rest(closing, raised)
+            is_closed = True
+            # 4. What the caller sees.
+            seen = self._seen_of(fault, raised)
+            if seen is not None:
+                raise seen
             return result[0]
-        except GeneratorExit as exc:  # the coroutine is being closed: nothing can be awaited any more
-            closers: list[Callable[[], Coroutine[Any, Any, object]]] = [partial(content.close, exc), *closing]
-            for closer in closers:
-                run_up_to_wait(closer())
+        except BaseException as exc:
+            # The coroutine is closed, or an interrupt came between two lines: what is not closed by now ends by itself.
+            if not is_closed:
+                content.abandon(exc)
+                for each in closing:
+                    each.abandon()
             raise
         finally:
-            del fault, raised  # they hold this frame
+            fault = raised = seen = None  # they hold this frame
 
-    def _raise(self, fault: BaseException | None, raised: BaseException | None) -> None:
+    def _seen_of(self, fault: BaseException | None, raised: BaseException | None) -> BaseException | None:
+        """Return what the caller sees: what ends the loop, else a cancel, else what closing raised, else the fault."""
+        if (exit_ := _find(_EXITS, raised, fault)) is not None:
+            return exit_
+        if self.is_cancelled:
+            return _find(asyncio.CancelledError, fault, raised) or _caused(
+                asyncio.CancelledError(), raised or fault
+            )
+        if raised is None and isinstance(fault, asyncio.CancelledError) and not self._task.cancelling():
+            # Nobody cancelled the task. Raised as it is, it would end the task silently, and lose the layer.
+            return _caused(ContentError("the content cancelled its reader and gave no reason"), fault)
+        return raised or fault
+
+
+def _caused(error: BaseException, cause: BaseException | None) -> BaseException:
+    error.__cause__ = cause
+    return error
+
+
+def _find(
+    kinds: type[BaseException] | tuple[type[BaseException], ...], *errors: BaseException | None
+) -> BaseException | None:
+    return next((error for error in errors if isinstance(error, kinds)), None)
+
+
+async def _close_rest(closing: Sequence[Closable], raised: BaseException | None) -> BaseException | None:
+    """Close what a call has besides its content; return what was raised first."""
+    try:
+        await close_all(each.close for each in closing)
+    except GeneratorExit:
+        raise
+    except BaseException as exc:  # noqa: BLE001 - given to the caller, who raises it
+        return raised or exc
+    return raised
+
+
+def _roll_forward(commit: Callable[[], T], result: list[T]) -> BaseException | None:
+    """Run a commit to its end, and return what interrupted it meanwhile: a signal handler may raise between any two lines.
+
+    Raises:
+        BaseException: It fails each time, and is done by half.
+    """
+    interrupt: BaseException | None = None
+    for attempt in range(_COMMITS):
         try:
-            if self.is_cancelled:
-                for cancel in (fault, raised):
-                    if isinstance(cancel, asyncio.CancelledError):
-                        raise cancel
-                raise asyncio.CancelledError from raised or fault
-            if raised is not None:
-                raise raised
-            if isinstance(fault, asyncio.CancelledError) and not self._task.cancelling():
-                # Nobody cancelled the task. Raised as it is, it would end the task silently, and lose the layer.
-                raise ContentError("the content cancelled its reader and gave no reason") from fault
-            if fault is not None:
-                raise fault
-        finally:
-            del fault, raised  # they hold this frame
+            result.append(commit())
+            break
+        except BaseException as exc:
+            if attempt == _COMMITS - 1:
+                raise
+            interrupt = interrupt or exc
+    return interrupt
 
 
 class Calls:
@@ -160,11 +217,11 @@ class Calls:
             raise RuntimeError("a content must not call the writer that reads it")
         return task
 
-    def interrupt(self, *, aborted: bool, only_staging: bool = False) -> None:
-        """Make running calls raise :class:`WriterClosedError`."""
+    def interrupt(self, error: Callable[[], WriterError], *, only_staging: bool = False) -> None:
+        """Make running calls raise an error."""
         for call in self._running.values():
             if call.staging or not only_staging:
-                call.interrupt(WriterClosedError(aborted=aborted))
+                call.interrupt(error())
 
     async def wait(self) -> None:
         """Wait until none runs."""

@@ -26,6 +26,7 @@ import stat
 from collections.abc import AsyncGenerator, Callable
 
 from ._aio import Worker, running_task
+from ._open_file import OpenFile
 from ._part_file import OPEN_BESIDE, is_still, name_beside, open_part, part_name
 from .errors import InsufficientSpaceError, InvalidInputError, PartFileError, SinkError
 
@@ -37,8 +38,7 @@ class Target:
     """One path that an archive is written to.
 
     Attributes:
-        fd: The descriptor to write to, once :meth:`open` has returned; None for what has to be opened by
-            :func:`open_stream`.
+        file: What is written to, once :meth:`open` has returned; None for what has to be opened by :func:`open_stream`.
         published: Whether the archive is under its name.
         sync_failed: Whether the disk refused bytes: nothing may be called whole any more.
         left: The part file that :meth:`close` has left, so that another save can go on with it; None for none.
@@ -51,13 +51,13 @@ class Target:
 
     def __init__(self, path: str | os.PathLike[str], *, fsync: bool, etag: str | None = None) -> None:
         self.path = os.fspath(path)
-        self.fd: int | None = None
+        self.file: OpenFile | None = None
         self.published = False
         self.sync_failed = False
         self.left: str | None = None
         self._fsync = fsync
         self._etag = etag
-        self._directory: int | None = None
+        self._directory: OpenFile | None = None
         self._parent = ""
         self._name = ""
         self._temporary: str | None = None
@@ -81,7 +81,7 @@ class Target:
                 f"{self.path!r:.300} is no regular file: nothing of it could be kept to go on"
             )
         elif not stat.S_ISFIFO(old.st_mode):
-            self.fd = os.open(self.path, os.O_WRONLY | os.O_NOCTTY)
+            self.file = OpenFile(os.open(self.path, os.O_WRONLY | os.O_NOCTTY))
 
     def _names_directory(self, old: os.stat_result | None) -> bool:
         if old is None:
@@ -95,20 +95,22 @@ class Target:
 
     def _open_beside(self, old: os.stat_result | None) -> None:
         self._parent, self._name = os.path.split(os.path.realpath(self.path))
-        self._directory = os.open(self._parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            if self._etag is None:
-                self.fd, self._temporary = self._open_temporary(self._directory)
-            else:
-                name = part_name(self._name, self._etag)
-                self.fd = open_part(self._directory, name, self._name, folder=self._parent)
-                self._temporary = name
-        except OSError as exc:
-            if isinstance(exc.filename, str):
-                exc.filename = f"{self._parent}/{exc.filename}"
-            raise
-        if old is not None:
-            os.fchmod(self.fd, stat.S_IMODE(old.st_mode))
+        self._directory = OpenFile(os.open(self._parent, os.O_RDONLY | os.O_DIRECTORY))
+        with self._directory as directory:
+            try:
+                if self._etag is None:
+                    fd, self._temporary = self._open_temporary(directory)
+                else:
+                    name = part_name(self._name, self._etag)
+                    fd = open_part(directory, name, self._name, folder=self._parent)
+                    self._temporary = name
+            except OSError as exc:
+                if isinstance(exc.filename, str):
+                    exc.filename = f"{self._parent}/{exc.filename}"
+                raise
+            self.file = OpenFile(fd)
+            if old is not None:
+                os.fchmod(fd, stat.S_IMODE(old.st_mode))
 
     def _open_temporary(self, directory: int) -> tuple[int, str]:
         for _ in range(_TRIES):
@@ -124,8 +126,9 @@ class Target:
             InsufficientSpaceError: It has not.
             PartFileError: What is there is longer: no save of this archive has left it.
         """
-        if self.fd is not None and self._temporary is not None:
-            file, there = os.fstat(self.fd), os.fstatvfs(self.fd)
+        if self.file is not None and self._temporary is not None:
+            with self.file as fd:
+                file, there = os.fstat(fd), os.fstatvfs(fd)
             if file.st_size > size:
                 path = os.path.join(self._parent, self._temporary)
                 raise PartFileError(path, f"it is longer than the archive will be, {size} bytes; remove it")
@@ -141,9 +144,10 @@ class Target:
             OSError: The disk refused some. It must not be asked again: it would say yes.
             SinkError: The file has another size than what was written to it.
         """
-        if self._temporary is None or self.fd is None:
+        if self._temporary is None or self.file is None:
             return
-        actual = os.fstat(self.fd).st_size
+        with self.file as fd:
+            actual = os.fstat(fd).st_size
         if actual != size:
             raise SinkError(f"{self.path} has {actual} bytes on disk, but {size} were written")
         if self._fsync:
@@ -155,42 +159,45 @@ class Target:
             self._sync(os.fdatasync)
 
     def _sync(self, call: Callable[[int], None]) -> None:
-        if self.fd is None:
+        if self.file is None:
             raise AssertionError("the target is not open")
-        try:
-            call(self.fd)
-        except OSError:
-            self.sync_failed = True
-            raise
+        with self.file as fd:
+            try:
+                call(fd)
+            except OSError:
+                self.sync_failed = True
+                raise
 
     def publish(self) -> None:
         """Put the file under its name; ``published`` says whether that was done, also where this raises."""
         if self._temporary is None:
             self.published = True
             return
-        if self._directory is None or self.fd is None:
+        if self._directory is None or self.file is None:
             raise AssertionError("the target is not open")
-        if self._etag is not None and not is_still(self.fd, self._directory, self._temporary):
-            path = os.path.join(self._parent, self._temporary)
-            raise PartFileError(path, "somebody has removed or replaced it meanwhile; save once more")
-        os.replace(self._temporary, self._name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
-        self.published = True
-        self._temporary = None
-        if self._fsync:
-            os.fsync(self._directory)
+        with self.file as fd, self._directory as directory:
+            if self._etag is not None and not is_still(fd, directory, self._temporary):
+                path = os.path.join(self._parent, self._temporary)
+                raise PartFileError(path, "somebody has removed or replaced it meanwhile; save once more")
+            os.replace(self._temporary, self._name, src_dir_fd=directory, dst_dir_fd=directory)
+            self.published = True
+            self._temporary = None
+            if self._fsync:
+                os.fsync(directory)
 
     def close(self) -> None:
         """Close what is open, and remove the temporary file unless it was published, or is a part file to keep."""
-        fd, self.fd = self.fd, None
+        file, self.file = self.file, None
         directory, self._directory = self._directory, None
         temporary, self._temporary = self._temporary, None
         with contextlib.ExitStack() as stack:
             if directory is not None:
-                stack.callback(os.close, directory)
-            if fd is not None:
-                stack.callback(os.close, fd)
+                stack.callback(directory.close)
+            if file is not None:
+                stack.callback(file.close)  # which unlocks a part file, when no thread works on it any more
                 if directory is not None and temporary is not None:
-                    stack.callback(self._leave, fd, directory, temporary)  # before a part file is unlocked
+                    fd = stack.enter_context(file)
+                    self._leave(fd, stack.enter_context(directory), temporary)
 
     def _leave(self, fd: int, directory: int, name: str) -> None:
         """Remove the file beside the target, unless it is a part file that another save can go on with."""
@@ -207,14 +214,15 @@ class Target:
 
 async def open_stream(target: Target) -> int:
     """Return the descriptor; a FIFO is opened here, once somebody reads it. A cancel leaves nothing open."""
-    while target.fd is None:
+    while target.file is None:
         try:
-            target.fd = os.open(target.path, os.O_WRONLY | os.O_NONBLOCK)
+            target.file = OpenFile(os.open(target.path, os.O_WRONLY | os.O_NONBLOCK))
         except OSError as exc:
             if exc.errno != errno.ENXIO:
                 raise
             await asyncio.sleep(_FIFO_POLL)
-    return target.fd
+    with target.file as fd:
+        return fd
 
 
 @contextlib.asynccontextmanager
@@ -225,8 +233,8 @@ async def opened(target: Target) -> AsyncGenerator[Target, None]:
     try:
         await worker.run(target.open)
         yield target
-    except GeneratorExit:
-        target.close()  # nothing can be awaited any more
+    except GeneratorExit:  # nothing can be awaited any more
+        worker.leave(target.close)  # at once, unless it is being opened
         raise
     except BaseException as exc:
         try:

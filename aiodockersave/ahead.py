@@ -15,10 +15,11 @@ import asyncio
 import os
 import stat
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
-from ._aio import Worker, end_tasks, run_up_to_wait
+from ._aio import Worker, close_all, drop_tasks, end_tasks, run_up_to_wait
 from .sources import Source, SupportsEarlyBlobs
 
 if TYPE_CHECKING:
@@ -157,10 +158,12 @@ class Ahead:
                 asked.drop()  # the coroutine is being closed: nothing can be awaited any more
             return
         errors: list[Exception] = []
-        async with AsyncExitStack() as stack:
-            for asked in unclaimed:
-                stack.push_async_callback(asked.close, errors=errors)
-            await end_tasks([asked.task for asked in unclaimed])
+        await close_all(
+            [
+                partial(end_tasks, [asked.task for asked in unclaimed]),
+                *[partial(asked.close, errors=errors) for asked in unclaimed],
+            ]
+        )
         for error in errors:
             if fault is None:
                 raise error
@@ -225,4 +228,4 @@ class _Asked:
         if self.task.done():
             run_up_to_wait(self.close(errors=[]))
         else:
-            self.task.cancel()
+            drop_tasks([self.task])

@@ -27,6 +27,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaita
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
+from ._aio import run_up_to_wait
 from .errors import ContentError
 
 BATCH_SIZE = 256 << 10
@@ -141,6 +142,13 @@ class OpenContent:
                 if exc is not fault:
                     raised = exc
         return raised
+
+    def abandon(self, fault: BaseException) -> None:
+        """Close what was opened as far as that needs no waiting, told of ``fault``; what is raised is dropped."""
+        self._next = None
+        self._pending.clear()
+        while self._closers:
+            run_up_to_wait(_awaiting(self._closers.pop()(fault)))
 
     async def discard(self) -> None:
         """Close a content that was never opened, where it would warn or leak otherwise."""
@@ -297,6 +305,10 @@ def _by_iterating(iterator: AsyncIterator[Buffer]) -> Callable[[], Awaitable[Buf
 
 
 # ── ways to close ──
+
+
+async def _awaiting(awaitable: Awaitable[None]) -> None:
+    await awaitable
 
 
 def _closer(aclose: Callable[[], Awaitable[object]]) -> Closer:

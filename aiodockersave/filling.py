@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from ._aio import Fairness, Worker, running_task, wait_out
+from ._aio import Fairness, Worker, forget, running_task, wait_out
 from ._calls import Call
 from .blob_content import BlobContent, OpenBlob
 from .errors import SizeMismatchError
@@ -83,7 +83,7 @@ async def fill(
         return lambda: stored
 
     try:
-        return await Call(running_task()).settle(work, content=content, closing=[feeder.close])
+        return await Call(running_task()).settle(work, content=content, closing=[feeder])
     except asyncio.CancelledError as exc:
         feeder.note_on(exc)
         raise
@@ -206,15 +206,22 @@ class _Feeder:
             self._calls.clear()  # an error that is there holds this object
             self._batches.clear()
 
+    def abandon(self) -> None:
+        """Let the thread drop what it has for the placement; what it does at the moment it ends."""
+        self._placement.stop()
+        self._is_given_up = True
+        self._worker.leave(self._placement.close)
+        for call in self._calls:
+            forget(call)
+
     def note_on(self, cancelled: asyncio.CancelledError) -> None:
-        """Note on a cancel what the thread raised meanwhile."""
-        known = getattr(cancelled, "__notes__", ())  # where a call was waited for, it has said so
-        if self._failure is not None and self._failure not in known:
+        """Note on a cancel what the thread raised meanwhile, unless it was waited for, which has noted it."""
+        if self._failure is not None:
             cancelled.add_note(self._failure)
 
     async def _wait_for_calls(self) -> None:
-        for call in self._calls:
-            await wait_out(call)
+        while self._calls:
+            await wait_out(self._calls.popleft())
 
     def _has_room(self) -> bool:
         """Tell whether it is worth going on: not for each batch that was taken."""

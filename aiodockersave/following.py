@@ -22,6 +22,7 @@ from .errors import SinkError
 from .model import Digest
 
 if TYPE_CHECKING:
+    from ._open_file import OpenFile
     from .plan import Segment
 
 __all__ = ["Follower"]
@@ -50,12 +51,12 @@ class Follower(Beside):
     """Hashes a file while it is written. Without :meth:`watch` it hashes all at the end.
 
     Args:
-        fd: The file.
+        file: The file.
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, file: OpenFile) -> None:
         super().__init__("aiodockersave-checksum")
-        self._fd = fd
+        self._file = file
         self._placed: dict[Digest, Placed] = {}
         self._has_repeats = False
         self._begin()
@@ -133,15 +134,18 @@ class Follower(Beside):
         return pieces, size
 
     def _take(self, pieces: Sequence[Piece]) -> None:
-        for piece in pieces:
-            if isinstance(piece, bytes):
-                self._hash.update(piece)
-                continue
-            offset, size = piece
-            while size:
-                data = os.pread(self._fd, min(_PIECE, size), offset)
-                if not data:
-                    raise SinkError(f"the file is shorter than what was written to it, at byte {offset}")
-                self._hash.update(data)
-                offset += len(data)
-                size -= len(data)
+        with self._file as fd:
+            for piece in pieces:
+                if isinstance(piece, bytes):
+                    self._hash.update(piece)
+                else:
+                    self._take_back(fd, *piece)
+
+    def _take_back(self, fd: int, offset: int, size: int) -> None:
+        while size:
+            data = os.pread(fd, min(_PIECE, size), offset)
+            if not data:
+                raise SinkError(f"the file is shorter than what was written to it, at byte {offset}")
+            self._hash.update(data)
+            offset += len(data)
+            size -= len(data)

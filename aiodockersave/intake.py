@@ -20,7 +20,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from . import content as _content
-from ._aio import Fairness, Worker, wait_out
+from ._aio import Fairness, Worker, close_all, forget, wait_out
 from .content import Batch, OpenContent
 from .decompression import Compression, Decompressor, sniff
 from .errors import ContentTooLargeError, DigestMismatchError, SizeMismatchError
@@ -76,6 +76,12 @@ class Lane:
             if self._last is not None and self._last.done():  # it is not where this coroutine is closed
                 self._last.exception()
 
+    def abandon(self) -> None:
+        """Let the thread end by itself, when the calls that it has are made."""
+        self._held.close()
+        if self._last is not None:
+            forget(self._last)
+
 
 class Hasher:
     """Hashes batches in a lane, at most a few behind.
@@ -110,6 +116,10 @@ class Hasher:
     async def close(self) -> None:
         """Wait until nothing is hashed."""
         await self._lane.close()
+
+    def abandon(self) -> None:
+        """Let the thread end by itself."""
+        self._lane.abandon()
 
 
 class Intake:
@@ -178,11 +188,13 @@ class Intake:
 
     async def close(self) -> None:
         """Wait until no thread works for it."""
-        try:
-            await self._blob.close()
-        finally:
-            if self._plain is not None:
-                await self._plain.close()
+        await close_all([self._blob.close, *([] if self._plain is None else [self._plain.close])])
+
+    def abandon(self) -> None:
+        """Let its threads end by themselves."""
+        self._blob.abandon()
+        if self._plain is not None:
+            self._plain.abandon()
 
     async def _first(self) -> Batch:
         batch = await self._blob.next()
@@ -253,6 +265,9 @@ class _Blob:
 
     async def close(self) -> None:
         await self._hasher.close()
+
+    def abandon(self) -> None:
+        self._hasher.abandon()
 
 
 class _Plain:
@@ -334,10 +349,11 @@ class _Plain:
         return await self._hasher.digest()
 
     async def close(self) -> None:
-        try:
-            await self._lane.close()
-        finally:
-            await self._hasher.close()
+        await close_all([self._lane.close, self._hasher.close])
+
+    def abandon(self) -> None:
+        self._lane.abandon()
+        self._hasher.abandon()
 
 
 def _inflate(decompressor: Decompressor, inputs: deque[bytes], limit: int) -> bytes:

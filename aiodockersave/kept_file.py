@@ -17,6 +17,7 @@ from .placing import KeptBlob, write_literals
 from .preparing import naming
 
 if TYPE_CHECKING:
+    from ._open_file import OpenFile
     from .books import Blob, Books
     from .following import Follower
     from .plan import Plan
@@ -29,7 +30,7 @@ _READ_BACK: Final = 32 << 20
 
 
 async def file_kept(
-    fd: int,
+    file: OpenFile,
     plan: Plan,
     books: Books,
     *,
@@ -41,7 +42,7 @@ async def file_kept(
     """Write the archive of a plan into a file.
 
     Args:
-        fd: The file; what is in it may be of an earlier attempt.
+        file: The file; what is in it may be of an earlier attempt.
         plan: The archive.
         books: Its blobs.
         jobs: How many of them are read at once.
@@ -74,7 +75,9 @@ async def file_kept(
         with worker.held():
             for blob in waiting:
                 with naming(blob.image.request):
-                    placing = _Kept(fd, offsets[blob.layer.digest], blob, books.meter, worker, readers, took)
+                    placing = _Kept(
+                        file, offsets[blob.layer.digest], blob, books.meter, worker, readers, took
+                    )
                     if follower is not None:
                         follower.watch(blob.layer.digest, placing.placement)
                     await placing.run(resume=resume)
@@ -83,7 +86,7 @@ async def file_kept(
     books.begin()
     if books.blobs:
         await run_together(*[run] * readers)
-    await Worker("aiodockersave-file").run(write_literals, fd, plan.segments, plan.size)
+    await Worker("aiodockersave-file").run(write_literals, file, plan.segments, plan.size)
 
 
 class _Kept:
@@ -95,7 +98,7 @@ class _Kept:
 
     def __init__(
         self,
-        fd: int,
+        file: OpenFile,
         offset: int,
         blob: Blob,
         meter: Meter,
@@ -103,7 +106,7 @@ class _Kept:
         readers: int,
         written: Callable[[int], None],
     ) -> None:
-        self._new_placement = partial(KeptBlob, fd, offset, blob.layer)
+        self._new_placement = partial(KeptBlob, file, offset, blob.layer)
         self.placement = self._new_placement()
         self._blob = blob
         self._meter = meter

@@ -78,6 +78,7 @@ class LayerWriter:
         transaction.commit(addition)
         self._builder.commit(addition)
         self._ledger.record(blob, stored)
+        transaction.settle()  # last: until here an interrupt leaves the archive in doubt
         return stored
 
 

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ._aio import wait_out
+from ._aio import close_all, wait_out
 from .blob_content import BlobContent, OpenBlob
 from .errors import ContentError, DigestMismatchError, SizeMismatchError
 from .intake import Lane
@@ -105,13 +104,14 @@ class OutgoingBlob:
             await self._lane.close()
 
     def cancel(self) -> None:
-        """Begin to close: nothing more is read."""
+        """Begin to close: nothing more is read, and the thread ends."""
         self._feed.cancel()
+        self._lane.abandon()
 
     async def aclose(self) -> None:
         """Wait until neither task nor thread works for it, whatever is cancelled meanwhile."""
         self.cancel()
-        await await_all([self._lane.close, self._feed.aclose])  # the hash first, which ends by itself
+        await close_all([self._lane.close, self._feed.aclose])  # the hash first, which ends by itself
 
 
 class _GatheringHasher:
@@ -164,17 +164,3 @@ def check_digest(descriptor: Descriptor, actual: Digest) -> None:
     """Raise :class:`DigestMismatchError` where a blob has another digest than its own."""
     if actual != descriptor.digest:
         raise DigestMismatchError(descriptor.digest, actual, descriptor=descriptor)
-
-
-async def await_all(closers: Iterable[Callable[[], Coroutine[Any, Any, None]]]) -> None:
-    """Await each in turn, whatever the others raise; raise what came first."""
-    raised: BaseException | None = None
-    for close in closers:
-        try:
-            await close()
-        except GeneratorExit:  # the coroutine is being closed: nothing can be awaited any more
-            raise
-        except BaseException as exc:  # noqa: BLE001 - raised below
-            raised = raised or exc
-    if raised is not None:
-        raise raised

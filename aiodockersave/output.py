@@ -6,6 +6,7 @@ one public call writes, and ends in a commit or an undo.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import inspect
@@ -128,6 +129,8 @@ class Transaction:
         self.cursor = output.position
         self.writing = "a layer"
         self._output = output
+        self._start = output.position
+        self._members_before = len(output.members)
         self._touched = False
         self._handed_over = output.handed_over
         self._fairness = Fairness()
@@ -200,16 +203,20 @@ class Transaction:
         return await self._output.read_back(self.cursor)
 
     def commit(self, addition: Addition) -> None:
-        """Record that the members of ``addition`` are in. No await from here on."""
+        """Record that the members of ``addition`` are in; once more changes nothing. No await from here on."""
         output = self._output
-        offset = output.position
+        offset = self._start
+        del output.members[self._members_before :]
         for member in addition.members:
             output.members.append(located(member, offset))
             offset += member.total_size
-        output.position = self.cursor
         # What was taken back was hashed too: then the hash of before the transaction stays.
         if self._touched and self._hasher is not None and output.in_order_hash is not None:
             output.in_order_hash = self._hasher.hash
+        output.position = self.cursor
+
+    def settle(self) -> None:
+        """Say that all is recorded: the bytes are the archive's own from here on."""
         self._touched = False
 
     async def undo(self, fault: BaseException) -> bool:
@@ -222,8 +229,10 @@ class Transaction:
             return True
         if not isinstance(sink, SupportsRewind):
             return False
-        rewinding = self._output.worker.submit_always(sink.rewind, self._output.position)
-        with contextlib.suppress(BaseException):
+        rewinding = self._output.worker.submit_always(sink.rewind, self._start)
+        with contextlib.suppress(
+            Exception, asyncio.CancelledError
+        ):  # an error is read below; the call sees a cancel
             await wait_out(rewinding)
         error = rewinding.exception()
         if error is None and inspect.isawaitable(rewinding.result()):
@@ -232,13 +241,18 @@ class Transaction:
             fault.add_note(f"the archive could not be rewound: {type(error).__name__}: {error}")
             return False
         self._touched = False
-        self.cursor = self._output.position
+        self.cursor = self._start
         return True
 
     async def close(self) -> None:
         """Wait until no thread hashes for it."""
         if self._hasher is not None:
             await self._hasher.close()
+
+    def abandon(self) -> None:
+        """Let the thread that hashes end by itself."""
+        if self._hasher is not None:
+            self._hasher.abandon()
 
 
 def check_promise(output: Output, size: int) -> None:

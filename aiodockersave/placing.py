@@ -27,6 +27,7 @@ from .errors import ContentTooLargeError, DigestMismatchError, SinkError
 from .model import Descriptor, Digest
 
 if TYPE_CHECKING:
+    from ._open_file import OpenFile
     from .decompression import Decompressor
     from .plan import Segment
 
@@ -100,23 +101,27 @@ def write_at(fd: int, data: Batch, offset: int) -> None:
         offset += written
 
 
-def move_back(fd: int, start: int, shift: int, size: int) -> None:
+def move_back(file: OpenFile, start: int, shift: int, size: int) -> None:
     """Copy ``size`` bytes at ``start`` to ``shift`` bytes further behind."""
     data = b""
-    while len(data) < size:
-        piece = os.pread(fd, size - len(data), start + len(data))
-        if not piece:
-            raise SinkError(f"the file is shorter than what was written to it, at byte {start + len(data)}")
-        data += piece
-    write_at(fd, data, start + shift)
+    with file as fd:
+        while len(data) < size:
+            piece = os.pread(fd, size - len(data), start + len(data))
+            if not piece:
+                raise SinkError(
+                    f"the file is shorter than what was written to it, at byte {start + len(data)}"
+                )
+            data += piece
+        write_at(fd, data, start + shift)
 
 
-def write_literals(fd: int, segments: Iterable[Segment], size: int) -> None:
+def write_literals(file: OpenFile, segments: Iterable[Segment], size: int) -> None:
     """Write all of an archive that is no blob's, and cut the file to the archive's size."""
-    for segment in segments:
-        if segment.data is not None:
-            write_at(fd, segment.data, segment.offset)
-    os.ftruncate(fd, size)
+    with file as fd:
+        for segment in segments:
+            if segment.data is not None:
+                write_at(fd, segment.data, segment.offset)
+        os.ftruncate(fd, size)
 
 
 class KeptBlob:
@@ -127,38 +132,40 @@ class KeptBlob:
         is_wrong: Whether all of them came, and have another digest.
 
     Args:
-        fd: The file.
+        file: The file.
         offset: Where the blob starts in it.
         descriptor: The blob, with its size.
     """
 
-    def __init__(self, fd: int, offset: int, descriptor: Descriptor) -> None:
+    def __init__(self, file: OpenFile, offset: int, descriptor: Descriptor) -> None:
         self.position = 0
         self.is_wrong = False
-        self._fd = fd
+        self._file = file
         self._offset = offset
         self._descriptor = descriptor
         self._hash = descriptor.digest.hasher()
 
     def find(self) -> int:
         """Return how many bytes of an earlier attempt may be there: zeros at their end may never have been written."""
-        stop = min(os.fstat(self._fd).st_size - self._offset, self._size)
-        while stop > 0:
-            start = max(0, stop - PIECE)
-            kept = os.pread(self._fd, stop - start, self._offset + start).rstrip(b"\0")
-            if kept:
-                return start + len(kept)
-            stop = start
+        with self._file as fd:
+            stop = min(os.fstat(fd).st_size - self._offset, self._size)
+            while stop > 0:
+                start = max(0, stop - PIECE)
+                kept = os.pread(fd, stop - start, self._offset + start).rstrip(b"\0")
+                if kept:
+                    return start + len(kept)
+                stop = start
         return 0
 
     def read_back(self, stop: int) -> None:
         """Hash what is there, up to ``stop``, instead of taking it."""
-        while self.position < stop:
-            data = os.pread(self._fd, min(PIECE, stop - self.position), self._offset + self.position)
-            if not data:
-                raise SinkError("the part file was cut while it was read")
-            self._hash.update(data)
-            self.position += len(data)
+        with self._file as fd:
+            while self.position < stop:
+                data = os.pread(fd, min(PIECE, stop - self.position), self._offset + self.position)
+                if not data:
+                    raise SinkError("the part file was cut while it was read")
+                self._hash.update(data)
+                self.position += len(data)
 
     def is_whole(self) -> bool:
         """Tell whether all of the blob is there and right, perhaps with zeros at its end."""
@@ -169,16 +176,18 @@ class KeptBlob:
         hash_.update(bytes(missing))
         if hash_.hexdigest() != self._descriptor.digest.encoded:
             return False
-        write_at(self._fd, bytes(missing), self._offset + self.position)
+        with self._file as fd:
+            write_at(fd, bytes(missing), self._offset + self.position)
         self._hash, self.position = hash_, self._size
         return True
 
     def take(self, batch: Sequence[Batch]) -> None:
         """Hash and write bytes."""
-        for chunk in batch:
-            self._hash.update(chunk)
-            write_at(self._fd, chunk, self._offset + self.position)
-            self.position += len(chunk)
+        with self._file as fd:
+            for chunk in batch:
+                self._hash.update(chunk)
+                write_at(fd, chunk, self._offset + self.position)
+                self.position += len(chunk)
 
     def finish(self) -> int:
         """Verify the digest."""
@@ -206,7 +215,7 @@ class PlainBlob:
         is_overfull: Whether there are more than its region has room for.
 
     Args:
-        fd: The file; None to verify the blob only.
+        file: The file; None to verify the blob only.
         offset: Where the plain tar starts in it.
         descriptor: The blob.
         diff_id: The digest of the plain tar.
@@ -217,7 +226,7 @@ class PlainBlob:
 
     def __init__(
         self,
-        fd: int | None,
+        file: OpenFile | None,
         offset: int,
         descriptor: Descriptor,
         diff_id: Digest,
@@ -226,7 +235,7 @@ class PlainBlob:
         region: int | None,
         max_plain_size: int | None,
     ) -> None:
-        self._fd = fd
+        self._file = file
         self._offset = offset
         self._descriptor = descriptor
         self._diff_id = diff_id
@@ -282,8 +291,9 @@ class PlainBlob:
             self.is_overfull = True
             raise RegionFullError
         self._plain_hash.update(plain)
-        if self._fd is not None:
-            write_at(self._fd, plain, self._offset + self.position)
+        if self._file is not None:
+            with self._file as fd:
+                write_at(fd, plain, self._offset + self.position)
         self.position += len(plain)
 
     def finish(self) -> int:

@@ -36,6 +36,7 @@ from .preparing import naming
 from .sources import SupportsLastBytes
 
 if TYPE_CHECKING:
+    from ._open_file import OpenFile
     from .books import Blob, Books
     from .content import Batch
     from .following import Follower
@@ -81,7 +82,7 @@ def _told_size(layer: Descriptor, last: bytes | None) -> int | None:
 
 
 async def file_plain(
-    fd: int,
+    file: OpenFile,
     prepared: Prepared,
     books: Books,
     *,
@@ -94,7 +95,7 @@ async def file_plain(
     """Write the archive of images into an empty file, layers decompressed.
 
     Args:
-        fd: The file.
+        file: The file.
         prepared: The images.
         books: Their blobs.
         format: The layout of the archive.
@@ -120,11 +121,11 @@ async def file_plain(
         if follower is not None:
             follower.advance(layout.segments())
 
-    filer = _Filer(fd, books, layout, follower, jobs=jobs, max_plain_size=max_plain_size, written=took)
+    filer = _Filer(file, books, layout, follower, jobs=jobs, max_plain_size=max_plain_size, written=took)
     books.begin()
     await filer.run()
     plan = await worker.run(layout.plan)
-    await worker.run(write_literals, fd, plan.segments, plan.size)
+    await worker.run(write_literals, file, plan.segments, plan.size)
     return plan
 
 
@@ -140,8 +141,10 @@ class _Lane:
     async def close(self, _: object, fault: BaseException | None, __: object) -> None:
         """End the threads."""
         with self._held:
-            if isinstance(fault, GeneratorExit):
-                self.threads.close()  # the coroutine is being closed: nothing can be awaited any more
+            if isinstance(
+                fault, GeneratorExit
+            ):  # the coroutine is being closed: nothing can be awaited any more
+                self.worker.leave(self.threads.close)  # behind what hands over to them
             else:
                 await self.worker.run_always(self.threads.close)
 
@@ -180,7 +183,7 @@ class _Filer:
 
     def __init__(
         self,
-        fd: int,
+        file: OpenFile,
         books: Books,
         layout: PlainLayout,
         follower: Follower | None,
@@ -189,7 +192,7 @@ class _Filer:
         max_plain_size: int | None,
         written: Callable[[int], None],
     ) -> None:
-        self._fd = fd
+        self._archive = file
         self._books = books
         self._layout = layout
         self._follower = follower
@@ -325,7 +328,7 @@ class _Filer:
         region = None if place is None else self._layout.sizes.get(blob.diff_id)
         with self._lane() as lane, naming(blob.image.request):
             placement = PlainBlob(
-                None if place is None else self._fd,
+                None if place is None else self._archive,
                 place or 0,
                 blob.layer,
                 blob.diff_id,
@@ -370,7 +373,7 @@ class _Filer:
         while shift and stop:
             step = min(_MOVED, stop)
             stop -= step
-            await worker.run(move_back, self._fd, place + stop, shift, step)
+            await worker.run(move_back, self._archive, place + stop, shift, step)
         return place + shift
 
     async def _replace(self) -> None:

@@ -122,9 +122,9 @@ class _ToFile:
     """A save to a file beside the target."""
 
     def __init__(self, target: Target, prepared: Prepared, books: Books, settings: Settings) -> None:
-        if target.fd is None:
+        if target.file is None:
             raise AssertionError("the target is not open")
-        self._fd = target.fd
+        self._file = target.file
         self._target = target
         self._prepared = prepared
         self._books = books
@@ -137,25 +137,25 @@ class _ToFile:
         sha256 = None
         async with (
             Syncer(self._target, is_wanted=settings.fsync) as syncer,
-            Follower(self._fd) as follower,
+            Follower(self._file) as follower,
         ):
             # What is gone on with may be replaced while it is followed.
             followed = follower if settings.checksum and not settings.resume else None
-            plan = await self._file(worker, syncer, followed)
+            plan = await self._fill(worker, syncer, followed)
             if settings.checksum:
                 sha256 = await follower.finish(plan.segments)
         await worker.run(self._target.sync, plan.size)
         await worker.run(self._target.publish)
         return Report(plan.size, plan.members, plan.images, sha256)
 
-    async def _file(self, worker: Worker, syncer: Syncer, follower: Follower | None) -> Plan:
+    async def _fill(self, worker: Worker, syncer: Syncer, follower: Follower | None) -> Plan:
         settings = self._settings
         plan = self._prepared.plan
         if plan is None:
             from .plain_file import file_plain  # noqa: PLC0415 - see the head of this file
 
             return await file_plain(
-                self._fd,
+                self._file,
                 self._prepared,
                 self._books,
                 format=settings.format,
@@ -168,7 +168,7 @@ class _ToFile:
 
         await worker.run(self._target.check_space, plan.size)
         await file_kept(
-            self._fd,
+            self._file,
             plan,
             self._books,
             jobs=settings.jobs,

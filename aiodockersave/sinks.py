@@ -22,6 +22,7 @@ a full pipe ends when somebody reads, that is, perhaps never.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import inspect
 import io
@@ -29,7 +30,7 @@ import os
 import socket
 import stat
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from typing import IO, Any, Protocol, runtime_checkable
 
 from ._adapter import Adapter
@@ -245,11 +246,28 @@ def _is_readable(fd: int) -> bool:
     return _flags(fd) & os.O_ACCMODE == os.O_RDWR or os.access(reopening_path(fd), os.R_OK)
 
 
-class FileSink(Adapter):
-    """A regular file, from where it stands on; rewinds. It has a thread of its own while it works."""
+class ThreadSink(Adapter):
+    """A sink that writes in a thread of its own, which it has while it works."""
+
+    def __init__(self) -> None:
+        self.worker: Worker = Worker("aiodockersave-file")
+
+    @contextlib.contextmanager
+    def hold(self) -> Generator[None, None, None]:
+        """Keep nothing; see to it that the thread writes no more when the block is left, however that is."""
+        try:
+            yield
+        except (GeneratorExit, KeyboardInterrupt, SystemExit):
+            # The caller may close what is written to now, and the number of its descriptor be another file's.
+            self.worker.finish()
+            raise
+
+
+class FileSink(ThreadSink):
+    """A regular file, from where it stands on; rewinds."""
 
     def __init__(self, fd: int, *, flush: Callable[[], None] = _nothing) -> None:
-        self.worker: Worker = Worker("aiodockersave-file")
+        super().__init__()
         self._fd = fd
         self._flush = flush
         self._start: int | None = None
@@ -350,11 +368,11 @@ class BytesIOSink(Adapter):
         self._file.truncate()
 
 
-class BlockingSink(Adapter):
+class BlockingSink(ThreadSink):
     """A file object that writes at once or to a regular file, in a thread: ``GzipFile``, append mode."""
 
     def __init__(self, file: Any) -> None:
-        self.worker: Worker = Worker("aiodockersave-file")
+        super().__init__()
         self._write = file.write
 
     async def write(self, data: bytes, /) -> int | None:

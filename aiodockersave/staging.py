@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from typing import IO
+from typing import IO, Self
 
 from ._aio import Worker
 from .content import MAX_BATCH_SIZE, Batch
@@ -69,6 +69,15 @@ class Stage:
         self.size = 0
         self.done = False
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, _: object, fault: BaseException | None, __: object) -> None:
+        if isinstance(fault, GeneratorExit):
+            self.abandon()  # nothing can be awaited any more
+        else:
+            await self.close()
+
     async def append(self, batch: Batch) -> None:
         """Add a batch. A cancel is raised when its bytes are written; the stage can only be closed then."""
         self.size += len(batch)
@@ -112,10 +121,14 @@ class Stage:
             self._thread.close()
 
     def abandon(self) -> None:
-        """Close where nothing can be awaited. What still works on the file keeps it open until it has ended."""
+        """Close where nothing can be awaited: the file behind what still works on it."""
+        self._free()
+        self._worker.leave(self._close_file)  # which may be about to be made
         self._thread.close()
+
+    def _close_file(self) -> None:
         file, self._file = self._file, None
-        if file is not None and not self._worker.is_busy:
+        if file is not None:
             file.close()
 
     def _free(self) -> None:

@@ -18,11 +18,11 @@ from typing import Any, Self
 from anyio import ClosedResourceError
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from ._aio import Fairness, running_task
+from ._aio import Fairness, close_all, running_task
 from .blob_content import OpenBlob
 from .errors import WriterClosedError
 from .model import Digest
-from .outgoing import OutgoingBlob, await_all, check_digest
+from .outgoing import OutgoingBlob, check_digest
 from .plan import Part, Plan, Report
 from .read_ahead import Feed
 from .writer import ArchiveWriter
@@ -219,7 +219,7 @@ class PlanStream(ByteStream):
         blobs = [blob for blob in (self._current, self._ahead) if blob is not None]
         for blob in blobs:
             blob.cancel()
-        await await_all(blob.aclose for blob in blobs)
+        await close_all(blob.aclose for blob in blobs)
 
 
 def _blobs(parts: Iterable[Part], open_blob: OpenBlob) -> Iterator[OutgoingBlob]:

@@ -15,11 +15,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from ._aio import run_together
+from ._aio import close_all, run_together
 from .blob_content import BlobContent
 from .content import Batch
 from .preparing import Prepared, PreparedImage, naming
@@ -54,8 +53,8 @@ async def stream_images(archive: ArchiveWriter, prepared: Prepared, books: Books
     """
     async with archive:
         books.begin()
-        async with AsyncExitStack() as stack:
-            await _Stream(archive, prepared, books, jobs, stack).run()
+        async with _Feeds() as feeds:
+            await _Stream(archive, prepared, books, jobs, feeds).run()
     report, plan = archive.report, prepared.plan
     if report is None:
         raise AssertionError("the archive was left without being closed")
@@ -68,13 +67,13 @@ class _Stream:
     """One save through a writer."""
 
     def __init__(
-        self, archive: ArchiveWriter, prepared: Prepared, books: Books, jobs: int, stack: AsyncExitStack
+        self, archive: ArchiveWriter, prepared: Prepared, books: Books, jobs: int, opened: _Feeds
     ) -> None:
         self._archive = archive
         self._prepared = prepared
         self._books = books
         self._jobs = jobs
-        self._stack = stack
+        self._opened = opened
         self._feeds: dict[Digest, _Feed] = {}
         self._unread = list(reversed(books.blobs))
         self._being_put = 0
@@ -129,7 +128,7 @@ class _Stream:
     def _new_feed(self, blob: Blob) -> _Feed:
         content = BlobContent(blob.open, blob.layer)
         feed = _Feed(content, limit=_BUFFER // self._jobs)
-        self._stack.push_async_callback(feed.aclose)
+        self._opened.append(feed)
         return feed
 
     def _read_ahead(self) -> None:
@@ -150,6 +149,21 @@ class _Feed(ReadAhead):
     def __init__(self, content: BlobContent, *, limit: int) -> None:
         super().__init__(content, limit=limit)
         self.content = content
+
+
+class _Feeds(list[_Feed]):
+    """The blobs that were opened. Leave it with ``async with``: then none is open."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, _: object, fault: BaseException | None, __: object) -> None:
+        for feed in self:
+            feed.cancel()
+        if not isinstance(
+            fault, GeneratorExit
+        ):  # then the coroutine is being closed: nothing can be awaited any more
+            await close_all(feed.aclose for feed in self)
 
 
 class _Layer:

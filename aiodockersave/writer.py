@@ -23,17 +23,17 @@ from __future__ import annotations
 import asyncio
 import enum
 import os
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar
+from typing import ParamSpec, Self, TypeVar
 
 from . import tar
 from ._aio import running_task
-from ._calls import Call, Calls
+from ._calls import Call, Calls, Closable
 from ._target import Target
 from .content import Content, OpenContent
 from .documents import ImageManifest
-from .errors import DigestMismatchError, WriterBrokenError, WriterClosedError
+from .errors import DigestMismatchError, WriterBrokenError, WriterClosedError, WriterError
 from .formats import Addition, new_builder, read_image
 from .intake import Intake
 from .layers import LayerWriter
@@ -117,6 +117,7 @@ class ArchiveWriter:
         self._state = _State.OPEN
         self._cause: BaseException | None = None
         self._torn = (0, "")
+        self._last: Transaction | None = None  # until all of it is done
         self._target = _target
 
     def has_blob(self, digest: Digest | str) -> bool:
@@ -194,7 +195,7 @@ class ArchiveWriter:
 
     async def _put_streamed(self, call: Call, opened: OpenContent, wanted: Wanted) -> Descriptor:
         async with self._lock:
-            self._check_open()
+            self._check_open_locked()
             if (stored := self._ledger.find(wanted)) is not None:
                 return stored
             intake = self._intake(opened, wanted)
@@ -203,26 +204,20 @@ class ArchiveWriter:
                 await opened.open()
                 return await self._layers.stream(transaction, intake, wanted)
 
-            return await self._transact_locked(call, work, content=opened, closing=[intake.close])
+            return await self._transact_locked(call, work, content=opened, closing=[intake])
 
     async def _put_staged(self, call: Call, opened: OpenContent, wanted: Wanted) -> Descriptor:
         async with self._slots:
             self._check_open()
             if (stored := self._ledger.find(wanted)) is not None:
                 return stored
-            stage = Stage(self._memory, self._stage_dir)
-            try:
+            async with Stage(self._memory, self._stage_dir) as stage:
                 blob, stored = await self._stage(call, opened, wanted, stage)
                 async with self._lock:
-                    self._check_open()
+                    self._check_open_locked()
                     return await self._transact_locked(
                         call, lambda transaction: self._layers.write_known(transaction, stage, blob, stored)
                     )
-            except GeneratorExit:
-                stage.abandon()
-                raise
-            finally:
-                await stage.close()
 
     async def _stage(
         self, call: Call, opened: OpenContent, wanted: Wanted, stage: Stage
@@ -238,7 +233,7 @@ class ArchiveWriter:
 
         call.staging = True
         try:
-            return await call.settle(work, content=opened, closing=[intake.close])
+            return await call.settle(work, content=opened, closing=[intake])
         finally:
             call.staging = False
 
@@ -273,7 +268,7 @@ class ArchiveWriter:
             cost = len(config) + _NAME_COST * (len(layers) + len(repo_tags))
             checked = await self._compute(cost, read_image, config, image, repo_tags)
             async with self._lock:
-                self._check_open()
+                self._check_open_locked()
                 stored = [self._ledger.look_up(layer).digest for layer in checked.layers]
                 if self._decompress:
                     _check_diff_ids(stored, checked.config.diff_ids)
@@ -293,6 +288,7 @@ class ArchiveWriter:
     def _commit(self, transaction: Transaction, addition: Addition) -> None:
         transaction.commit(addition)
         self._builder.commit(addition)
+        transaction.settle()
 
     async def _compute(self, cost: int, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a pure function that costs as much as ``cost`` bytes, in a thread where it would take long."""
@@ -322,7 +318,7 @@ class ArchiveWriter:
             async with self._lock:
                 if self._is_closed():
                     return
-                self._check_open()
+                self._check_open_locked()
                 await self._transact_locked(call, self._finish_locked)
 
     async def _finish_locked(self, transaction: Transaction) -> Callable[[], None]:
@@ -335,11 +331,12 @@ class ArchiveWriter:
         sha256 = await transaction.checksum()
 
         def commit() -> None:
-            self._commit(transaction, addition)
-            self._state = _State.CLOSED
+            transaction.commit(addition)
             output = self._output
             self.report = Report(output.position, tuple(output.members), self._builder.items, sha256)
-            self._calls.interrupt(aborted=False, only_staging=True)
+            self._state = _State.CLOSED
+            transaction.settle()
+            self._calls.interrupt(lambda: WriterClosedError(aborted=False), only_staging=True)
 
         if self._target is not None:
             await self._publish_locked(self._target, transaction.cursor, commit)
@@ -359,19 +356,22 @@ class ArchiveWriter:
         """Give the archive up: running calls are interrupted and raise :class:`WriterClosedError`.
 
         Returns when none runs. A torn member is rewound where the sink can; whole members stay in the caller's sink, but
-        the archive never gets an end. On a closed or broken writer nothing happens.
+        the archive never gets an end. On a closed or broken writer it only waits for calls that still close their content.
 
         Cancel: the archive is given up all the same, but calls may still be running.
         """
         self._calls.check_entry()
         self._give_up()
-        if self._state is _State.ABORTED:
-            await self._calls.wait()
+        await self._calls.wait()
 
     def _give_up(self) -> None:
         if self._state is _State.OPEN:
             self._state = _State.ABORTED
-            self._calls.interrupt(aborted=True)
+            self._calls.interrupt(lambda: WriterClosedError(aborted=True))
+        elif self._state is _State.BROKEN:
+            self._calls.interrupt(
+                self._broken_error, only_staging=True
+            )  # what they receive is of no use any more
 
     async def __aenter__(self) -> Self:
         running_task()
@@ -385,6 +385,10 @@ class ArchiveWriter:
         elif exc_type is None and self._state is not _State.ABORTED:
             try:
                 await self.close()
+                await self._calls.wait()
+            except GeneratorExit:
+                self._give_up()
+                raise
             except BaseException:
                 await self.abort()
                 raise
@@ -399,11 +403,11 @@ class ArchiveWriter:
         work: Callable[[Transaction], Awaitable[Callable[[], T]]],
         *,
         content: OpenContent | None = None,
-        closing: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (),
+        closing: Sequence[Closable] = (),
     ) -> T:
         """Run ``work`` and the commit that it returns, or take back what it wrote."""
         with self._output.held():
-            transaction = Transaction(self._output)
+            self._last = transaction = Transaction(self._output)
 
             async def undo(fault: BaseException) -> None:
                 refused = self._target is not None and self._target.sync_failed
@@ -411,18 +415,26 @@ class ArchiveWriter:
                     self._break(transaction, fault)
 
             try:
-                return await call.settle(
+                result = await call.settle(
                     lambda: work(transaction),
                     undo=undo,
                     content=content or OpenContent(b""),
-                    closing=[*closing, transaction.close],
+                    closing=[*closing, transaction],
                 )
-            except GeneratorExit as exc:
+            except BaseException as exc:
+                # Whatever ended the call: bytes that are neither recorded nor taken back are nobody's.
                 if transaction.touched:
                     self._break(transaction, exc)
                 raise
+            self._last = None
+            return result
 
-    def _break(self, transaction: Transaction, fault: BaseException) -> None:
+    def _broken_error(self) -> WriterError:
+        error = WriterBrokenError(*self._torn)
+        error.__cause__ = self._cause
+        return error
+
+    def _break(self, transaction: Transaction, fault: BaseException | None) -> None:
         if self._state is _State.OPEN:
             self._state = _State.BROKEN
             self._cause = fault
@@ -431,9 +443,19 @@ class ArchiveWriter:
     def _is_closed(self) -> bool:
         return self._state is _State.CLOSED
 
+    def _check_open_locked(self) -> None:
+        """As :meth:`_check_open`, when no transaction runs.
+
+        The last one may have been interrupted where even that could not be written down any more, by a signal handler that
+        raised between two lines.
+        """
+        if self._last is not None and self._last.touched:
+            self._break(self._last, None)
+        self._check_open()
+
     def _check_open(self) -> None:
         if self._state is _State.BROKEN:
-            raise WriterBrokenError(*self._torn) from self._cause
+            raise self._broken_error()
         if self._state is not _State.OPEN:
             raise WriterClosedError(aborted=self._state is _State.ABORTED)
 

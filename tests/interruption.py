@@ -293,24 +293,31 @@ class TickWorker(Worker):
     def __init__(self, name: str, ticks: int = 5) -> None:
         super().__init__(name)
         self._ticks = ticks
-        self._calls: deque[Callable[[], None]] = deque()
+        self._queue: deque[Callable[[], None]] = deque()
 
     def submit(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         TickWorker.unfinished += 1
-        self._calls.append(lambda: self._finish(future, lambda: call(*args, **kwargs)))
-        if len(self._calls) == 1:
+        self._queue.append(lambda: self._finish(future, lambda: call(*args, **kwargs)))
+        if len(self._queue) == 1:
             loop.call_soon(self._tick, loop, self._ticks)
         return future
+
+    def leave(self, call: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Make it behind the others, or at once, where no loop runs any more."""
+        try:
+            self.submit(call, *args, **kwargs)
+        except RuntimeError:
+            call(*args, **kwargs)
 
     def _tick(self, loop: asyncio.AbstractEventLoop, ticks: int) -> None:
         if ticks > 1:
             loop.call_soon(self._tick, loop, ticks - 1)
             return
-        self._calls[0]()
-        self._calls.popleft()
-        if self._calls:
+        self._queue[0]()
+        self._queue.popleft()
+        if self._queue:
             loop.call_soon(self._tick, loop, self._ticks)
 
     def _finish(self, future: asyncio.Future[T], call: Callable[[], T]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -167,23 +166,24 @@ async def test_a_thread_ends_though_its_call_failed_and_nobody_waits(gate: Gate)
     await until(lambda: not worker_threads())
 
 
-def test_a_thread_ends_though_its_loop_is_closed(gate: Gate) -> None:
+@pytest.mark.parametrize("is_held", [False, True])
+def test_a_thread_ends_though_its_loop_is_closed(gate: Gate, is_held: bool) -> None:
+    """A coroutine that holds it is closed with the loop's other things."""
     worker = Worker(WORKER)
 
     async def leave_it() -> None:
+        if is_held:
+            holding = worker.held()
+            holding.__enter__()
         worker.submit(gate)
         await entered(gate)
 
     asyncio.run(leave_it())
-    gate.open()
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline and not gate.ended.is_set():
-        time.sleep(0.001)
-    assert gate.ended.is_set()
-    (thread,) = worker_threads()  # it waits for a loop that is gone, and is a daemon
+    (thread,) = worker_threads()
     assert thread.daemon
-    worker._finished()  # what the loop would have called
+    gate.open()
     thread.join(PATIENCE)
+    assert gate.ended.is_set()
     assert not thread.is_alive()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -36,6 +36,10 @@ class Diary:
     async def close(self) -> None:
         self.entries.append("closed")
 
+    def abandon(self) -> None:
+        if self.entries[-1:] != ["closed"]:
+            self.entries.append("abandoned")
+
     async def settle(self, call: Call, fault: BaseException | None = None, **options: Any) -> str:
         """Settle a call that reads its content and then fails, or does not."""
         opened = OpenContent(self.content)
@@ -47,12 +51,22 @@ class Diary:
                 raise fault
             return self.commit
 
-        options = {"closing": [self.close]} | options
+        options = {"closing": [self]} | options
         return await call.settle(work, undo=self.undo, content=opened, **options)
 
     def commit(self) -> str:
         self.entries.append("committed")
         return "result"
+
+
+class Closing:
+    """What is closed with a call, by a coroutine of the test's."""
+
+    def __init__(self, close: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self.close = close
+
+    def abandon(self) -> None:
+        """Do nothing."""
 
 
 @pytest.fixture
@@ -143,7 +157,7 @@ async def test_everything_is_closed_whatever_fails(diary: Diary) -> None:
         raise OSError("in the middle")
 
     with pytest.raises(OSError, match="in the middle"):
-        await diary.settle(Call(running_task()), closing=[fail, diary.close])
+        await diary.settle(Call(running_task()), closing=[Closing(fail), diary])
     assert diary.entries == ["committed", "failed", "closed"]
 
 
@@ -160,11 +174,11 @@ async def test_a_coroutine_that_is_closed_awaits_nothing(diary: Diary) -> None:
         return diary.commit
 
     coroutine = Call(running_task()).settle(
-        work, undo=diary.undo, content=opened, closing=[wait_for_ever, diary.close]
+        work, undo=diary.undo, content=opened, closing=[Closing(wait_for_ever), diary]
     )
     coroutine.send(None)
     coroutine.close()
-    assert diary.entries == ["waiting", "closed"]
+    assert diary.entries == ["abandoned"]
 
 
 @pytest.mark.parametrize("where", ["undoing", "closing the content", "closing"])
@@ -188,12 +202,62 @@ async def test_a_coroutine_that_is_closed_while_it_cleans_up(diary: Diary, where
         fail,
         undo=lambda _: wait_at("undoing"),
         content=Slow(diary.content),
-        closing=[lambda: wait_at("closing"), diary.close],
+        closing=[Closing(lambda: wait_at("closing")), Closing(lambda: wait_at(where)), diary],
     )
     coroutine.send(None)
     coroutine.close()
     assert diary.entries[0] == f"waiting while {where}"
-    assert diary.entries[-1] == "closed"
+    assert diary.entries[-1] in {"closed", "abandoned"}
+
+
+# ── a commit that is interrupted ──
+
+
+@pytest.mark.parametrize("count", [1, 2])
+async def test_a_commit_is_brought_to_its_end(diary: Diary, count: int) -> None:
+    """A signal handler raises inside it: what it has begun is done once more, and raised behind that."""
+    interrupts = [KeyboardInterrupt(str(number)) for number in range(count)]
+
+    def commit() -> str:
+        diary.entries.append("begun")
+        if len(diary.entries) <= count:
+            raise interrupts[len(diary.entries) - 1]
+        return diary.commit()
+
+    async def work() -> Callable[[], str]:
+        return commit
+
+    settling = Call(running_task()).settle(work, undo=diary.undo, content=OpenContent(b""), closing=[diary])
+    with pytest.raises(KeyboardInterrupt, match="0"):
+        await settling
+    assert diary.entries == [*["begun"] * (count + 1), "committed", "closed"]
+
+
+async def test_a_commit_that_always_fails_is_not_taken_back(diary: Diary) -> None:
+    def commit() -> str:
+        raise LookupError("each time")
+
+    async def work() -> Callable[[], str]:
+        return commit
+
+    settling = Call(running_task()).settle(work, undo=diary.undo, content=OpenContent(b""), closing=[diary])
+    with pytest.raises(LookupError, match="each time"):
+        await settling
+    assert diary.entries == ["abandoned"]
+
+
+async def test_an_interrupt_comes_before_a_cancel(diary: Diary) -> None:
+    async def settle() -> None:
+        call = Call(running_task())
+        running_task().cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await suspend()
+        with pytest.raises(KeyboardInterrupt):
+            await diary.settle(call, KeyboardInterrupt())
+
+    # As a task it would end the loop, too.
+    coroutine = settle()
+    await coroutine
 
 
 # ── who may interrupt ──
@@ -215,8 +279,8 @@ async def test_a_call_that_is_interrupted_raises_the_reason() -> None:
 
     task = asyncio.create_task(work())
     await entered.wait()
-    calls.interrupt(aborted=True)
-    calls.interrupt(aborted=False)  # the first reason stays
+    calls.interrupt(lambda: WriterClosedError(aborted=True))
+    calls.interrupt(lambda: WriterClosedError(aborted=False))  # the first reason stays
     await calls.wait()
     outcome = await task
     assert isinstance(outcome, WriterClosedError)
@@ -262,7 +326,7 @@ async def test_only_calls_that_stage_are_interrupted_where_that_is_asked() -> No
 
     tasks = [asyncio.create_task(work(staging=staging)) for staging in (True, False)]
     await asyncio.sleep(0)
-    calls.interrupt(aborted=False, only_staging=True)
+    calls.interrupt(lambda: WriterClosedError(aborted=False), only_staging=True)
     go_on.set()
     outcomes = [await outcome_of(task) for task in tasks]
     assert isinstance(outcomes[0], WriterClosedError)

@@ -604,7 +604,7 @@ async def test_a_coroutine_that_is_closed() -> None:
     coroutine.close()
     may_end.set()
     async with asyncio.timeout(LIMIT):
-        while worker.is_busy:
+        while place.calls[-1] != "close":
             await asyncio.sleep(0.001)
     assert place.calls.count("take") == 1
     assert place.calls[-1] == "close"

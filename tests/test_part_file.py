@@ -164,8 +164,9 @@ def target_of(folder: Path) -> Target:
 def test_what_is_left(received: bytes, tmp_path: Path) -> None:
     target = target_of(tmp_path)
     target.open()
-    assert target.fd is not None
-    os.pwrite(target.fd, received, 0)
+    assert target.file is not None
+    with target.file as fd:
+        os.pwrite(fd, received, 0)
     target.close()
     part = tmp_path / part_name("a.tar", ETAG)
     assert part.exists() == bool(received)
@@ -218,16 +219,16 @@ def test_it_has_the_mode_of_the_old_file(tmp_path: Path) -> None:
 def test_too_little_room(tmp_path: Path) -> None:
     target = target_of(tmp_path)
     target.open()
-    assert target.fd is not None
-    os.pwrite(target.fd, b"x" * 10_000, 0)
+    assert target.file is not None
+    with target.file as fd:
+        os.pwrite(fd, b"x" * 10_000, 0)
+        blocks = os.fstat(fd).st_blocks
     there = os.statvfs(tmp_path)
     size = there.f_bavail * there.f_frsize * 2
     with pytest.raises(InsufficientSpaceError) as caught:
         target.check_space(size)
     assert caught.value.errno == errno.ENOSPC
-    assert (
-        size - caught.value.needed == os.fstat(target.fd).st_blocks * 512
-    )  # what is there needs no more room
+    assert size - caught.value.needed == blocks * 512  # what is there needs no more room
     target.check_space(10_000)
     with pytest.raises(PartFileError, match="longer than the archive will be, 9999 bytes"):
         target.check_space(9999)

@@ -24,9 +24,9 @@ import errno
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from aiodockersave._aio import close_all
 from aiodockersave.errors import InvalidInputError
 
 from ._addresses import AddressClass, DialGuard, is_loopback_name, numeric
@@ -106,9 +106,7 @@ class Dialler:
         self._is_closed = True
         sessions, self._sessions = list(self._sessions.values()), {}
         # One after the other, in this task: a task of its own might be cancelled before it starts.
-        async with AsyncExitStack() as stack:
-            for session in sessions:
-                stack.push_async_callback(session.close)
+        await close_all(session.close for session in sessions)
 
     async def options(self, target: Origin) -> dict[str, Any]:
         """Return the options of requests to an origin: its proxy, its certificates, and headers for the proxy.

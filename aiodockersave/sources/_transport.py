@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import urlsplit
 
 from aiodockersave import __version__
-from aiodockersave._aio import Worker, wait_out
+from aiodockersave._aio import Beside
 from aiodockersave._text import shown, shown_url
 from aiodockersave.errors import ContentTooLargeError, DockerSaveError, RegistryError
 
@@ -280,11 +280,9 @@ async def _while_importing(awaitable: Awaitable[T]) -> T:
     """Await something while aiohttp is imported, which takes long, in a thread."""
     if "aiohttp" in sys.modules:
         return await awaitable
-    importing = Worker("aiodockersave-import").submit(load_aiohttp)
-    try:
+    async with Beside("aiodockersave-import") as importing:
+        importing.start(load_aiohttp)
         return await awaitable
-    finally:
-        await wait_out(importing)
 
 
 class _TlsRefusal(Exception):  # noqa: N818 - it does not leave this module

@@ -102,7 +102,13 @@ class OciLayoutSource:
             try:
                 await worker.run(blob.open)
                 yield _Chunks(worker, blob, start, stop)
-            finally:
+            except GeneratorExit:  # nothing can be awaited any more
+                worker.leave(blob.close)
+                raise
+            except BaseException:
+                await worker.run_always(blob.close)
+                raise
+            else:
                 await worker.run_always(blob.close)
 
     async def last_bytes(self, descriptor: Descriptor, count: int) -> bytes:

@@ -24,11 +24,11 @@ import asyncio
 import os
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
-from aiodockersave._aio import running_task
+from aiodockersave._aio import close_all, running_task
 from aiodockersave._text import shown_url
 from aiodockersave.documents import ImageIndex, ImageManifest
 from aiodockersave.errors import (
@@ -156,9 +156,7 @@ class RegistrySource:
         Cancel: they are closed all the same, but not waited for.
         """
         self._is_closed = True
-        async with AsyncExitStack() as stack:
-            for endpoint in (*self._mirrors, *self._registries.values()):
-                stack.push_async_callback(endpoint.aclose)
+        await close_all(endpoint.aclose for endpoint in (*self._mirrors, *self._registries.values()))
 
     def _check_open(self) -> None:
         running_task()

@@ -18,7 +18,7 @@ import struct
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, Protocol
 
-from aiodockersave._aio import Fairness, running_task
+from aiodockersave._aio import Fairness, ending, running_task
 from aiodockersave._text import shown
 from aiodockersave.errors import SizeMismatchError
 from aiodockersave.stream import ByteStream
@@ -158,12 +158,11 @@ class Delivery:
 
         watcher = asyncio.create_task(self._client.departure(), name="aiodockersave-departure")
         watcher.add_done_callback(tell)
-        try:
-            yield
-        finally:
-            is_inside = False
-            watcher.cancel()
-            await asyncio.wait([watcher])
+        async with ending(lambda: [watcher]):
+            try:
+                yield
+            finally:
+                is_inside = False
 
 
 class _GoneError(Exception):

@@ -6,6 +6,7 @@ and the same one every time. ``python one_thread.py ARGUMENTS…`` is ``aiodocke
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import threading
 from queue import SimpleQueue
@@ -19,14 +20,15 @@ TOKEN = "deadbeef"
 
 def use_one_thread() -> None:
     """Give all workers the same thread, which never ends."""
-    jobs: SimpleQueue[Any] = SimpleQueue()
-    threading.Thread(target=_aio._serve, args=(jobs,), daemon=True).start()
-    setattr(_aio.Worker, "_stop_unless_held", lambda _: None)  # noqa: B010 - a method of another type
+    calls: SimpleQueue[Any] = SimpleQueue()
+    thread = threading.Thread(target=_aio._serve, args=(calls, None), daemon=True)
+    thread.start()
+    setattr(_aio.Worker, "held", lambda _: contextlib.nullcontext())  # noqa: B010 - a method of another type
     begin = _aio.Worker.__init__
 
     def begin_shared(worker: _aio.Worker, name: str) -> None:
         begin(worker, name)
-        worker._jobs = jobs
+        worker._calls, worker._thread = calls, thread
 
     setattr(_aio.Worker, "__init__", begin_shared)  # noqa: B010
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -335,13 +336,26 @@ async def test_small_bodies_come_in_small_portions(
     session = await stack.enter_async_context(aiohttp.ClientSession()) if is_lent else None
     transport = connect(server.url, session=session)
     portions = []
-    for size in (4 << 20, 17 << 20, 4 << 20):
-        server.answer = lambda _, size=size: web.Response(body=bytes(size))  # type: ignore[misc]
+    for size, is_said in ((4 << 20, True), (17 << 20, True), (4 << 20, True), (4 << 20, False)):
+
+        def answer(_: object, size: int = size, is_said: bool = is_said) -> web.Response:
+            found = web.Response(body=bytes(size))
+            if not is_said:
+                found.enable_chunked_encoding()
+            return found
+
+        server.answer = answer
         response = await transport.open(Request("it", f"{server.url}/", {}))
         portions.append(response._raw.connection.transport.max_size >> 10)  # type: ignore[union-attr]
         assert len(await response.read(size)) == size
-    assert portions == ([256] * 3 if is_lent else [128, 256, 128])
+    assert portions == ([256] * 4 if is_lent else [128, 256, 128, 256])
     assert len({ask.transport for ask in server.asks}) == 1
+
+
+async def test_a_transport_that_has_no_portions(connect: Connect) -> None:
+    """Other loops' transports take no attributes."""
+    connection: Any = SimpleNamespace(transport=object())
+    connect("http://127.0.0.1:1").dialler.set_portion(connection, 1)
 
 
 async def test_a_lent_session_that_is_closed(connect: Connect) -> None:

@@ -4,10 +4,22 @@ Only the public names live here. They are resolved when they are first used (PEP
 ``import aiodockersave`` loads neither asyncio nor any dependency.
 """
 
-from __future__ import annotations
+import _signal  # type: ignore[import-not-found]  # what `signal` is made of, which takes 15 ms to load
+import sys
 
-from importlib import import_module
-from typing import TYPE_CHECKING
+# Where these are the first lines of our own program, Ctrl-C ends the process at once, as SIGTERM does, until a loop takes it
+# over: there is nothing to clean up yet, and a KeyboardInterrupt in the middle of an import is no pretty sight.
+_is_program = "".join(sys.argv[:1]).rpartition("/")[2] == __name__ or (
+    ("-m", __name__) in zip(sys.orig_argv, sys.orig_argv[1:], strict=False)
+)
+if _is_program and _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+    try:  # noqa: SIM105 - contextlib takes long to load
+        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+    except ValueError:  # in another thread than the first: this is no program of ours
+        pass
+
+from importlib import import_module  # noqa: E402 - as soon as can be, before all that can take long
+from typing import TYPE_CHECKING  # noqa: E402
 
 __version__ = "0.1.0.dev0"
 

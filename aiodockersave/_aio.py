@@ -2,8 +2,9 @@
 
 The promise of this package is that nothing of a call goes on when it has returned or raised. A thread
 cannot be interrupted, so a cancelled call waits until its blocking call is done, and is cancelled then. This
-is the only room with a shield, and it shields two ways at once: ``asyncio.shield`` against ``Task.cancel``, an
-anyio scope against the cancel scopes around, which would otherwise deliver their cancel over and over.
+is the only room with a shield, and it shields two ways: who waits has a future of its own, which is all that a cancel can
+reach, and behind the first cancel an anyio scope, since the cancel scopes around would deliver theirs over and over. Not before
+it: anyio keeps a task inside a scope for ever, where the loop was closed under it.
 
 Only calls that end by themselves are waited for (regular files, hashing), never a pipe or a connection.
 
@@ -11,7 +12,7 @@ Where nothing can be awaited any more (a coroutine is closed, the loop has stopp
 makes the calls that it has, and what it works on is closed behind them.
 
 anyio takes some 30 ms to load, and before somebody has loaded it there is no cancel scope to be shielded against: so it is
-used where it is there already. A scope around a call was entered before it, so looking once per call is enough.
+used where it is there already.
 """
 
 from __future__ import annotations
@@ -21,16 +22,12 @@ import contextlib
 import sys
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Coroutine, Generator, Iterable
 from functools import partial
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
+from typing import Any, ParamSpec, Protocol, Self, TypeVar
 
 from .errors import EventLoopError
-
-if TYPE_CHECKING:
-    from anyio import CancelScope
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -39,8 +36,8 @@ YIELD_BYTES = 1 << 20
 """After this many bytes without a suspension the loop gets its turn: about 1 ms of memory traffic."""
 _CHUNK_COST = 1 << 12
 """What a chunk costs besides its bytes, so that tiny ones count too."""
-_LOOK_AGAIN = 0.05
-"""Seconds after which a cancelled wait looks whether its call has ended and nobody has told it."""
+_LOOK_AGAIN = 0.2
+"""Seconds after which who waits for a call looks whether it has ended, and nobody has told."""
 
 
 def running_task() -> asyncio.Task[Any]:
@@ -58,13 +55,25 @@ def running_task() -> asyncio.Task[Any]:
     return task
 
 
-def _cancel_scope(*, shield: bool = False) -> AbstractContextManager[CancelScope | None]:
-    """Return a cancel scope, where there can be others around it."""
+@contextlib.contextmanager
+def _shield() -> Generator[None, None, None]:
+    """Shield against the cancel scopes around, where there can be some."""
     if "anyio" not in sys.modules:
-        return contextlib.nullcontext()
+        yield
+        return
     from anyio import CancelScope  # noqa: PLC0415 - see above
 
-    return CancelScope(shield=shield)
+    scope = CancelScope(shield=True)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(scope)
+        try:
+            yield
+        except GeneratorExit:
+            # Whoever closes the coroutine need not be its task; the scope would raise an error in the place of this.
+            stack.pop_all()
+            with contextlib.suppress(RuntimeError):
+                scope.__exit__(None, None, None)
+            raise
 
 
 async def _check_cancel_scopes() -> None:
@@ -161,6 +170,7 @@ class Worker:
                 self._calls = None
                 if self._last_resort is not None:
                     self._last_resort.detach()
+                    self._last_resort = None
 
     def _put(self, call: Callable[[], object]) -> None:
         """Hand a call to the thread, or to a new one, which begins when the one before has ended.
@@ -168,15 +178,16 @@ class Worker:
         Whatever interrupts this (a signal handler may raise between any two lines) leaves no thread that nobody ends: a
         thread is given its first call, and how to end, before it starts.
         """
-        if self._calls is not None:
+        # Where the worker is being collected, and what it belongs to is closed, its thread has been told to end.
+        is_gone = self._last_resort is not None and not self._last_resort.alive
+        if self._calls is not None and not is_gone:
             self._calls.put(call)
             return
         calls: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         calls.put(call)
-        if self._holds:
-            self._last_resort = weakref.finalize(
-                self, calls.put, None
-            )  # the thread ends with its worker at the latest
+        is_kept = self._holds > 0 and not is_gone
+        if is_kept:  # until it is told to end, or at the latest until the worker is gone
+            self._last_resort = weakref.finalize(self, calls.put, None)
             self._last_resort.atexit = False
         else:
             calls.put(None)
@@ -184,7 +195,7 @@ class Worker:
         thread = threading.Thread(target=_serve, args=(calls, self._thread), name=self._name, daemon=True)
         thread.start()
         self._thread = thread
-        if self._holds:
+        if is_kept:
             self._calls = calls
 
 
@@ -293,23 +304,18 @@ async def wait_out(future: asyncio.Future[T]) -> T:
             it is, so that time-outs and task groups recognise it. An error of the call is added as a note.
     """
     cancelled: asyncio.CancelledError | None = None
-    with _cancel_scope(shield=True):
+    with contextlib.ExitStack() as shield:
         while not future.done():
             try:
-                if cancelled is None:
-                    await asyncio.shield(future)
-                else:
-                    await asyncio.wait([future], timeout=_LOOK_AGAIN)
+                await _done_or_later(future)
             except asyncio.CancelledError as exc:
-                cancelled = cancelled or exc
-            except GeneratorExit:  # the coroutine is being closed: nothing can be awaited any more
+                if cancelled is None:
+                    cancelled = exc
+                    shield.enter_context(_shield())
+            except BaseException:  # the coroutine is being closed, or an interrupt came between two lines
                 forget(future)
                 raise
-            except BaseException:
-                if not future.done():  # it is not the future's own, which is read below, but an interrupt
-                    forget(future)
-                    raise
-            if cancelled is not None and isinstance(future, _ThreadFuture):
+            if isinstance(future, _ThreadFuture):
                 future.catch_up()
     try:
         if cancelled is None:
@@ -320,6 +326,25 @@ async def wait_out(future: asyncio.Future[T]) -> T:
         raise cancelled
     finally:
         del cancelled, future  # what is raised holds this frame
+
+
+async def _done_or_later(future: asyncio.Future[Any]) -> None:
+    """Wait until a future is done, or for some time; a cancel leaves it alone. As ``asyncio.wait``, in half the time."""
+    loop = asyncio.get_running_loop()
+    waiting: asyncio.Future[None] = loop.create_future()
+
+    def wake(*_: object) -> None:
+        if not waiting.done():
+            waiting.set_result(None)
+
+    later = loop.call_later(_LOOK_AGAIN, wake)
+    future.add_done_callback(wake)
+    try:
+        await waiting
+    finally:
+        later.cancel()
+        if not future.done():
+            future.remove_done_callback(wake)
 
 
 async def run_together(*calls: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -345,19 +370,22 @@ async def run_together(*calls: Callable[[], Coroutine[Any, Any, None]]) -> None:
     return failed[0].result() if failed else None
 
 
-@contextlib.asynccontextmanager
-async def ending(tasks: Callable[[], Iterable[asyncio.Task[Any]]]) -> AsyncGenerator[None, None]:
+class ending:  # noqa: N801 - read as a verb
     """End what still runs of ``tasks()`` when the block is left, as :func:`end_tasks` does."""
-    try:
-        yield
-    except GeneratorExit:  # the coroutine is being closed: nothing can be awaited any more
-        drop_tasks(tasks())
-        raise
-    except BaseException:
-        await end_tasks(tasks())
-        raise
-    else:
-        await end_tasks(tasks())
+
+    # No async generator: up to Python 3.12 one that waits is not told that its coroutine is closed.
+
+    def __init__(self, tasks: Callable[[], Iterable[asyncio.Task[Any]]]) -> None:
+        self._tasks = tasks
+
+    async def __aenter__(self) -> None:
+        """Begin."""
+
+    async def __aexit__(self, _: object, fault: BaseException | None, __: object) -> None:
+        if isinstance(fault, GeneratorExit):  # the coroutine is being closed: nothing can be awaited any more
+            drop_tasks(self._tasks())
+        else:
+            await end_tasks(self._tasks())
 
 
 async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
@@ -399,14 +427,14 @@ async def wait_for_ends(tasks: Iterable[asyncio.Task[Any]]) -> None:
     waiting = [task for task in tasks if not task.done()]
     cancelled: asyncio.CancelledError | None = None
     try:
-        with _cancel_scope() as scope:
+        with contextlib.ExitStack() as shield:
             while waiting:
                 try:
                     await asyncio.wait(waiting)
                 except asyncio.CancelledError as exc:
-                    cancelled = cancelled or exc
-                    if scope is not None:
-                        scope.shield = True  # it would say it over and over
+                    if cancelled is None:
+                        cancelled = exc
+                        shield.enter_context(_shield())  # a scope would say it over and over
                     for task in waiting:
                         task.cancel()
                 waiting = [task for task in waiting if not task.done()]
@@ -416,6 +444,38 @@ async def wait_for_ends(tasks: Iterable[asyncio.Task[Any]]) -> None:
             raise cancelled
     finally:
         del cancelled
+
+
+class Closable(Protocol):
+    """What has threads that work for it."""
+
+    async def close(self) -> None:
+        """Wait until nothing of it works any more."""
+        ...
+
+    def abandon(self) -> None:
+        """Let it end by itself, for where nothing can be awaited any more. Does nothing where it was closed."""
+        ...
+
+
+class closing:  # noqa: N801 - as `contextlib.closing`
+    """Close something when the block is left, or abandon it where nothing can be awaited any more."""
+
+    def __init__(self, each: Closable) -> None:
+        self._each = each
+
+    async def __aenter__(self) -> None:
+        """Begin."""
+
+    async def __aexit__(self, _: object, fault: BaseException | None, __: object) -> None:
+        if isinstance(fault, GeneratorExit):
+            self._each.abandon()
+            return
+        try:
+            await self._each.close()
+        except GeneratorExit:
+            self._each.abandon()
+            raise
 
 
 async def close_all(closers: Iterable[Callable[[], Coroutine[Any, Any, object]]]) -> None:

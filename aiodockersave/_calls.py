@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Generator, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
-from ._aio import close_all, running_task
+from ._aio import Closable, close_all, running_task
 from .content import OpenContent
 from .errors import ContentError, WriterError
 
@@ -21,18 +21,6 @@ T = TypeVar("T")
 _COMMITS = 3
 """How often a commit is begun: once, once more if it is interrupted, and once more for bad luck."""
 _EXITS = (KeyboardInterrupt, SystemExit)
-
-
-class Closable(Protocol):
-    """What a call has besides its content: threads that work for it."""
-
-    async def close(self) -> None:
-        """Wait until nothing of it works any more."""
-        ...
-
-    def abandon(self) -> None:
-        """Let it end by itself, for where nothing can be awaited any more. Does nothing where it was closed."""
-        ...
 
 
 class Call:

@@ -104,7 +104,9 @@ def _open_anew(fd: int) -> int | None:
 
     That is where there is no Linux, where the pipe is another user's (``sudo -u``), and for a terminal's master.
     """
-    if os.fstat(fd).st_rdev == _MASTER:  # each opening makes a new terminal
+    there = os.fstat(fd)
+    # Each opening of a terminal's master makes a new terminal; another device may allow only one.
+    if there.st_rdev == _MASTER or (stat.S_ISCHR(there.st_mode) and not os.isatty(fd)):
         return None
     try:
         return os.open(reopening_path(fd), os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)

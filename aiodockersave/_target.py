@@ -23,7 +23,7 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 
 from ._aio import Worker, running_task
 from ._open_file import OpenFile
@@ -225,22 +225,39 @@ async def open_stream(target: Target) -> int:
         return fd
 
 
-@contextlib.asynccontextmanager
-async def opened(target: Target) -> AsyncGenerator[Target, None]:
-    """Open a target, and close it at the end, whatever happens."""
-    running_task()
-    worker = Worker("aiodockersave-file")
-    try:
-        await worker.run(target.open)
-        yield target
-    except GeneratorExit:  # nothing can be awaited any more
-        worker.leave(target.close)  # at once, unless it is being opened
-        raise
-    except BaseException as exc:
+class opened:  # noqa: N801 - read as what the target is
+    """Open a target, and close it at the end, whatever happens. An exception has a note of the part file that is left."""
+
+    # No async generator: up to Python 3.12 one that waits is not told that its coroutine is closed.
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._worker = Worker("aiodockersave-file")
+
+    async def __aenter__(self) -> Target:
+        running_task()
         try:
-            await worker.run_always(target.close)
+            await self._worker.run(self._target.open)
+        except BaseException as exc:
+            await self._close_for(exc)
+            raise
+        return self._target
+
+    async def __aexit__(self, _: object, fault: BaseException | None, __: object) -> None:
+        if fault is None:
+            await self._worker.run_always(self._target.close)
+        else:
+            await self._close_for(fault)
+
+    async def _close_for(self, fault: BaseException) -> None:
+        if isinstance(fault, GeneratorExit):  # the coroutine is being closed: nothing can be awaited any more
+            self._worker.leave(self._target.close)  # at once, unless it is being opened
+            return
+        try:
+            await self._worker.run_always(self._target.close)
         except OSError as error:
-            exc.add_note(f"while cleaning up: {error}")
-        raise
-    else:
-        await worker.run_always(target.close)
+            fault.add_note(f"while cleaning up: {error}")
+        if self._target.left is not None and not isinstance(fault, PartFileError):
+            fault.add_note(
+                f"what was received is kept in {self._target.left}; the same save with --resume goes on from there"
+            )

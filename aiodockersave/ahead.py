@@ -198,10 +198,7 @@ class _Asked:
             raise
         except BaseException as exc:
             errors: list[Exception] = []
-            try:
-                await end_tasks([self.task])
-            finally:
-                await self.close(exc, errors=errors)
+            await close_all([partial(end_tasks, [self.task]), partial(self.close, exc, errors=errors)])
             for error in errors:
                 exc.add_note(f"while cleaning up: {error}")
             raise

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from types import TracebackType
+from typing import Any
 
 from ._target import Target, open_stream, opened
 from .model import Format, Layers
@@ -12,8 +13,7 @@ from .sinks import descriptor_sink
 from .writer import ArchiveWriter
 
 
-@contextlib.asynccontextmanager
-async def open_archive(
+def open_archive(
     path: str | os.PathLike[str],
     *,
     fsync: bool = True,
@@ -23,7 +23,7 @@ async def open_archive(
     stage_dir: str | os.PathLike[str] | None = None,
     max_plain_size: int | None = None,
     checksum: bool = False,
-) -> AsyncGenerator[ArchiveWriter, None]:
+) -> AbstractAsyncContextManager[ArchiveWriter]:
     """Write an archive to a path: it appears there when it is whole, or not at all.
 
     A temporary file beside the target is renamed over it by ``close()``, which the end of the block calls. An existing
@@ -45,16 +45,38 @@ async def open_archive(
 
     Cancel: the old file is untouched and no temporary file is left, unless the archive was under its name already.
     """
-    async with opened(Target(path, fsync=fsync)) as target:
-        archive = ArchiveWriter(
-            descriptor_sink(await open_stream(target)),
-            format=format,
-            layers=layers,
-            stage_memory=stage_memory,
-            stage_dir=stage_dir,
-            max_plain_size=max_plain_size,
-            checksum=checksum,
-            _target=target,
-        )
-        async with archive:
-            yield archive
+    return _OpenArchive(
+        Target(path, fsync=fsync),
+        {
+            "format": format,
+            "layers": layers,
+            "stage_memory": stage_memory,
+            "stage_dir": stage_dir,
+            "max_plain_size": max_plain_size,
+            "checksum": checksum,
+        },
+    )
+
+
+class _OpenArchive:
+    """An archive at a path while it is written."""
+
+    # No async generator: up to Python 3.12 one that waits is not told that its coroutine is closed.
+
+    def __init__(self, target: Target, options: dict[str, Any]) -> None:
+        self._target = target
+        self._options = options
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> ArchiveWriter:
+        async with AsyncExitStack() as stack:
+            target = await stack.enter_async_context(opened(self._target))
+            sink = descriptor_sink(await open_stream(target))
+            archive = await stack.enter_async_context(ArchiveWriter(sink, _target=target, **self._options))
+            self._stack = stack.pop_all()
+        return archive
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._stack.__aexit__(kind, fault, traceback)

@@ -322,11 +322,15 @@ def _teller(generator: AsyncGenerator[object, None]) -> Closer:
     """Close a generator by throwing the fault into it, as if its own ``yield`` had failed."""
 
     async def close(fault: BaseException | None) -> None:
-        try:
-            if fault is not None:
+        if fault is not None:
+            try:
                 with contextlib.suppress(StopAsyncIteration):
                     await generator.athrow(fault)
-        finally:
-            await generator.aclose()  # does nothing unless it yielded once more
+            except GeneratorExit:
+                raise  # nothing can be awaited any more
+            except BaseException:
+                await generator.aclose()
+                raise
+        await generator.aclose()  # does nothing unless it yielded once more
 
     return close

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from . import tar
 from ._adapter import Adapter
-from ._aio import Fairness, Worker, wait_out
+from ._aio import Fairness, Worker, closing, wait_out
 from .content import MAX_BATCH_SIZE, Batch
 from .errors import SinkError
 from .formats import Addition, Member
@@ -105,7 +105,7 @@ class Output:
         if not isinstance(self.sink, SupportsRead):
             raise AssertionError("patched, and cannot be read")
         hasher = Hasher("sha256")
-        try:
+        async with closing(hasher):
             position = 0
             while data := await self.worker.run(
                 self.sink.read, position, min(MAX_BATCH_SIZE, size - position)
@@ -113,8 +113,6 @@ class Output:
                 await hasher.update(data)
                 position += len(data)
             return await hasher.digest()
-        finally:
-            await hasher.close()
 
 
 class Transaction:

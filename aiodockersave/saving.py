@@ -5,16 +5,13 @@ Each way has rooms of its own, and needs none of the others': so they are loaded
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import AsyncGenerator
 from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
 
 from ._aio import Worker
 from ._target import Target, open_stream, opened
 from .books import Books
-from .errors import PartFileError
 from .following import Follower
 from .plan import Report
 from .progress import Meter, Progress, SaveFinished, SaveStarted
@@ -67,7 +64,7 @@ async def save_prepared(
     books = Books(prepared, meter, ahead)
     if isinstance(target, str | os.PathLike):
         etag = prepared.plan.etag if settings.resume and prepared.plan is not None else None
-        async with _noting_what_is_left(Target(target, fsync=settings.fsync, etag=etag)) as place:
+        async with opened(Target(target, fsync=settings.fsync, etag=etag)) as place:
             if place.is_file:
                 report = await _ToFile(place, prepared, books, settings).run()
             else:
@@ -102,20 +99,6 @@ async def _stream(
         _target=target,
     )
     return await stream_images(writer, prepared, books, jobs=settings.jobs)
-
-
-@contextlib.asynccontextmanager
-async def _noting_what_is_left(target: Target) -> AsyncGenerator[Target, None]:
-    """Open a target as :func:`opened` does; an exception has a note of the part file that is left."""
-    try:
-        async with opened(target):
-            yield target
-    except BaseException as exc:
-        if target.left is not None and not isinstance(exc, PartFileError):
-            exc.add_note(
-                f"what was received is kept in {target.left}; the same save with --resume goes on from there"
-            )
-        raise
 
 
 class _ToFile:

@@ -16,7 +16,8 @@ Positions are bytes from where the sink stood when it was adapted. The adapters 
 mode: a pipe's writer, a ``GzipFile`` and a file in append mode have ``seek`` and ``truncate``, and cannot rewind.
 
 Threads write regular files only. Pipes, sockets and terminals are written by the loop, without blocking: a thread in
-a full pipe ends when somebody reads, that is, perhaps never.
+a full pipe ends when somebody reads, that is, perhaps never. So a ``GzipFile`` that ends in one is refused; a file object
+of a class of your own is written in a thread, and its ``write`` must end by itself.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import errno
 import inspect
 import io
 import os
+import select
 import socket
 import stat
 import sys
@@ -40,6 +42,7 @@ from .content import Batch
 from .errors import SinkError
 
 _MOVE_SIZE = 1 << 20
+_MAX_WRAPPERS = 8
 
 
 @runtime_checkable
@@ -205,7 +208,30 @@ def _file_sink(file: Any) -> Sink:
         raise TypeError("cannot write to the file of a socket: use asyncio.open_connection(sock=…)")
     if type(file) is io.BytesIO and file.tell() >= len(file.getbuffer()):
         return BytesIOSink(file)
+    fd = _descriptor_below(file)
+    if fd is not None and _waits(fd):
+        raise TypeError(
+            f"cannot write to a {_kind(file)} that ends in a pipe, socket or device: a thread would wait in it, and a "
+            "cancel for the thread; pass the pipe itself, or an async def that makes of the bytes what you want"
+        )
     return BlockingSink(file)
+
+
+def _descriptor_below(file: Any) -> int | None:
+    """Return the descriptor that a file object writes to in the end; None where it has none, or does not tell.
+
+    ``GzipFile`` and its like tell it, a member of a ``ZipFile`` is asked for what it writes to.
+    """
+    spooled = getattr(sys.modules.get("tempfile"), "SpooledTemporaryFile", None)
+    for _ in range(_MAX_WRAPPERS):
+        if spooled is not None and isinstance(file, spooled):
+            return None  # asking it would move it to the disk
+        try:
+            return int(file.fileno())
+        except (AttributeError, OSError, TypeError, ValueError):
+            below = [getattr(file, name, None) for name in ("fileobj", "_fileobj", "fp")]
+            file = next((each for each in below if each is not None), None)
+    return None
 
 
 def descriptor_sink(fd: int, *, flush: Callable[[], None] | None = None) -> Sink:
@@ -219,11 +245,26 @@ def descriptor_sink(fd: int, *, flush: Callable[[], None] | None = None) -> Sink
     mode = os.fstat(fd).st_mode
     if stat.S_ISREG(mode) and _may_be_cut(fd):
         return (PatchableFileSink if _is_readable(fd) else FileSink)(fd, flush=flush)
-    if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(fd):
+    if _waits(fd):
         flush()  # as the caller's own next write would; there is nothing in the buffer as a rule
         return DescriptorSink(fd)
     # Append mode, a file with bytes behind, /dev/null, block devices: they wait for nobody, and cannot be cut.
     return BlockingSink(_Descriptor(fd, flush))
+
+
+def _waits(fd: int) -> bool:
+    """Tell whether a write may wait for somebody else: in a pipe, a socket, a terminal, a device that has a queue."""
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(fd):
+        return True
+    if not stat.S_ISCHR(mode) or not hasattr(select, "epoll"):
+        return False
+    with select.epoll() as poll:
+        try:
+            poll.register(fd, select.EPOLLOUT)
+        except PermissionError:  # what has no queue: /dev/null, a tape
+            return False
+    return True
 
 
 def _nothing() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from typing import IO, Self
+from typing import IO
 
 from ._aio import Worker
 from .content import MAX_BATCH_SIZE, Batch
@@ -68,15 +68,6 @@ class Stage:
         self._unread = 0
         self.size = 0
         self.done = False
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, _: object, fault: BaseException | None, __: object) -> None:
-        if isinstance(fault, GeneratorExit):
-            self.abandon()  # nothing can be awaited any more
-        else:
-            await self.close()
 
     async def append(self, batch: Batch) -> None:
         """Add a batch. A cancel is raised when its bytes are written; the stage can only be closed then."""

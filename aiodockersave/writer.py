@@ -21,15 +21,16 @@ works any more and nothing that it opened is open.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from types import TracebackType
 from typing import ParamSpec, Self, TypeVar
 
 from . import tar
-from ._aio import running_task
-from ._calls import Call, Calls, Closable
+from ._aio import Closable, closing, running_task
+from ._calls import Call, Calls
 from ._target import Target
 from .content import Content, OpenContent
 from .documents import ImageManifest
@@ -112,6 +113,7 @@ class ArchiveWriter:
         self._layers = LayerWriter(self._builder, self._ledger, decompress=layers == "decompress")
         self._calls = Calls()
         self._lock = asyncio.Lock()
+        self._holder: Call | None = None  # who had the lock last
         self._slots = asyncio.Semaphore(STAGING_SLOTS)
         self._end_cost = 0
         self._state = _State.OPEN
@@ -167,7 +169,7 @@ class ArchiveWriter:
         del content  # the first cause of a broken writer keeps this frame
         try:
             wanted = self._wanted(descriptor, diff_id)
-            with self._calls.enter() as call:
+            with self._entered() as call:
                 self._check_open()
                 if (stored := self._ledger.find(wanted)) is not None:
                     return stored
@@ -195,6 +197,7 @@ class ArchiveWriter:
 
     async def _put_streamed(self, call: Call, opened: OpenContent, wanted: Wanted) -> Descriptor:
         async with self._lock:
+            self._holder = call
             self._check_open_locked()
             if (stored := self._ledger.find(wanted)) is not None:
                 return stored
@@ -211,9 +214,11 @@ class ArchiveWriter:
             self._check_open()
             if (stored := self._ledger.find(wanted)) is not None:
                 return stored
-            async with Stage(self._memory, self._stage_dir) as stage:
+            stage = Stage(self._memory, self._stage_dir)
+            async with closing(stage):
                 blob, stored = await self._stage(call, opened, wanted, stage)
                 async with self._lock:
+                    self._holder = call
                     self._check_open_locked()
                     return await self._transact_locked(
                         call, lambda transaction: self._layers.write_known(transaction, stage, blob, stored)
@@ -262,12 +267,13 @@ class ArchiveWriter:
 
         Cancel: as :meth:`put_layer`; either all of the image is in or nothing of it.
         """
-        with self._calls.enter() as call:
+        with self._entered() as call:
             self._check_open()
             layers = image.layers if isinstance(image, ImageManifest) else image
             cost = len(config) + _NAME_COST * (len(layers) + len(repo_tags))
             checked = await self._compute(cost, read_image, config, image, repo_tags)
             async with self._lock:
+                self._holder = call
                 self._check_open_locked()
                 stored = [self._ledger.look_up(layer).digest for layer in checked.layers]
                 if self._decompress:
@@ -311,11 +317,12 @@ class ArchiveWriter:
         Cancel: the archive is as before the call where the sink can rewind, and ``close()`` may be called again; it is
         broken where it cannot. An archive of :func:`open_archive` that is under its name already stays there.
         """
-        with self._calls.enter() as call:
+        with self._entered() as call:
             if self._is_closed():
                 return
             self._check_open()
             async with self._lock:
+                self._holder = call
                 if self._is_closed():
                     return
                 self._check_open_locked()
@@ -396,6 +403,16 @@ class ArchiveWriter:
             await self.abort()
 
     # ── transactions ──
+
+    @contextlib.contextmanager
+    def _entered(self) -> Generator[Call, None, None]:
+        """Run one public call. An interrupt that came before the lock was released does not leave it locked for ever."""
+        with self._calls.enter() as call:
+            try:
+                yield call
+            finally:
+                if self._holder is call and self._lock.locked():  # nobody else has had it since
+                    self._lock.release()
 
     async def _transact_locked(
         self,

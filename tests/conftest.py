@@ -193,7 +193,8 @@ MAY_BLOCK: tuple[tuple[str, str], ...] = (
     ("aiodockersave/_pipes.py", "_send_now"),
     # Cleans up where no thread can be started.
     ("aiodockersave/_aio.py", "submit_always"),
-    # Waits for a write where a coroutine is closed, and nothing can be awaited.
+    # Where a coroutine is closed, and nothing can be awaited: what no thread works on is closed at once, a write is waited for.
+    ("aiodockersave/_aio.py", "_run_quietly"),
     ("aiodockersave/_aio.py", "finish"),
     # Opens a FIFO without waiting for its reader.
     ("aiodockersave/_target.py", "open_stream"),

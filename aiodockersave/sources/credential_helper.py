@@ -145,9 +145,16 @@ async def _converse(
         _say(transport, question)
         await asyncio.wait([conversation.decided], timeout=time_limit)
         is_silent = not conversation.decided.done()
+    except GeneratorExit:  # the coroutine is being closed: nothing can be awaited any more
+        starting.add_done_callback(lambda _: _kill(starting, conversation))
+        raise
     except OSError as error:
+        await _end(starting, conversation)
         raise HelperError(f"it cannot be started: {error.strerror}") from None
-    finally:
+    except BaseException:
+        await _end(starting, conversation)
+        raise
+    else:
         await _end(starting, conversation)
     if is_silent:
         raise HelperError(f"it does not answer within {time_limit:g} s")
@@ -160,15 +167,21 @@ async def _converse(
 
 async def _end(starting: asyncio.Task[_Started], conversation: _Conversation) -> None:
     """Kill what is left of a program, and wait until it is gone."""
+    if _kill(starting, conversation):
+        await wait_out(conversation.gone)
+
+
+def _kill(starting: asyncio.Task[_Started], conversation: _Conversation) -> bool:
+    """Kill what is left of a program; tell whether there was one."""
     if starting.cancelled() or starting.exception() is not None:
-        return
+        return False
     transport, _ = starting.result()
     if not conversation.gone.done():
         # Whoever holds its output open is of its session, so that the number is still this one's.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(transport.get_pid(), signal.SIGKILL)
     transport.close()
-    await wait_out(conversation.gone)
+    return True
 
 
 def _say(transport: asyncio.SubprocessTransport, question: bytes) -> None:

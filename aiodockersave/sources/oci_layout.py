@@ -17,7 +17,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AbstractAsyncContextManager
 from typing import Final, Self
 
 from aiodockersave import gojson
@@ -80,10 +81,9 @@ class OciLayoutSource:
         running_task()
         return await Worker("aiodockersave-layout").run(self._resolve, reference, platform)
 
-    @contextlib.asynccontextmanager
-    async def open_blob(
+    def open_blob(
         self, descriptor: Descriptor, *, start: int = 0, stop: int | None = None
-    ) -> AsyncGenerator[AsyncIterator[bytes], None]:
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """Open a blob; its bytes from ``start`` up to ``stop``, or to its end, are iterated inside the block.
 
         Raises:
@@ -93,23 +93,7 @@ class OciLayoutSource:
 
         Cancel: nothing stays open.
         """
-        running_task()
-        if start < 0 or (stop is not None and stop < start):
-            raise InvalidInputError(f"no range of a blob: start={start}, stop={stop}")
-        worker = Worker("aiodockersave-read")
-        blob = _BlobFile(self._blob_path(descriptor.digest), descriptor)
-        with worker.held():
-            try:
-                await worker.run(blob.open)
-                yield _Chunks(worker, blob, start, stop)
-            except GeneratorExit:  # nothing can be awaited any more
-                worker.leave(blob.close)
-                raise
-            except BaseException:
-                await worker.run_always(blob.close)
-                raise
-            else:
-                await worker.run_always(blob.close)
+        return _OpenBlob(_BlobFile(self._blob_path(descriptor.digest), descriptor), start, stop)
 
     async def last_bytes(self, descriptor: Descriptor, count: int) -> bytes:
         """Return the last ``count`` bytes of a blob.
@@ -220,6 +204,40 @@ def _listed(images: Iterable[Descriptor]) -> str:
     )
     more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
     return (", ".join(names[:_MAX_LISTED]) or "no images at all") + more
+
+
+class _OpenBlob:
+    """A blob while it is open, with the thread that reads it."""
+
+    # No async generator: up to Python 3.12 one that waits is not told that its coroutine is closed.
+
+    def __init__(self, blob: _BlobFile, start: int, stop: int | None) -> None:
+        self._worker = Worker("aiodockersave-read")
+        self._held = contextlib.ExitStack()
+        self._blob = blob
+        self._start = start
+        self._stop = stop
+
+    async def __aenter__(self) -> _Chunks:
+        running_task()
+        if self._start < 0 or (self._stop is not None and self._stop < self._start):
+            raise InvalidInputError(f"no range of a blob: start={self._start}, stop={self._stop}")
+        self._held.enter_context(self._worker.held())
+        try:
+            await self._worker.run(self._blob.open)
+        except BaseException as exc:
+            await self.__aexit__(None, exc, None)
+            raise
+        return _Chunks(self._worker, self._blob, self._start, self._stop)
+
+    async def __aexit__(self, _: object, fault: BaseException | None, __: object) -> None:
+        with self._held:
+            if isinstance(
+                fault, GeneratorExit
+            ):  # the coroutine is being closed: nothing can be awaited any more
+                self._worker.leave(self._blob.close)
+            else:
+                await self._worker.run_always(self._blob.close)
 
 
 class _Chunks:

@@ -155,7 +155,8 @@ class Worker:
         if thread is not None and thread.is_alive() and thread is not threading.current_thread():
             ended = threading.Event()
             self.leave(ended.set)
-            ended.wait()
+            while not ended.wait(_LOOK_AGAIN) and thread.is_alive():
+                pass
 
     @contextlib.contextmanager
     def held(self) -> Generator[None, None, None]:
@@ -166,8 +167,9 @@ class Worker:
         finally:
             self._holds -= 1
             if not self._holds and self._calls is not None:  # also behind a call that runs
-                self._calls.put(None)
-                self._calls = None
+                # In this order: an interrupt between two lines must not leave a thread that has ended to be given calls.
+                calls, self._calls = self._calls, None
+                calls.put(None)
                 if self._last_resort is not None:
                     self._last_resort.detach()
                     self._last_resort = None

@@ -57,10 +57,6 @@ class OpenFile:
             self._is_closed = True
             self._close_unused()
 
-    def __del__(self) -> None:
-        """Close it where an interrupt kept its owner from that: a signal handler may raise between any two lines."""
-        self.close()
-
     def _close_unused(self) -> None:
         if self._is_closed and not self._uses and self._fd >= 0:
             fd, self._fd = self._fd, -1

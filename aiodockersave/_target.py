@@ -199,6 +199,11 @@ class Target:
                     fd = stack.enter_context(file)
                     self._leave(fd, stack.enter_context(directory), temporary)
 
+    def __del__(self) -> None:
+        """Close it where an interrupt has kept its owner from that: a signal handler may raise between any two lines."""
+        with contextlib.suppress(OSError, AttributeError):  # the interrupt may have come while it was made
+            self.close()
+
     def _leave(self, fd: int, directory: int, name: str) -> None:
         """Remove the file beside the target, unless it is a part file that another save can go on with."""
         if self._etag is not None:

@@ -18,8 +18,9 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Sequence
-from queue import Queue
+from queue import Empty, Queue
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from .content import Batch
@@ -51,6 +52,12 @@ _RELAY_DEPTH: Final = 4
 """Pieces that may wait between two threads."""
 _LAST_ZEROS: Final = 64 << 10
 """Zeros at the end of a blob that are taken for its own: a plain tar ends with a record of them."""
+
+
+_LOOK_AGAIN: Final = 2.0
+"""Seconds after which a thread that has nothing to do looks whether anybody is left who could give it something."""
+
+_Item = tuple[Callable[[Any], None], Any] | threading.Event
 
 
 class RegionFullError(Exception):
@@ -374,7 +381,7 @@ class Relay:
     def __init__(self, name: str, crew: Crew) -> None:
         self._name = name
         self._crew = crew
-        self._queue: Queue[tuple[Callable[[Any], None], Any] | threading.Event | None] = Queue(_RELAY_DEPTH)
+        self._queue: Queue[_Item | None] = Queue(_RELAY_DEPTH)
         self._thread: threading.Thread | None = None
         self._fault: BaseException | None = None
         self._is_dropping = False
@@ -392,7 +399,12 @@ class Relay:
 
     def _hand_over(self, call: Callable[[T], None], data: T) -> None:
         if self._thread is None:
-            thread = threading.Thread(target=self._serve, name=f"aiodockersave-{self._name}", daemon=True)
+            thread = threading.Thread(
+                target=_serve,
+                args=(self._queue, weakref.ref(self)),
+                name=f"aiodockersave-{self._name}",
+                daemon=True,
+            )
             thread.start()
             self._thread = thread
         self._is_behind = True
@@ -428,18 +440,32 @@ class Relay:
         if self._fault is not None:
             raise self._fault
 
-    def _serve(self) -> None:
-        while (item := self._queue.get()) is not None:
-            if isinstance(item, threading.Event):
-                item.set()
-            elif self._fault is None and not self._is_dropping:
-                call, data = item
-                try:
-                    call(data)
-                except BaseException as exc:  # noqa: BLE001 - raised to whoever hands over next
-                    self._fault = exc
-                del call, data
-            del item
+    def make(self, call: Callable[[Any], None], data: object) -> None:
+        """Make a call, unless one has failed; in the thread."""
+        if self._fault is None and not self._is_dropping:
+            try:
+                call(data)
+            except BaseException as exc:  # noqa: BLE001 - raised to whoever hands over next
+                self._fault = exc
+
+
+def _serve(queue: Queue[_Item | None], owner: weakref.ref[Relay]) -> None:
+    """Work off a relay's queue, until that says so, or the relay is gone: an interrupt may have kept it from saying it."""
+    while True:
+        try:
+            item = queue.get(timeout=_LOOK_AGAIN)
+        except Empty:
+            if owner() is None:
+                return
+            continue
+        if item is None:
+            return
+        if isinstance(item, threading.Event):
+            item.set()
+        elif (relay := owner()) is not None:
+            relay.make(*item)
+            del relay
+        del item
 
 
 def _check(hash_: Any, expected: Digest, what: str, descriptor: Descriptor) -> None:

@@ -22,6 +22,7 @@ of a class of your own is written in a thread, and its ``write`` must end by its
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import contextlib
 import errno
@@ -37,6 +38,7 @@ from typing import IO, Any, Protocol, runtime_checkable
 
 from ._adapter import Adapter
 from ._aio import Worker
+from ._open_file import OpenFile
 from ._pipes import DescriptorSink, reopening_path
 from .content import Batch
 from .errors import SinkError
@@ -249,7 +251,7 @@ def descriptor_sink(fd: int, *, flush: Callable[[], None] | None = None) -> Sink
         flush()  # as the caller's own next write would; there is nothing in the buffer as a rule
         return DescriptorSink(fd)
     # Append mode, a file with bytes behind, /dev/null, block devices: they wait for nobody, and cannot be cut.
-    return BlockingSink(_Descriptor(fd, flush))
+    return PlainDescriptorSink(fd, flush=flush)
 
 
 def _waits(fd: int) -> bool:
@@ -304,38 +306,81 @@ class ThreadSink(Adapter):
             raise
 
 
-class FileSink(ThreadSink):
-    """A regular file, from where it stands on; rewinds."""
+class OwnDescriptorSink(ThreadSink):
+    """A file of the caller's by its descriptor, of which the thread has one of its own.
+
+    The caller may close his while the thread still writes, where the loop was closed under a call and nobody has told it:
+    then the number would be another file's.
+    """
 
     def __init__(self, fd: int, *, flush: Callable[[], None] = _nothing) -> None:
         super().__init__()
         self._fd = fd
         self._flush = flush
+        self._file: OpenFile | None = None
+
+    @contextlib.contextmanager
+    def hold(self) -> Generator[None, None, None]:
+        """Keep a descriptor of our own; it is closed behind the last use."""
+        file = self._file = OpenFile(os.dup(self._fd))
+        try:
+            with super().hold():
+                yield
+        finally:
+            # Where it is left by an interrupt it stays, closed: what the thread has still to do must fail.
+            file.close()
+        self._file = None
+
+    @contextlib.contextmanager
+    def _opened(self) -> Generator[int, None, None]:
+        """Give the descriptor; outside of :meth:`hold` one for the time of the block."""
+        if self._file is not None:
+            with self._file as fd:
+                yield fd
+        else:
+            fd = os.dup(self._fd)
+            try:
+                yield fd
+            finally:
+                os.close(fd)
+
+    async def write(self, data: bytes, /) -> int | None:
+        """Write ``data``. A cancel is raised when the write has ended."""
+        return await self.worker.run(self._write, data)
+
+    @abc.abstractmethod
+    def _write(self, data: bytes) -> int | None:
+        """Write ``data``, in the thread."""
+
+
+class FileSink(OwnDescriptorSink):
+    """A regular file, from where it stands on; rewinds."""
+
+    def __init__(self, fd: int, *, flush: Callable[[], None] = _nothing) -> None:
+        super().__init__(fd, flush=flush)
         self._start: int | None = None
 
-    async def write(self, data: bytes, /) -> None:
-        """Write all of ``data``. A cancel is raised when the write has ended."""
-        await self.worker.run(self._write_all, data)
+    def _write(self, data: bytes) -> None:
+        with self._opened() as fd:
+            self._begin(fd)
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
 
-    def _write_all(self, data: bytes) -> None:
-        self._begin()
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._fd, view) :]
-
-    def _begin(self) -> int:
+    def _begin(self, fd: int) -> int:
         """Return where the archive starts: behind what the caller has written, so it is asked late, in the thread."""
         if self._start is None:
             self._flush()
-            self._start = os.lseek(self._fd, 0, os.SEEK_CUR)
+            self._start = os.lseek(fd, 0, os.SEEK_CUR)
         return self._start
 
     def rewind(self, position: int, /) -> None:
         """Cut the file at ``position``."""
         if self._start is None:
             return  # nothing was written, perhaps because the caller's own buffer could not be
-        os.ftruncate(self._fd, self._begin() + position)
-        os.lseek(self._fd, self._begin() + position, os.SEEK_SET)
+        with self._opened() as fd:
+            os.ftruncate(fd, self._begin(fd) + position)
+            os.lseek(fd, self._begin(fd) + position, os.SEEK_SET)
 
 
 class PatchableFileSink(FileSink):
@@ -344,30 +389,33 @@ class PatchableFileSink(FileSink):
     def patch(self, position: int, data: bytes, /) -> None:
         """Write over earlier bytes."""
         view = memoryview(data)
-        position += self._begin()
-        while view:
-            written = os.pwrite(self._fd, view, position)
-            view = view[written:]
-            position += written
+        with self._opened() as fd:
+            position += self._begin(fd)
+            while view:
+                written = os.pwrite(fd, view, position)
+                view = view[written:]
+                position += written
 
     def read(self, position: int, size: int, /) -> bytes:
         """Read back earlier bytes."""
-        position += self._begin()
-        try:
-            return os.pread(self._fd, size, position)
-        except OSError as exc:
-            if exc.errno != errno.EBADF:  # it is open for writing only
-                raise
-        fd = os.open(reopening_path(self._fd), os.O_RDONLY)
-        try:
-            return os.pread(fd, size, position)
-        finally:
-            os.close(fd)
+        with self._opened() as own:
+            position += self._begin(own)
+            try:
+                return os.pread(own, size, position)
+            except OSError as exc:
+                if exc.errno != errno.EBADF:  # it is open for writing only
+                    raise
+            fd = os.open(reopening_path(own), os.O_RDONLY)
+            try:
+                return os.pread(fd, size, position)
+            finally:
+                os.close(fd)
 
     def move(self, source: int, target: int, size: int, /) -> None:
         """Copy bytes within the file, to a place further behind; the two may overlap."""
         # Behind the archive the file may have bytes of the caller, so its end says nothing.
-        end = max(os.lseek(self._fd, 0, os.SEEK_CUR), self._begin() + target + size)
+        with self._opened() as fd:
+            end = max(os.lseek(fd, 0, os.SEEK_CUR), self._begin(fd) + target + size)
         while size:
             step = min(size, _MOVE_SIZE)
             size -= step
@@ -377,19 +425,17 @@ class PatchableFileSink(FileSink):
                     f"the file is shorter than what was written to it, at byte {source + size + len(data)}"
                 )
             self.patch(target + size, data)
-        os.lseek(self._fd, end, os.SEEK_SET)
+        with self._opened() as fd:
+            os.lseek(fd, end, os.SEEK_SET)
 
 
-class _Descriptor:
-    """The ``write`` of a descriptor, as a raw file has it; closing is left to the owner."""
+class PlainDescriptorSink(OwnDescriptorSink):
+    """A descriptor that waits for nobody and cannot be cut: append mode, bytes behind, /dev/null, a block device."""
 
-    def __init__(self, fd: int, flush: Callable[[], None]) -> None:
-        self._fd = fd
-        self._flush = flush
-
-    def write(self, data: bytes) -> int:
+    def _write(self, data: bytes) -> int:
         self._flush()
-        return os.write(self._fd, data)
+        with self._opened() as fd:
+            return os.write(fd, data)
 
 
 class BytesIOSink(Adapter):
@@ -410,7 +456,7 @@ class BytesIOSink(Adapter):
 
 
 class BlockingSink(ThreadSink):
-    """A file object that writes at once or to a regular file, in a thread: ``GzipFile``, append mode."""
+    """A file object that writes at once or to a regular file, in a thread: ``GzipFile``."""
 
     def __init__(self, file: Any) -> None:
         super().__init__()

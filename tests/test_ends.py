@@ -599,6 +599,13 @@ async def put_again(archive: ArchiveWriter, image: Image) -> None:
     await archive.close()
 
 
+# What Python says of coroutines that were never awaited, and of what is raised where nobody can be told.
+_of_interrupts = pytest.mark.filterwarnings(
+    "ignore::RuntimeWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@_of_interrupts
 @pytest.mark.parametrize("layers", ["keep", "decompress"])
 @pytest.mark.parametrize("make_sink", [io.BytesIO, ListSink])
 async def test_a_handler_that_raises_in_a_writer_s_call(make_sink: Callable[[], Any], layers: Layers) -> None:
@@ -629,6 +636,7 @@ async def test_a_handler_that_raises_in_a_writer_s_call(make_sink: Callable[[], 
     await settle()
 
 
+@_of_interrupts
 @pytest.mark.parametrize("options", [CASES["keep"], CASES["decompress"], CASES["resume"]], ids=str)
 def test_a_handler_that_raises_in_a_save(options: dict[str, Any], tmp_path: Path) -> None:
     """As ``asyncio.run`` sees it: what is left is cancelled, and comes to its end."""

@@ -35,6 +35,15 @@ class Filled:
     position: int = 0
 
 
+_shared: list[OpenFile] = []
+
+
+def shared(fd: int) -> OpenFile:
+    """Return a file for threads, which is closed with the test's own descriptor."""
+    _shared.append(OpenFile(os.dup(fd)))
+    return _shared[-1]
+
+
 @pytest.fixture
 def plan() -> Plan:
     return plan_archive([ImageSpec(IMAGE.config, IMAGE.manifest, [TAG])])
@@ -46,6 +55,8 @@ async def file(tmp_path: Path) -> Any:
     path.write_bytes(await archive_of([IMAGE.tagged(TAG)]))
     fd = os.open(path, os.O_RDWR)
     yield fd
+    while _shared:
+        _shared.pop().close()
     os.close(fd)
 
 
@@ -54,7 +65,7 @@ def whole(fd: int) -> Digest:
 
 
 async def test_all_at_the_end(file: int, plan: Plan) -> None:
-    async with Follower(OpenFile(os.dup(file))) as follower:
+    async with Follower(shared(file)) as follower:
         assert await follower.finish(plan.segments) == whole(file)
 
 
@@ -64,7 +75,7 @@ async def test_behind_its_writers(file: int, plan: Plan, seed: int, monkeypatch:
     monkeypatch.setattr(room, "_LEAST", choice.choice([1, 600, 50_000]))
     monkeypatch.setattr(room, "_MOST", choice.choice([100, 5_000, 1 << 20]))
     filled = {layer.descriptor.digest: Filled() for layer in LAYERS}
-    async with Follower(OpenFile(os.dup(file))) as follower:
+    async with Follower(shared(file)) as follower:
         for digest, placed in filled.items():
             follower.watch(digest, placed)
         for _ in range(200):
@@ -84,7 +95,7 @@ async def test_what_was_guessed_wrong_is_read_again(
     other = plan_archive([ImageSpec(IMAGE.config, [*IMAGE.manifest.layers], ["other:1"])])
     wrong = plan_archive([ImageSpec(make_image(LAYERS[0]).config, [LAYERS[0].descriptor])])
     assert wrong.segments[:2] == plan.segments[:2]
-    async with Follower(OpenFile(os.dup(file))) as follower:
+    async with Follower(shared(file)) as follower:
         follower.watch(LAYERS[0].descriptor.digest, Filled(len(LAYERS[0].blob)))
         follower.advance(wrong.segments)
         assert await follower.finish(plan.segments) == whole(file)
@@ -93,7 +104,7 @@ async def test_what_was_guessed_wrong_is_read_again(
 
 async def test_a_file_that_is_too_short(file: int, plan: Plan) -> None:
     os.ftruncate(file, 1000)
-    async with Follower(OpenFile(os.dup(file))) as follower:
+    async with Follower(shared(file)) as follower:
         with pytest.raises(Exception, match="the file is shorter than what was written to it, at byte 1000"):
             await follower.finish(plan.segments)
 

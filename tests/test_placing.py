@@ -40,10 +40,21 @@ LIMIT = 20.0  # seconds for anything that is waited for
 START = 100  # where the place is in the file
 
 
+_shared: list[OpenFile] = []
+
+
+def shared(fd: int) -> OpenFile:
+    """Return a file for threads, which is closed with the test's own descriptor."""
+    _shared.append(OpenFile(os.dup(fd)))
+    return _shared[-1]
+
+
 @pytest.fixture
 def fd(tmp_path: Path) -> Iterator[int]:
     fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
     yield fd
+    while _shared:
+        _shared.pop().close()
     os.close(fd)
 
 
@@ -93,7 +104,7 @@ def test_moved_back(fd: int, shift: int) -> None:
     """Also where old and new place overlap."""
     data = random_bytes(1000)
     write_at(fd, data, START)
-    move_back(OpenFile(os.dup(fd)), START, shift, len(data))
+    move_back(shared(fd), START, shift, len(data))
     assert content_of(fd)[START + shift :] == data
 
 
@@ -103,21 +114,21 @@ def test_short_reads(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     pread = os.pread
     with monkeypatch.context() as patch:
         patch.setattr(os, "pread", lambda fd, size, offset: pread(fd, min(size, 7), offset))
-        move_back(OpenFile(os.dup(fd)), START, 100, len(data))
+        move_back(shared(fd), START, 100, len(data))
     assert content_of(fd)[START + 100 :] == data
 
 
 def test_a_file_that_was_cut_cannot_be_moved(fd: int) -> None:
     write_at(fd, b"x" * 50, START)
     with pytest.raises(SinkError, match="shorter than what was written to it, at byte 150"):
-        move_back(OpenFile(os.dup(fd)), START, 100, 51)
+        move_back(shared(fd), START, 100, 51)
 
 
 def test_what_is_no_blobs(fd: int) -> None:
     image = make_image(make_layer(b"x" * 600, None))
     plan = plan_archive([image.spec])
     write_at(fd, b"x" * (plan.size + 10), 0)
-    write_literals(OpenFile(os.dup(fd)), plan.segments, plan.size)
+    write_literals(shared(fd), plan.segments, plan.size)
     there = content_of(fd)
     assert len(there) == plan.size
     for segment in plan.segments:
@@ -129,7 +140,7 @@ def test_what_is_no_blobs(fd: int) -> None:
 
 
 def kept(fd: int, data: bytes) -> KeptBlob:
-    return KeptBlob(OpenFile(os.dup(fd)), START, make_layer(data, None).descriptor)
+    return KeptBlob(shared(fd), START, make_layer(data, None).descriptor)
 
 
 def test_a_kept_blob(fd: int) -> None:
@@ -205,7 +216,7 @@ def test_a_file_that_is_cut_while_it_is_read(fd: int) -> None:
 def plain(
     fd: int | None, layer: Layer, lane: Lane, *, region: int | None = None, limit: int | None = None
 ) -> PlainBlob:
-    file = None if fd is None else OpenFile(os.dup(fd))
+    file = None if fd is None else shared(fd)
     return PlainBlob(file, START, layer.descriptor, layer.diff_id, lane, region=region, max_plain_size=limit)
 
 
@@ -460,6 +471,6 @@ def test_a_thread_that_cannot_start(relay: Relay, monkeypatch: pytest.MonkeyPatc
 
 def test_a_descriptor_without_a_size(fd: int) -> None:
     descriptor = make_layer(b"", None).descriptor
-    placement = KeptBlob(OpenFile(os.dup(fd)), 0, Descriptor(descriptor.media_type, descriptor.digest, None))
+    placement = KeptBlob(shared(fd), 0, Descriptor(descriptor.media_type, descriptor.digest, None))
     assert placement.find() == 0
     assert placement.is_whole()

@@ -148,18 +148,21 @@ def remove_stale(directory: int, name: str, fd: int) -> None:
 
 
 def _remove_if_stale(directory: int, name: str, own: os.stat_result) -> None:
-    there = os.stat(name, dir_fd=directory, follow_symlinks=False)
-    if os.path.samestat(there, own) or there.st_uid != own.st_uid:
-        return
-    if not stat.S_ISREG(there.st_mode) or there.st_nlink != 1:
-        return
+    if not _may_be_stale(os.stat(name, dir_fd=directory, follow_symlinks=False), own):
+        return  # and is not even opened
     fd = os.open(name, OPEN_BESIDE | os.O_NONBLOCK, dir_fd=directory)
     try:
-        # What was made meanwhile under this name is another; and its maker looks whether it is there, once it is locked.
-        if os.path.samestat(there, os.fstat(fd)) and lock(fd) and is_still(fd, directory, name):
+        # Looked at once more, since it may be another by now. Whoever has just made it looks whether it is there, once it is
+        # locked.
+        if _may_be_stale(os.fstat(fd), own) and lock(fd) and is_still(fd, directory, name):
             os.unlink(name, dir_fd=directory)
     finally:
         os.close(fd)
+
+
+def _may_be_stale(there: os.stat_result, own: os.stat_result) -> bool:
+    is_another = not os.path.samestat(there, own)
+    return is_another and there.st_uid == own.st_uid and stat.S_ISREG(there.st_mode) and there.st_nlink == 1
 
 
 # ── modes ──

@@ -90,12 +90,22 @@ class Spot(NamedTuple):
             exc.filename = self.path
             raise
         try:
-            if self.is_shared and (self.there is None or not os.path.samestat(self.there, os.fstat(fd))):
+            if self.is_shared and not self._is_same(os.fstat(fd)):
                 raise self._replaced()
         except BaseException:
             os.close(fd)
             raise
         return fd
+
+    def _is_same(self, opened: os.stat_result) -> bool:
+        # Whose and of which kind it is, too: what is removed and made anew may have the same inode.
+        there = self.there
+        return (
+            there is not None
+            and os.path.samestat(there, opened)
+            and there.st_uid == opened.st_uid
+            and stat.S_IFMT(there.st_mode) == stat.S_IFMT(opened.st_mode)
+        )
 
     def _replaced(self) -> PermissionError:
         return PermissionError(

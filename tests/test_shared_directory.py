@@ -90,8 +90,8 @@ class Room:
         assert os.listdir(self.home) == ["victim"]  # noqa: PTH208
 
     def close(self) -> None:
-        for fd in self.readers:
-            os.close(fd)
+        while self.readers:
+            os.close(self.readers.pop())
 
 
 @pytest.fixture
@@ -373,8 +373,14 @@ def _name(make: Make) -> str:
     [_stranger_s_link, _stranger_s_fifo, _stranger_s_directory, _another_fifo_of_one_s_own],
     ids=_name,
 )
+@pytest.mark.parametrize("how", ["removed", "moved"])
 async def test_what_is_replaced_between_two_steps(
-    before: Make, after: Make, room: Room, monkeypatch: pytest.MonkeyPatch, nothing_blocks: BlockBuster
+    how: str,
+    before: Make,
+    after: Make,
+    room: Room,
+    monkeypatch: pytest.MonkeyPatch,
+    nothing_blocks: BlockBuster,
 ) -> None:
     nothing_blocks.deactivate()  # the stranger's steps are counted as ours otherwise
     is_looked_at = False
@@ -383,7 +389,11 @@ async def test_what_is_replaced_between_two_steps(
 
         def replace() -> None:
             if os.path.lexists(room.target):
-                room.target.rename(room.folder / "moved")
+                if how == "removed":  # the next one may have the same inode, where nobody has this one open
+                    room.close()
+                    room.target.unlink()
+                else:
+                    room.target.rename(room.folder / "moved")
             after(room, room.target)
 
         with monkeypatch.context() as patch, contextlib.suppress(OSError):
@@ -393,7 +403,8 @@ async def test_what_is_replaced_between_two_steps(
         if race.is_over and room.folder.joinpath("app.tar").is_fifo():
             received = room.received()
             # One's own that is there before the look is a target like any other.
-            assert received == b"" or (after is _another_fifo_of_one_s_own and not is_looked_at)
+            assert received == b"" or after is _another_fifo_of_one_s_own
+            assert not is_looked_at or received == b"" or how == "removed"
             is_looked_at = not received
         for path in room.folder.iterdir():
             assert not path.name.endswith(".tmp")
@@ -443,6 +454,28 @@ async def test_a_directory_on_the_way_that_is_replaced_between_two_steps(
         moved.rmdir()
         way.unlink()
     raise AssertionError("a save makes no end of calls")
+
+
+@needs_root
+async def test_a_fifo_of_the_same_inode_and_another_owner(
+    room: Room, monkeypatch: pytest.MonkeyPatch, nothing_blocks: BlockBuster
+) -> None:
+    """As one that is removed and made anew: file systems give the same number again."""
+    nothing_blocks.deactivate()
+    room.fifo(room.target)
+    open_ = os.open
+
+    def give_first(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+        if path == "app.tar" and flags & os.O_WRONLY:
+            give(room.target)
+        return open_(path, flags, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", give_first)
+        with pytest.raises(PermissionError, match="somebody has replaced it meanwhile") as caught:
+            await by_open_archive(room.target)
+    assert caught.value.filename == str(room.target)
+    assert room.received() == b""
 
 
 @needs_root
@@ -823,6 +856,31 @@ def test_whose_links_another_user_follows(owner: int, is_followed: bool, room: R
     assert room.target.exists() == is_followed
     if not is_followed:
         assert ended.path == str(room.folder / "link")
+
+
+@needs_root
+@pytest.mark.parametrize("owner", [0, STRANGER, THIRD])
+async def test_where_root_is_shown_as_another_user(
+    owner: int, room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a user namespace: whoever "/" belongs to can do everything anyway."""
+    room.target.symlink_to("real.tar")
+    give(room.target, owner)
+    look = os.stat
+
+    def show(path: Any, **options: Any) -> os.stat_result:
+        there = look(path, **options)
+        return os.stat_result((*there[:4], STRANGER, *there[5:])) if path == "/" else there
+
+    monkeypatch.setattr(os, "stat", show)
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    if owner == THIRD:
+        with pytest.raises(PermissionError, match=f"uid {THIRD}"):
+            await by_open_archive(room.target)
+    else:
+        room.folder.chmod(0o777)
+        await by_open_archive(room.target)
+        assert (room.folder / "real.tar").read_bytes() == await archive_of([IMAGE])
 
 
 @needs_root

@@ -195,6 +195,26 @@ async def test_what_is_kept(
     assert (folder / "app.tar").read_bytes() == await archive_of([IMAGE])
 
 
+@pytest.mark.parametrize("make", [_link, _fifo, _a_stranger_s], ids=lambda make: make.__name__.strip("_"))
+async def test_what_is_not_even_opened(
+    make: Callable[[Path, contextlib.ExitStack], None], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waits at the other end of it would notice."""
+    opened: list[Any] = []
+    open_ = os.open
+
+    def note(path: Any, *args: Any, **kwargs: Any) -> int:
+        opened.append(path)
+        return open_(path, *args, **kwargs)
+
+    make(folder / STALE, contextlib.ExitStack())
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", note)
+        await by_save(folder / "app.tar")
+    assert opened
+    assert STALE not in opened
+
+
 @every_way
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EIO], ids=os.strerror)
 async def test_a_file_system_without_locks(
@@ -337,6 +357,49 @@ async def test_a_file_that_is_made_and_not_locked_yet(
     assert len(made) == 1
     assert names_in(folder) == ["app.tar"]
     assert target.read_bytes() == await archive_of([IMAGE])
+
+
+@every_way
+async def test_a_file_that_is_published_while_it_is_looked_at(
+    way: Save, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has its name by the time that it is locked is another's."""
+    (folder / STALE).touch()
+    stale = (folder / STALE).stat()
+    flock = fcntl.flock
+
+    def publish_first(fd: int, how: int) -> None:
+        if os.path.samestat(os.fstat(fd), stale):
+            (folder / STALE).rename(folder / "published")
+            (folder / STALE).write_bytes(b"another's")
+        flock(fd, how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", publish_first)
+        await way(folder / "app.tar")
+    assert (folder / "published").exists()
+    assert (folder / STALE).read_bytes() == b"another's"
+
+
+@needs_root
+@every_way
+async def test_a_stranger_s_file_that_comes_in_its_place(
+    way: Save, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / STALE).touch()
+    open_ = os.open
+
+    def swap(path: Any, *args: Any, **kwargs: Any) -> int:
+        if path == STALE:
+            (folder / STALE).unlink()
+            (folder / STALE).write_bytes(b"a stranger's")
+            give(folder / STALE)
+        return open_(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", swap)
+        await way(folder / "app.tar")
+    assert (folder / STALE).read_bytes() == b"a stranger's"
 
 
 async def test_a_file_that_vanishes_each_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,29 +9,20 @@ All functions block.
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import os
 import re
 import stat
 from typing import Final
 
+from ._beside import OPEN_BESIDE, PRIVATE, is_still, lock, name_beside, stat_of_new
 from .errors import PartFileError, PartFileLockedError
 
-__all__ = ["OPEN_BESIDE", "is_still", "name_beside", "open_part", "part_name"]
-
-OPEN_BESIDE: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-"""How a file beside a target is opened: not where a link leads that somebody has put there."""
+__all__ = ["is_still", "name_beside", "open_part", "part_name"]
 
 _SUFFIX: Final = ".part"
 _ETAG_DIGITS: Final = 16
-_NAME_MAX: Final = 255
 _TRIES: Final = 16
-
-
-def name_beside(name: str, suffix: str) -> str:
-    """Return a hidden name beside ``name``, cut to what file systems take."""
-    kept = os.fsencode(name)[: _NAME_MAX - len(suffix) - 1]
-    return f".{os.fsdecode(kept)}{suffix}"
 
 
 def part_name(name: str, etag: str) -> str:
@@ -42,6 +33,10 @@ def part_name(name: str, etag: str) -> str:
 def open_part(directory: int, part: str, name: str, *, folder: str) -> int:
     """Open or make a part file and lock it; the lock ends with its descriptor.
 
+    What is in it becomes part of an archive, as far as its digests are right; what is beside the blobs is written anew. But
+    whoever has made it, or may write to it, could change it behind the last look. So it has to be one's own, and is private
+    from here on.
+
     Args:
         directory: A descriptor of its directory.
         part: Its name.
@@ -50,7 +45,7 @@ def open_part(directory: int, part: str, name: str, *, folder: str) -> int:
 
     Raises:
         PartFileLockedError: Another save is writing it.
-        PartFileError: One of another archive is there, or it is no file.
+        PartFileError: One of another archive is there, it is no file, or others have made it or may write to it.
         OSError: It cannot be made.
     """
     for other in _others(directory, part, name):
@@ -58,24 +53,64 @@ def open_part(directory: int, part: str, name: str, *, folder: str) -> int:
             os.path.join(folder, other),
             "it is of another archive: a tag has moved, or this was another command; remove it, or save without it",
         )
+    path = os.path.join(folder, part)
     for _ in range(_TRIES):
-        fd = os.open(part, OPEN_BESIDE | os.O_NONBLOCK, 0o666, dir_fd=directory)  # a FIFO must not block
+        fd = _open_or_make(directory, part, name, path)
+        if fd is None:
+            continue
         try:
             there = os.fstat(fd)
+            _check_owner(there, directory, name, path)
             # What has another name too is somebody's own, and not to be written to.
             if not stat.S_ISREG(there.st_mode) or there.st_nlink > 1:
-                raise PartFileError(
-                    os.path.join(folder, part), "it is no regular file of one name; remove it"
-                )
+                raise PartFileError(path, "it is no regular file of one name; remove it")
             if not _lock(fd, part):
-                raise PartFileLockedError(os.path.join(folder, part))
+                raise PartFileLockedError(path)
             if is_still(fd, directory, part):
+                _make_private(fd, directory, name, path)
                 return fd
         except BaseException:
             os.close(fd)
             raise
         os.close(fd)  # whoever had locked it has just put it under the target's name, or removed it
-    raise PartFileLockedError(os.path.join(folder, part))
+    raise PartFileLockedError(path)
+
+
+def _open_or_make(directory: int, part: str, name: str, path: str) -> int | None:
+    """Return a descriptor; None where another save has just made it, removed it or put it under the target's name."""
+    try:
+        there = os.stat(part, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        with contextlib.suppress(FileExistsError):
+            return os.open(part, OPEN_BESIDE | os.O_CREAT | os.O_EXCL, PRIVATE, dir_fd=directory)
+        return None
+    _check_owner(there, directory, name, path)  # before it is opened, since another user's may not let us
+    with contextlib.suppress(FileNotFoundError):
+        return os.open(part, OPEN_BESIDE | os.O_NONBLOCK, dir_fd=directory)  # a FIFO must not block
+    return None
+
+
+def _check_owner(there: os.stat_result, directory: int, name: str, path: str) -> None:
+    # Over a network one may be another user: whoever one's own new files belong to.
+    if there.st_uid != os.geteuid() and there.st_uid != stat_of_new(directory, name, PRIVATE).st_uid:
+        raise PartFileError(
+            path,
+            f"another user has made it (uid {there.st_uid}); remove it, or save to another place, or without it",
+        )
+
+
+def _make_private(fd: int, directory: int, name: str, path: str) -> None:
+    mode = stat.S_IMODE(os.fstat(fd).st_mode)
+    others = mode & (stat.S_IWGRP | stat.S_IWOTH)
+    # A file system without modes shows one for all files, which says nothing of this one.
+    if others and others & ~stat_of_new(directory, name, PRIVATE).st_mode:
+        raise PartFileError(
+            path,
+            f"others may write to it (mode {mode:04o}), and may have done so; remove it, or save without it",
+        )
+    if mode != PRIVATE:  # as an earlier version has made them
+        with contextlib.suppress(PermissionError):  # no modes again
+            os.fchmod(fd, PRIVATE)
 
 
 def _others(directory: int, part: str, name: str) -> list[str]:
@@ -87,22 +122,8 @@ def _others(directory: int, part: str, name: str) -> list[str]:
 
 def _lock(fd: int, part: str) -> bool:
     """Lock a file; tell whether that was possible."""
-    import fcntl  # noqa: PLC0415 - only where a save is to go on, and not on every system
-
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return lock(fd)
     except OSError as exc:
-        if exc.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            return False
         exc.filename = part
         raise
-    return True
-
-
-def is_still(fd: int, directory: int, part: str) -> bool:
-    """Tell whether a name is still that of an open file."""
-    try:
-        named = os.stat(part, dir_fd=directory, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return os.path.samestat(named, os.fstat(fd))

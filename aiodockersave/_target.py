@@ -3,14 +3,18 @@
 ::
 
     open    .NAME.<8 hex>.tmp beside the target (O_EXCL, O_NOFOLLOW)
-            or .NAME.<16 hex of the ETag>.part, which may be there, locked: a part file
+            or .NAME.<16 hex of the ETag>.part, which may be there: a part file
+    lock    it, and remove temporary files that nobody has locked: whoever wrote them was killed
     sync    length compared, fsync          ┐ an error here is final: the kernel has dropped the pages
-    publish rename over the target          │ from here on the file stays
+    publish mode, rename over the target    │ from here on the file stays
             fsync of the directory          ┘
     close   unlink, but a part file that is kept
 
 All of it happens below one descriptor of the directory, so a parent that is swapped meanwhile changes nothing. A
-symbolic link's target is replaced, not the link. What is no regular file is written into, and never replaced.
+symbolic link's target is replaced, not the link. What is no regular file is written into, and never replaced. What a stranger
+may have prepared on the way is refused, see :mod:`._path`.
+
+Until it is published the file is private. Then it has the old file's mode, if that was one's own, or an ordinary new file's.
 
 All methods block. :func:`opened` and :func:`open_stream` do not.
 """
@@ -21,17 +25,19 @@ import asyncio
 import contextlib
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Callable
 
 from ._aio import Worker, running_task
+from ._beside import PRIVATE, is_still, mode_of_new, open_temporary, remove_stale
 from ._open_file import OpenFile
-from ._part_file import OPEN_BESIDE, is_still, name_beside, open_part, part_name
+from ._part_file import open_part, part_name
+from ._path import Spot, find
 from .errors import InsufficientSpaceError, InvalidInputError, PartFileError, SinkError
 
 _FIFO_POLL = 0.02
-_TRIES = 16
+_MODES = 0o777
+"""What is kept of an old file's mode: nothing that lets whoever runs it be somebody else."""
 
 
 class Target:
@@ -50,74 +56,89 @@ class Target:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, fsync: bool, etag: str | None = None) -> None:
-        self.path = os.fspath(path)
+        self.path = os.fsdecode(path)
         self.file: OpenFile | None = None
         self.published = False
         self.sync_failed = False
         self.left: str | None = None
         self._fsync = fsync
         self._etag = etag
+        self._spot: Spot | None = None
         self._directory: OpenFile | None = None
-        self._parent = ""
-        self._name = ""
         self._temporary: str | None = None
+        self._mode: int | None = None
 
     def open(self) -> None:
         """Make the temporary file, or open what is no regular file.
 
         Raises:
+            PermissionError: A stranger has prepared something on the path, or what is there may not be replaced.
             OSError: The directory is missing or cannot be written to, or the path is a directory.
         """
         try:
-            old = os.stat(self.path)
-        except FileNotFoundError:
-            old = None
-        if self._names_directory(old):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), self.path)
-        if old is None or stat.S_ISREG(old.st_mode):
-            self._open_beside(old)
-        elif self._etag is not None:
-            raise InvalidInputError(
-                f"{self.path!r:.300} is no regular file: nothing of it could be kept to go on"
-            )
-        elif not stat.S_ISFIFO(old.st_mode):
-            self.file = OpenFile(os.open(self.path, os.O_WRONLY | os.O_NOCTTY))
+            self._spot = spot = find(self.path)
+            if spot.there is None or stat.S_ISREG(spot.there.st_mode):
+                self._open_beside(spot)
+            elif self._etag is not None:
+                raise InvalidInputError(
+                    f"{self.path!r:.300} is no regular file: nothing of it could be kept to go on"
+                )
+            elif not stat.S_ISFIFO(spot.there.st_mode):
+                self.file = OpenFile(spot.open(os.O_WRONLY | os.O_NOCTTY))
+        except BaseException:
+            self.close()
+            raise
 
-    def _names_directory(self, old: os.stat_result | None) -> bool:
-        if old is None:
-            return not os.path.basename(self.path)  # as in "new/", of which realpath would make "new"
-        return stat.S_ISDIR(old.st_mode)
+    def open_fifo(self) -> int:
+        """Open a FIFO for writing, without waiting for its reader.
+
+        Raises:
+            OSError: Nobody reads it yet (ENXIO), or it cannot be opened.
+        """
+        if self._spot is None:
+            raise AssertionError("the target is not open")
+        return self._spot.open(os.O_WRONLY | os.O_NONBLOCK)
 
     @property
     def is_file(self) -> bool:
         """Whether, once it is open, it is a file beside the target."""
         return self._temporary is not None
 
-    def _open_beside(self, old: os.stat_result | None) -> None:
-        self._parent, self._name = os.path.split(os.path.realpath(self.path))
-        self._directory = OpenFile(os.open(self._parent, os.O_RDONLY | os.O_DIRECTORY))
-        with self._directory as directory:
-            try:
-                if self._etag is None:
-                    fd, self._temporary = self._open_temporary(directory)
-                else:
-                    name = part_name(self._name, self._etag)
-                    fd = open_part(directory, name, self._name, folder=self._parent)
-                    self._temporary = name
-            except OSError as exc:
-                if isinstance(exc.filename, str):
-                    exc.filename = f"{self._parent}/{exc.filename}"
-                raise
+    def _open_beside(self, spot: Spot) -> None:
+        try:
+            directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=spot.directory)
+        except OSError as exc:
+            exc.filename = spot.folder
+            raise
+        self._directory = OpenFile(directory)
+        _check_replaceable(spot, os.fstat(directory))
+        try:
+            mode = _mode_of_old(spot)
+            if mode is None:
+                mode = mode_of_new(directory, spot.name)
+            if self._etag is None:
+                fd, self._temporary = open_temporary(directory, spot.name)
+            else:
+                name = part_name(spot.name, self._etag)
+                fd = open_part(directory, name, spot.name, folder=spot.folder)
+                self._temporary = name
             self.file = OpenFile(fd)
-            if old is not None:
-                os.fchmod(fd, stat.S_IMODE(old.st_mode))
+        except OSError as exc:
+            if isinstance(exc.filename, str):
+                exc.filename = os.path.join(spot.folder, exc.filename)
+            raise
+        there = os.fstat(fd)
+        # A file system without modes shows others than it was asked for, and may refuse any.
+        self._mode = mode if not stat.S_IMODE(there.st_mode) & ~PRIVATE else None
+        with contextlib.suppress(OSError):  # what cannot be listed stays
+            remove_stale(directory, spot.name, fd)
 
-    def _open_temporary(self, directory: int) -> tuple[int, str]:
-        for _ in range(_TRIES):
-            name = name_beside(self._name, f".{secrets.token_hex(4)}.tmp")
-            with contextlib.suppress(FileExistsError):
-                return os.open(name, OPEN_BESIDE | os.O_EXCL, 0o666, dir_fd=directory), name
-        raise FileExistsError(errno.EEXIST, "no free name for a temporary file", self._name)
+    @property
+    def _beside(self) -> str:
+        """The path of the file beside the target."""
+        if self._spot is None or self._temporary is None:
+            raise AssertionError("the target is not open")
+        return os.path.join(self._spot.folder, self._temporary)
 
     def check_space(self, size: int) -> None:
         """Look whether a file of ``size`` bytes has room where it is to be.
@@ -130,8 +151,9 @@ class Target:
             with self.file as fd:
                 file, there = os.fstat(fd), os.fstatvfs(fd)
             if file.st_size > size:
-                path = os.path.join(self._parent, self._temporary)
-                raise PartFileError(path, f"it is longer than the archive will be, {size} bytes; remove it")
+                raise PartFileError(
+                    self._beside, f"it is longer than the archive will be, {size} bytes; remove it"
+                )
             available = there.f_bavail * there.f_frsize
             needed = size - file.st_blocks * 512  # POSIX counts in these, whatever the file system
             if there.f_blocks and needed > available:  # some file systems say nothing of themselves
@@ -173,55 +195,103 @@ class Target:
         if self._temporary is None:
             self.published = True
             return
-        if self._directory is None or self.file is None:
+        spot = self._spot
+        if spot is None or self._directory is None or self.file is None:
             raise AssertionError("the target is not open")
         with self.file as fd, self._directory as directory:
-            if self._etag is not None and not is_still(fd, directory, self._temporary):
-                path = os.path.join(self._parent, self._temporary)
-                raise PartFileError(path, "somebody has removed or replaced it meanwhile; save once more")
-            os.replace(self._temporary, self._name, src_dir_fd=directory, dst_dir_fd=directory)
+            self._check_still(fd, directory, self._temporary)
+            self._set_mode(fd, self._mode)
+            try:
+                os.replace(self._temporary, spot.name, src_dir_fd=directory, dst_dir_fd=directory)
+            except OSError as exc:
+                with contextlib.suppress(OSError):
+                    self._set_mode(fd, PRIVATE)
+                raise OSError(exc.errno, exc.strerror, spot.path) from exc  # not that of the temporary file
             self.published = True
             self._temporary = None
             if self._fsync:
                 os.fsync(directory)
 
+    def _check_still(self, fd: int, directory: int, name: str) -> None:
+        """Look whether the name is still that of the file: what is put under the target's name must be ours."""
+        if is_still(fd, directory, name):
+            return
+        if self._etag is None:
+            raise FileNotFoundError(
+                errno.ENOENT, "somebody has removed or replaced it meanwhile; save once more", self._beside
+            )
+        raise PartFileError(self._beside, "somebody has removed or replaced it meanwhile; save once more")
+
+    def _set_mode(self, fd: int, mode: int | None) -> None:
+        # Just before the rename: what is unfinished stays private, also where the disk takes long, or a kill comes between.
+        if mode is not None and self._mode is not None:
+            os.fchmod(fd, mode)
+
     def close(self) -> None:
         """Close what is open, and remove the temporary file unless it was published, or is a part file to keep."""
         file, self.file = self.file, None
+        spot, self._spot = self._spot, None
         directory, self._directory = self._directory, None
         temporary, self._temporary = self._temporary, None
         with contextlib.ExitStack() as stack:
+            if spot is not None:
+                stack.callback(spot.close)
             if directory is not None:
                 stack.callback(directory.close)
             if file is not None:
-                stack.callback(file.close)  # which unlocks a part file, when no thread works on it any more
-                if directory is not None and temporary is not None:
+                stack.callback(file.close)  # which unlocks it, when no thread works on it any more
+                if spot is not None and directory is not None and temporary is not None:
                     fd = stack.enter_context(file)
-                    self._leave(fd, stack.enter_context(directory), temporary)
+                    self._leave(fd, stack.enter_context(directory), temporary, spot.folder)
 
     def __del__(self) -> None:
         """Close it where an interrupt has kept its owner from that: a signal handler may raise between any two lines."""
         with contextlib.suppress(OSError, AttributeError):  # the interrupt may have come while it was made
             self.close()
 
-    def _leave(self, fd: int, directory: int, name: str) -> None:
+    def _leave(self, fd: int, directory: int, name: str, folder: str) -> None:
         """Remove the file beside the target, unless it is a part file that another save can go on with."""
-        if self._etag is not None:
-            if not is_still(fd, directory, name):
-                return  # somebody has removed it, and another save may have begun one
-            # What the disk refused may be missing, while its pages still show it.
-            if not self.sync_failed and os.fstat(fd).st_size > 0:
-                self.left = os.path.join(self._parent, name)
-                return
+        if not is_still(fd, directory, name):
+            return  # somebody has removed it, and another save may have begun one
+        # What the disk refused may be missing, while its pages still show it.
+        if self._etag is not None and not self.sync_failed and os.fstat(fd).st_size > 0:
+            self.left = os.path.join(folder, name)
+            return
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=directory)
+
+
+def _check_replaceable(spot: Spot, directory: os.stat_result) -> None:
+    """Look whether a sticky directory lets us replace what is there, which would else be known at the end.
+
+    Raises:
+        PermissionError: It does not.
+    """
+    users = {0, directory.st_uid, spot.there.st_uid if spot.there is not None else os.geteuid()}
+    if directory.st_mode & stat.S_ISVTX and os.geteuid() not in users:
+        raise PermissionError(
+            errno.EPERM,
+            "it is another user's, and only he can replace it in this directory; write to another name or place",
+            spot.path,
+        )
+
+
+def _mode_of_old(spot: Spot) -> int | None:
+    """Return the mode of what is there, as far as it is kept; None where it says nothing of what its owner wants.
+
+    That is one that another user has chosen, or may have: where others may write, a second name can be their doing.
+    """
+    old = spot.there
+    if old is None or old.st_uid != os.geteuid() or (old.st_nlink > 1 and spot.is_shared):
+        return None
+    return stat.S_IMODE(old.st_mode) & _MODES
 
 
 async def open_stream(target: Target) -> int:
     """Return the descriptor; a FIFO is opened here, once somebody reads it. A cancel leaves nothing open."""
     while target.file is None:
         try:
-            target.file = OpenFile(os.open(target.path, os.O_WRONLY | os.O_NONBLOCK))
+            target.file = OpenFile(target.open_fifo())
         except OSError as exc:
             if exc.errno != errno.ENXIO:
                 raise

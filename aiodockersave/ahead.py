@@ -20,6 +20,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from ._aio import Worker, close_all, drop_tasks, end_tasks, run_up_to_wait
+from ._path import find
 from .sources import Source, SupportsEarlyBlobs
 
 if TYPE_CHECKING:
@@ -94,15 +95,19 @@ async def look_at(target: str | os.PathLike[str]) -> Place:
 
     def look() -> Place:
         try:
-            if not stat.S_ISREG(os.stat(target).st_mode):
-                return NO_FILE
-        except OSError:
-            pass  # it is not there yet
-        try:
-            there = os.statvfs(os.path.dirname(os.path.realpath(target)))
+            spot = find(os.fsdecode(target))
+        except IsADirectoryError:
+            return NO_FILE
         except OSError:
             return Place(is_file=True, space=None)
-        return Place(is_file=True, space=there.f_bavail * there.f_frsize if there.f_blocks else None)
+        with spot:
+            if spot.there is not None and not stat.S_ISREG(spot.there.st_mode):
+                return NO_FILE
+            try:
+                there = os.statvfs(spot.directory)
+            except OSError:
+                return Place(is_file=True, space=None)
+            return Place(is_file=True, space=there.f_bavail * there.f_frsize if there.f_blocks else None)
 
     return await Worker("aiodockersave-file").run(look)
 

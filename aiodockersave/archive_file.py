@@ -26,9 +26,11 @@ def open_archive(
 ) -> AbstractAsyncContextManager[ArchiveWriter]:
     """Write an archive to a path: it appears there when it is whole, or not at all.
 
-    A temporary file beside the target is renamed over it by ``close()``, which the end of the block calls. An existing
-    file is never touched before that; its mode is kept. A symbolic link's target is replaced, not the link. What is no
-    regular file (``/dev/null``, a FIFO) is written into.
+    A temporary file beside the target is renamed over it by ``close()``, which the end of the block calls. It is private
+    until then, and temporary files that a killed process has left there are removed. An existing file is never touched
+    before that; its mode is kept if it is the caller's own, up to ``0o777``. A symbolic link's target is replaced, not the
+    link. What is no regular file (``/dev/null``, a FIFO) is written into. In a directory that others may write to, a link or
+    a FIFO has to be the caller's own or root's.
 
     Args:
         path: Where the archive is to be.
@@ -41,6 +43,7 @@ def open_archive(
         checksum: Whether the report has the SHA-256 of the archive.
 
     Raises:
+        PermissionError: Another user has prepared something on the path, or what is there may not be replaced.
         OSError: The file cannot be made, or the disk is full.
 
     Cancel: the old file is untouched and no temporary file is left, unless the archive was under its name already.

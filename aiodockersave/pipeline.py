@@ -82,7 +82,8 @@ async def save(
         InvalidDocumentError: A manifest or config is not valid.
         InvalidInputError: A tag is no name, or a layer has two sizes.
         InsufficientSpaceError: The archive will not fit, as far as its size is known ahead.
-        PartFileError: What an interrupted save has left is of another archive, or in use.
+        PartFileError: What an interrupted save has left is of another archive, in use, made by another user, or others may
+            write to it.
         OSError: The target cannot be written.
 
     Errors of this package have a note that names the image.

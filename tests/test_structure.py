@@ -42,6 +42,8 @@ ACTS = (
         "ledger",
         "layers",
         "_calls",
+        "_path",
+        "_beside",
         "_part_file",
         "_target",
         "writer",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
 import os
 import secrets
 import stat
@@ -259,9 +260,11 @@ async def test_names_of_temporary_files_that_are_taken(
     tokens = iter(["00000000", "11111111", "22222222"])
     monkeypatch.setattr(secrets, "token_hex", lambda _: next(tokens))
     (tmp_path / ".app.tar.00000000.tmp").symlink_to(victim)
-    (tmp_path / ".app.tar.11111111.tmp").write_bytes(OLD)
-    async with open_archive(tmp_path / "app.tar"):
-        assert (tmp_path / ".app.tar.22222222.tmp").exists()
+    with (tmp_path / ".app.tar.11111111.tmp").open("wb", buffering=0) as another:
+        another.write(OLD)
+        fcntl.flock(another, fcntl.LOCK_EX)
+        async with open_archive(tmp_path / "app.tar"):
+            assert (tmp_path / ".app.tar.22222222.tmp").exists()
     assert victim.read_bytes() == OLD
     assert (tmp_path / ".app.tar.11111111.tmp").read_bytes() == OLD
     for token in ("00000000", "11111111"):

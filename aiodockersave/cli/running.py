@@ -112,8 +112,10 @@ async def _interruptible(work: Callable[[], Awaitable[None]]) -> None:
 def _reason(error: OSError, target: str) -> str:
     # What is written by descriptor has no name in its errors; what is read is always opened by name.
     where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else target
-    advice = _ADVICE.get(error.errno or 0)
-    line = f"{where}: {error.strerror or error}" + (f"; {advice}" if advice else "")
+    what = error.strerror or str(error)
+    # What this package says itself says what to do, the system does not.
+    advice = None if ";" in what else _ADVICE.get(error.errno or 0)
+    line = f"{where}: {what}" + (f"; {advice}" if advice else "")
     return _with_notes(line, error)
 
 

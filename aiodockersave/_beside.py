@@ -1,0 +1,211 @@
+"""Files beside a target: hidden, private until they are whole, and locked while somebody works on them.
+
+The lock is what tells a file that is written from one that a killed process has left.
+
+All functions block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+import stat
+from typing import Final
+
+__all__ = [
+    "OPEN_BESIDE",
+    "PRIVATE",
+    "is_still",
+    "lock",
+    "mode_of_new",
+    "name_beside",
+    "open_temporary",
+    "remove_stale",
+    "stat_of_new",
+]
+
+OPEN_BESIDE: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+"""How a file beside a target is opened: not where a link leads that somebody has put there."""
+PRIVATE: Final = 0o600
+"""The mode of what is not finished: nobody else sees what is in a private image, or writes to it."""
+
+_NAME_MAX: Final = 255
+_TRIES: Final = 16
+_TOKEN_DIGITS: Final = 8
+_SUFFIX: Final = ".tmp"
+_NEW: Final = 0o666
+"""The mode of an ordinary new file, before umask or the directory's default ACL take from it."""
+
+
+def name_beside(name: str, suffix: str) -> str:
+    """Return a hidden name beside ``name``, cut to what file systems take."""
+    kept = os.fsencode(name)[: _NAME_MAX - len(suffix) - 1]
+    return f".{os.fsdecode(kept)}{suffix}"
+
+
+def is_still(fd: int, directory: int, name: str) -> bool:
+    """Tell whether a name is still that of an open file."""
+    try:
+        named = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(named, os.fstat(fd))
+
+
+def lock(fd: int) -> bool:
+    """Lock a file until its descriptor is closed; tell whether that was possible, or another process has it.
+
+    Raises:
+        OSError: Its file system has no locks.
+    """
+    import fcntl  # noqa: PLC0415 - only where a file is written, and not on every system
+
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        if exc.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return False
+        raise
+    return True
+
+
+# ── temporary files ──
+
+
+def _temporary_name(name: str) -> str:
+    return name_beside(name, f".{secrets.token_hex(_TOKEN_DIGITS // 2)}{_SUFFIX}")
+
+
+def open_temporary(directory: int, name: str) -> tuple[int, str]:
+    """Make a temporary file beside the target ``name`` and lock it; return its descriptor and name.
+
+    Where the file system has no locks it is not locked; neither are others then, so nobody takes it for one that was left.
+    """
+    for _ in range(_TRIES):
+        temporary = _temporary_name(name)
+        try:
+            fd = _make(directory, temporary, PRIVATE)
+        except FileExistsError:
+            continue
+        try:
+            # Before it was locked another save may have taken it for one that was left.
+            if _lock_if_possible(fd) and is_still(fd, directory, temporary):
+                return fd, temporary
+        except BaseException:
+            _remove(directory, temporary)
+            os.close(fd)
+            raise
+        os.close(fd)
+    raise FileExistsError(errno.EEXIST, "no free name for a temporary file", name)
+
+
+def _make(directory: int, name: str, mode: int) -> int:
+    return os.open(name, OPEN_BESIDE | os.O_CREAT | os.O_EXCL, mode, dir_fd=directory)
+
+
+def _lock_if_possible(fd: int) -> bool:
+    try:
+        return lock(fd)
+    except OSError:
+        return True
+
+
+def _remove(directory: int, name: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=directory)
+
+
+def remove_stale(directory: int, name: str, fd: int) -> None:
+    """Remove the temporary files beside the target ``name`` that nobody works on any more, as after a kill.
+
+    ::
+
+        removed   a regular file of one's own, of one name, exactly as ours are called, that can be locked
+        kept      what another process has locked, or made a moment ago and is about to lock
+                  what belongs to another user, has a second name, or is no regular file
+                  all, where the file system has no locks
+
+    Args:
+        directory: A descriptor of the directory.
+        name: The name of the target.
+        fd: The caller's own file beside it: it stays, and shows who one is in this file system.
+
+    Raises:
+        OSError: The directory cannot be listed.
+    """
+    beginning = name_beside(name, f".{'?' * _TOKEN_DIGITS}{_SUFFIX}").removesuffix(
+        "?" * _TOKEN_DIGITS + _SUFFIX
+    )
+    pattern = f"{re.escape(beginning)}[0-9a-f]{{{_TOKEN_DIGITS}}}{re.escape(_SUFFIX)}"
+    own = os.fstat(fd)
+    for each in os.listdir(directory):
+        if re.fullmatch(pattern, each):
+            with contextlib.suppress(OSError):  # then it stays, or somebody else has removed it
+                _remove_if_stale(directory, each, own)
+
+
+def _remove_if_stale(directory: int, name: str, own: os.stat_result) -> None:
+    if not _may_be_stale(os.stat(name, dir_fd=directory, follow_symlinks=False), own):
+        return  # and is not even opened
+    fd = os.open(name, OPEN_BESIDE | os.O_NONBLOCK, dir_fd=directory)
+    try:
+        # Looked at once more, since it may be another by now. Whoever has just made it looks whether it is there, once it is
+        # locked.
+        if _may_be_stale(os.fstat(fd), own) and lock(fd) and is_still(fd, directory, name):
+            os.unlink(name, dir_fd=directory)
+    finally:
+        os.close(fd)
+
+
+def _may_be_stale(there: os.stat_result, own: os.stat_result) -> bool:
+    is_another = not os.path.samestat(there, own)
+    return is_another and there.st_uid == own.st_uid and stat.S_ISREG(there.st_mode) and there.st_nlink == 1
+
+
+# ── modes ──
+
+
+def mode_of_new(directory: int, name: str) -> int:
+    """Return the mode that a new file beside the target ``name`` has in the ordinary way."""
+    umask = None if _has_default_acl(directory) else _umask()
+    if umask is not None:
+        return _NEW & ~umask
+    return stat.S_IMODE(stat_of_new(directory, name, _NEW).st_mode) & _NEW
+
+
+def _umask() -> int | None:
+    """Return this process's umask; None where the kernel does not say it.
+
+    ``os.umask()`` would change it to tell it: for all threads, for a moment.
+    """
+    try:
+        with open("/proc/thread-self/status", "rb") as file:
+            found = re.search(rb"^Umask:\s*([0-7]+)$", file.read(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1], 8) if found else None
+
+
+def _has_default_acl(directory: int) -> bool:
+    """Tell whether a directory has a default ACL, which is asked in place of the umask."""
+    try:
+        return bool(os.getxattr(directory, "system.posix_acl_default"))
+    except (OSError, AttributeError):  # none, no ACLs on this file system, or no Linux
+        return False
+
+
+def stat_of_new(directory: int, name: str, mode: int) -> os.stat_result:
+    """Make an empty file beside the target ``name``, remove it, and return whose it was and of which mode."""
+    for _ in range(_TRIES):
+        temporary = _temporary_name(name)
+        with contextlib.suppress(FileExistsError):
+            fd = _make(directory, temporary, mode)
+            try:
+                _remove(directory, temporary)
+                return os.fstat(fd)
+            finally:
+                os.close(fd)
+    raise FileExistsError(errno.EEXIST, "no free name for a temporary file", name)

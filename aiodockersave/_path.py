@@ -1,0 +1,279 @@
+"""The way to a target: from directory to directory, each opened below the one before.
+
+Whoever may write to a directory on the way can put a link there, or replace what was looked at. So each name is looked at once,
+and from then on only the last directory, which is open, and a name in it count::
+
+    /tmp/latest  ─▶  /  ─▶  tmp  ─▶  latest, a link to app.tar  ─▶  app.tar
+                                     whose is it? others may write to tmp
+
+All functions block.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+from collections import deque
+from typing import Final, NamedTuple, Self
+
+__all__ = ["Spot", "find", "is_safe"]
+
+_LINKS: Final = 40
+"""Links on one way, as many as Linux follows."""
+# To pass a directory on the way, one need not be allowed to list it.
+_PASS: Final = getattr(os, "O_PATH", getattr(os, "O_SEARCH", os.O_RDONLY)) | os.O_DIRECTORY
+
+
+def is_safe(there: os.stat_result, directory: os.stat_result, trusted: frozenset[int]) -> bool:
+    """Tell whether what is at a name was put there by nobody but trusted users, as far as it matters.
+
+    ::
+
+                                  only trusted users may    others may write
+                                  write to its directory    to its directory
+        a regular file            yes: it is replaced, whoever has made it, and never written into
+        a link                    yes: it is followed       where it is a trusted user's
+        a FIFO, device, socket    yes: it is written into   where it is a trusted user's,
+                                                            and the same once it is open
+    """
+    return stat.S_ISREG(there.st_mode) or there.st_uid in trusted or not _others_may_write(directory, trusted)
+
+
+def _others_may_write(directory: os.stat_result, trusted: frozenset[int]) -> bool:
+    # Sticky or not: that keeps others from removing, not from being first.
+    return bool(directory.st_mode & (stat.S_IWGRP | stat.S_IWOTH)) or directory.st_uid not in trusted
+
+
+def _trusted_users() -> frozenset[int]:
+    # In a user namespace the real root may be shown as another user: as whom "/" belongs to.
+    return frozenset({0, os.geteuid(), os.stat("/").st_uid})
+
+
+class Spot(NamedTuple):
+    """Where a path leads to: a name in an open directory. Close it.
+
+    Attributes:
+        directory: The directory's descriptor, which may be good for nothing but what is below it.
+        folder: The directory's path, for messages.
+        name: The name in it.
+        there: What is there; None for nothing. Never a link nor a directory.
+        is_shared: Whether others may write to the directory.
+        is_magic: Whether the name is a link of the kernel's to something open, as ``/proc/self/fd/1``, whose text leads nowhere.
+    """
+
+    directory: int
+    folder: str
+    name: str
+    there: os.stat_result | None
+    is_shared: bool
+    is_magic: bool
+
+    @property
+    def path(self) -> str:
+        """The whole path, without links."""
+        return os.path.join(self.folder, self.name)
+
+    def open(self, flags: int) -> int:
+        """Open what is there, if that is still what was found.
+
+        Raises:
+            PermissionError: Something else is there by now, in a directory that others may write to.
+            OSError: It cannot be opened.
+        """
+        try:
+            fd = os.open(self.name, flags if self.is_magic else flags | os.O_NOFOLLOW, dir_fd=self.directory)
+        except OSError as exc:
+            if exc.errno == errno.ELOOP and self.is_shared:
+                raise self._replaced() from None
+            exc.filename = self.path
+            raise
+        try:
+            if self.is_shared and not self._is_same(os.fstat(fd)):
+                raise self._replaced()
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def _is_same(self, opened: os.stat_result) -> bool:
+        # Whose and of which kind it is, too: what is removed and made anew may have the same inode.
+        there = self.there
+        return (
+            there is not None
+            and os.path.samestat(there, opened)
+            and there.st_uid == opened.st_uid
+            and stat.S_IFMT(there.st_mode) == stat.S_IFMT(opened.st_mode)
+        )
+
+    def _replaced(self) -> PermissionError:
+        return PermissionError(
+            errno.EACCES, "somebody has replaced it meanwhile; write to another place", self.path
+        )
+
+    def close(self) -> None:
+        """Close the directory."""
+        os.close(self.directory)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def find(path: str) -> Spot:
+    """Go where a path leads, and look what is there.
+
+    Raises:
+        PermissionError: A stranger has put something on the way, or at its end; see :func:`is_safe`.
+        IsADirectoryError: It leads to a directory, or names one.
+        OSError: It leads nowhere.
+    """
+    way = _Way(path)
+    try:
+        return way.go()
+    except BaseException:
+        os.close(way.directory)
+        raise
+
+
+class _Way:
+    """The part of a path that is still to be gone, and how far it was gone."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._names = deque(_names(path))
+        self._links = 0
+        self._trusted = _trusted_users()
+        is_absolute = path.startswith("/")
+        self._folder = "/" if is_absolute else os.getcwd()
+        self.directory = os.open("/" if is_absolute else ".", _PASS)
+
+    def go(self) -> Spot:
+        """Go to the end, which is the caller's to close."""
+        spot = None
+        while spot is None:
+            name = self._names.popleft()
+            try:
+                if not self._names:
+                    spot = self._look(name)
+                elif name != ".":  # which is where we are
+                    self._enter(name)
+            except OSError as exc:
+                if exc.filename in (name, ""):  # "" is a link that is open
+                    exc.filename = self._at(name)
+                raise
+        return spot
+
+    def _at(self, name: str) -> str:
+        return os.path.join(self._folder, name)
+
+    def _enter(self, name: str) -> None:
+        """Go on into a directory, or to where a link leads."""
+        try:
+            below = os.open(name, _PASS | os.O_NOFOLLOW, dir_fd=self.directory)
+        except FileNotFoundError:
+            if set(self._names) == {"."}:  # "new/" names a directory, even if there is none
+                raise self._is_a_directory() from None
+            raise
+        except OSError as exc:
+            # Which of them a link gives is not the same everywhere.
+            if exc.errno not in (errno.ENOTDIR, errno.ELOOP) or not stat.S_ISLNK(self._stat(name).st_mode):
+                raise
+            self._follow(name)
+            return
+        self._go_to(below, os.path.dirname(self._folder) if name == ".." else self._at(name))
+
+    def _go_to(self, directory: int, folder: str) -> None:
+        before = self.directory
+        self.directory, self._folder = directory, folder
+        os.close(before)
+
+    def _look(self, name: str) -> Spot | None:
+        """Return the end of the way; None if it is a link, which leads on."""
+        if name == ".":
+            raise self._is_a_directory()
+        is_magic = False
+        there: os.stat_result | None
+        try:
+            there = self._stat(name)
+        except FileNotFoundError:
+            there = None
+        else:
+            if stat.S_ISLNK(there.st_mode):
+                opened = self._what_is_open(name, there)
+                if opened is None:
+                    self._follow(name)
+                    return None
+                self._check(there, name)
+                is_magic, there = True, opened
+            if stat.S_ISDIR(there.st_mode):
+                raise self._is_a_directory()
+            self._check(there, name)
+        is_shared = _others_may_write(os.fstat(self.directory), self._trusted)
+        return Spot(self.directory, self._folder, name, there, is_shared, is_magic)
+
+    def _stat(self, name: str) -> os.stat_result:
+        return os.stat(name, dir_fd=self.directory, follow_symlinks=False)
+
+    def _what_is_open(self, name: str, link: os.stat_result) -> os.stat_result | None:
+        """Return what a link of ``/proc`` stands for if that has no path to speak of; None for any other link."""
+        try:
+            if link.st_dev != os.stat("/proc/self/fd").st_dev:
+                return None
+        except OSError:
+            return None
+        there = os.stat(name, dir_fd=self.directory)
+        return None if stat.S_ISREG(there.st_mode) or stat.S_ISDIR(there.st_mode) else there
+
+    def _follow(self, name: str) -> None:
+        """Put where a link leads before what is left of the way."""
+        link, text = _read_link(name, self.directory)
+        self._check(link, name)
+        self._links += 1
+        if self._links > _LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), self._path)
+        self._names.extendleft(reversed(_names(text)))
+        if text.startswith("/"):
+            self._go_to(os.open("/", _PASS), "/")
+
+    def _check(self, there: os.stat_result, name: str) -> None:
+        if not is_safe(there, os.fstat(self.directory), self._trusted):
+            what = "a link" if stat.S_ISLNK(there.st_mode) else "no regular file"
+            raise PermissionError(
+                errno.EACCES,
+                f"it is {what}, and of another user (uid {there.st_uid}), in a directory that others may write to; "
+                "remove it, or write to another place",
+                self._at(name),
+            )
+
+    def _is_a_directory(self) -> IsADirectoryError:
+        return IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), self._path)
+
+
+def _names(path: str) -> list[str]:
+    """Return the names of a path in order, with a "." at the end if what is there has to be a directory."""
+    names = path.split("/")
+    must_be_directory = names[-1] in ("", ".", "..")
+    return [name for name in names if name not in ("", ".")] + ["."] * must_be_directory
+
+
+def _read_link(name: str, directory: int) -> tuple[os.stat_result, str]:
+    """Return what a link is and where it leads, both of the same one."""
+    if sys.platform == "linux":
+        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=directory)
+        try:
+            return os.fstat(fd), os.readlink("", dir_fd=fd)
+        finally:
+            os.close(fd)
+    else:  # a link cannot be opened, or not be read then: so it is looked at before and after
+        before = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        text = os.readlink(name, dir_fd=directory)
+        after = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        if not os.path.samestat(before, after) or before.st_ctime_ns != after.st_ctime_ns:
+            raise PermissionError(
+                errno.EACCES, "somebody has replaced it meanwhile; write to another place", name
+            )
+        return after, text

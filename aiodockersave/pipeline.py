@@ -81,6 +81,8 @@ async def save(
         ContentError: What a source gave is not what was promised.
         InvalidDocumentError: A manifest or config is not valid.
         InvalidInputError: A tag is no name, or a layer has two sizes.
+        NameConflictError: One name was given to two images, whose references the note names.
+        ImageConflictError: One config came with two lists of layers.
         InsufficientSpaceError: The archive will not fit, as far as its size is known ahead.
         PartFileError: What an interrupted save has left is of another archive, or in use.
         OSError: The target cannot be written.

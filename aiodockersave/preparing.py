@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from ._aio import Worker, run_together, running_task
 from ._text import one_line
-from .errors import DockerSaveError, InvalidInputError
+from .errors import DockerSaveError, InvalidInputError, NameConflictError
 from .model import Descriptor, Digest, Format, Layers, Platform, check_choice
 from .reference import parse_repo_tags
 from .sources import ResolvedImage, Source, opens_early
@@ -74,6 +74,11 @@ class PreparedImage:
     request: ImageRequest
     resolved: ResolvedImage
     image: Image
+
+    @property
+    def repo_tags(self) -> tuple[str, ...]:
+        """Its names, as they stand in ``manifest.json``."""
+        return tuple(tag.repo_tag for tag in self.image.repo_tags)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +140,7 @@ async def prepare(
     if images:
         await run_together(*[run] * min(_RESOLVED_AT_ONCE, len(images)))
     prepared = tuple(found[index] for index in range(len(images)))
+    _check_names(prepared)
     plan = None
     if layers == "keep":
         plan = await worker.run(_plan, prepared, format)
@@ -161,6 +167,25 @@ def _check(request: ImageRequest, resolved: ResolvedImage) -> PreparedImage:
 
     image = read_image(resolved.config, resolved.manifest, _tags(request, resolved))
     return PreparedImage(request, resolved, image)
+
+
+def _check_names(images: Sequence[PreparedImage]) -> None:
+    """Look whether each name is that of one image; the plan does too, but does not know what the images are called."""
+    if len(images) < 2:
+        return
+    from .formats import Names  # noqa: PLC0415 - see the head of this file
+
+    names = Names()
+    for each in images:
+        image_id = each.image.config.image_id
+        try:
+            names.check(image_id, each.repo_tags)
+        except NameConflictError as exc:
+            for other in images:
+                if exc.name in other.repo_tags and other.image.config.image_id in exc.image_ids:
+                    _note(exc, other.request)
+            raise
+        names.record(image_id, each.repo_tags)
 
 
 def _check_layers(images: Sequence[PreparedImage]) -> None:
@@ -190,5 +215,9 @@ def naming(request: ImageRequest) -> Generator[None, None, None]:
     try:
         yield
     except DockerSaveError as exc:
-        exc.add_note(f"image {one_line(str(request)):.300}")
+        _note(exc, request)
         raise
+
+
+def _note(error: DockerSaveError, request: ImageRequest) -> None:
+    error.add_note(f"image {one_line(str(request)):.300}")

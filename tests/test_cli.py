@@ -404,6 +404,20 @@ def test_a_damaged_layer_names_layer_and_image(run: Run, layout: Path, tmp_path:
     assert result.lines[0].endswith(f" (image oci:{layout}:one)")
 
 
+@pytest.mark.parametrize("command", [["save", "-o", "{path}"], ["plan"]], ids=["save", "plan"])
+def test_one_name_for_two_images_names_both(
+    run: Run, layout: Path, tmp_path: Path, command: list[str]
+) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(b"old")
+    images = [f"oci:{layout}:one=x:1", f"oci:{layout}:two=y,docker.io/x:1"]
+    result = run(*(word.format(path=path) for word in command), *images)
+    assert (result.code, result.out, len(result.lines)) == (1, "", 1)
+    assert f"docker.io/library/x:1 is {IMAGE.image_id} and {OTHER.image_id}" in result.lines[0]
+    assert result.lines[0].endswith(f" (image oci:{layout}:one; image oci:{layout}:two)")
+    assert path.read_bytes() == b"old"
+
+
 def test_what_nobody_thought_of_is_one_line_too(
     run: Run, layout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

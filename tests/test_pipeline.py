@@ -32,6 +32,7 @@ from aiodockersave.errors import (
     ImageConflictError,
     InvalidInputError,
     InvalidReferenceError,
+    NameConflictError,
     SizeMismatchError,
     UnsupportedImageError,
 )
@@ -251,6 +252,49 @@ async def test_what_can_be_known_ahead_is_found_before_anything_is_written(
             )
     assert source.opened == []
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("layers", MODES)
+@pytest.mark.parametrize(
+    ("default", "tags"),
+    [
+        ((), [["x:1"], ["x:1"]]),
+        ((), [["y", "x"], ["example.com/z", "docker.io/library/x:latest"]]),
+        (("x:1",), [None, None]),
+        (("x:1",), [["index.docker.io/library/x:1"], None]),
+    ],
+    ids=["given", "in other words", "the source's", "given and the source's"],
+)
+async def test_one_name_for_two_images_is_refused_before_anything_is_written(
+    tmp_path: Path, layers: Layers, default: tuple[str, ...], tags: list[list[str] | None]
+) -> None:
+    """Some tools would load the first of them under that name and some the last, and one never loads the other."""
+    source = MemorySource(one=ONE, two=TWO, three=make_image(author="three"), default_tags=default)
+    requests = [
+        ImageRequest(source, "one", tags[0]),
+        ImageRequest(source, "three", ["example.com/three:3"]),
+        ImageRequest(source, "two", tags[1], name="the second"),
+    ]
+    path, sink = tmp_path / "archive", ListSink()
+    path.write_bytes(b"old")
+    for target in (path, sink):
+        with pytest.raises(NameConflictError) as caught:
+            await save(requests, target, layers=layers)
+        assert caught.value.image_ids == (ONE.image_id, TWO.image_id)
+        assert caught.value.name.startswith("docker.io/library/x:")
+        assert caught.value.__notes__ == ["image one", "image the second"]
+    with pytest.raises(NameConflictError):
+        await prepare(requests, layers=layers)
+    assert source.opened == []
+    assert (sink.writes, path.read_bytes(), list(tmp_path.iterdir())) == ([], b"old", [path])
+
+
+@pytest.mark.parametrize("layers", MODES)
+async def test_one_image_may_be_given_one_name_twice(source: MemorySource, layers: Layers) -> None:
+    tags = [["a:1"], ["docker.io/a:1", "b:2"], ["b:2"]]
+    report = await save([ImageRequest(source, "one", each) for each in tags], ListSink(), layers=layers)
+    (item,) = report.images
+    assert item.repo_tags == ("docker.io/library/a:1", "docker.io/library/b:2")
 
 
 @pytest.mark.parametrize("option", ["format", "layers"])

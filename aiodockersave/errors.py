@@ -301,16 +301,17 @@ class BlobNotFoundError(SourceError, LookupError):
 
 
 class PlatformNotFoundError(SourceError, LookupError):
-    """An index has no image for the platform.
+    """An index has no image for the platform, or the one image that there is says that it is for another.
 
     Attributes:
         wanted: The platform asked for.
         available: The platforms that there are.
     """
 
-    def __init__(self, wanted: Platform, available: Sequence[Platform]) -> None:
+    def __init__(self, wanted: Platform, available: Sequence[Platform], advice: str = "") -> None:
         names = ", ".join(dict.fromkeys(str(platform) for platform in available)) or "none"
-        super().__init__(f"no image for platform {wanted}; there are: {names}")
+        what_to_do = f"; {advice}" if advice else ""
+        super().__init__(f"no image for platform {wanted}; there are: {names}{what_to_do}")
         self.wanted = wanted
         self.available = tuple(available)
 

@@ -380,6 +380,7 @@ def test_platform(run: Run, layout: Path) -> None:
 def on_riscv64(monkeypatch: pytest.MonkeyPatch) -> None:
     name = os.uname_result(("Linux", "host", "6", "#1", "riscv64"))
     monkeypatch.setattr(os, "uname", lambda: name)
+    monkeypatch.delenv("AIODOCKERSAVE_PLATFORM", raising=False)
 
 
 @pytest.mark.parametrize("arguments", [["save", "-o", "{path}"], ["plan"]], ids=["save", "plan"])

@@ -364,6 +364,7 @@ class ImageConfig:
         legacy_attributes: The tokens of the seven top-level members that go into a docker archive's legacy
             metadata, as Go's ``encoding/json`` copies them; ``null`` where the config has none. Not to be
             changed.
+        has_variant: Whether the config says a variant of the processor; ``platform`` has one for ``arm`` in any case.
     """
 
     raw: bytes = field(repr=False)
@@ -371,6 +372,7 @@ class ImageConfig:
     platform: Platform | None
     diff_ids: tuple[Digest, ...]
     legacy_attributes: Mapping[str, bytes] = field(hash=False, repr=False)
+    has_variant: bool = True
 
     @classmethod
     def parse(cls, raw: bytes) -> ImageConfig:
@@ -389,12 +391,28 @@ class ImageConfig:
             _config_platform(fields),
             _diff_ids(fields),
             {name: tokens.get(name, b"null") for name in LEGACY_ATTRIBUTES},
+            _says(fields, "variant"),
         )
 
     @property
     def image_id(self) -> Digest:
         """The image ID: the digest of the config."""
         return self.digest
+
+    def contradicts(self, platform: Platform) -> bool:
+        """Tell whether the image says that it is for another platform, and none whose images run on this one.
+
+        What it does not say contradicts nothing. Versions of operating systems are not compared.
+        """
+        own = self.platform
+        if own is None:
+            return False
+        if not self.has_variant:
+            return (own.os, own.architecture) != (platform.os, platform.architecture)
+        return all(
+            (own.os, own.architecture, own.variant) != (each.os, each.architecture, each.variant)
+            for each in platform.fallbacks()
+        )
 
 
 def _config_platform(fields: _Fields) -> Platform | None:
@@ -404,6 +422,14 @@ def _config_platform(fields: _Fields) -> Platform | None:
     except InvalidDocumentError:
         return None
     return _Fields(values, OCI_CONFIG, "the config").own_platform()
+
+
+def _says(fields: _Fields, name: str) -> bool:
+    """Tell whether a field has a value that is not empty."""
+    try:
+        return bool(_value(fields, name))
+    except InvalidDocumentError:
+        return False
 
 
 def _diff_ids(fields: _Fields) -> tuple[Digest, ...]:

@@ -17,6 +17,7 @@
     │   ├── WriterClosedError                 closed or aborted
     │   ├── WriterBrokenError                 __cause__ is the first failure
     │   ├── ImageConflictError                same config, other layers
+    │   ├── NameConflictError                 one name for two images
     │   └── SinkError                         the sink breaks its protocol
     ├── SourceError                           where images come from
     │   ├── ImageNotFoundError (LookupError)
@@ -186,12 +187,7 @@ class SizeMismatchError(ContentError):
 
 
 class ContentTooLargeError(ContentError):
-    """Content exceeds a limit.
-
-    Attributes:
-        limit: The limit in bytes.
-        what: What exceeded it.
-    """
+    """Content, which one ``what`` says, exceeds a ``limit`` in bytes."""
 
     def __init__(self, limit: int, *, what: str) -> None:
         super().__init__(f"{what} is larger than the limit of {limit} bytes")
@@ -254,15 +250,21 @@ class WriterBrokenError(WriterError):
 
 
 class ImageConflictError(WriterError):
-    """One config was put with two different lists of layers.
-
-    Attributes:
-        image_id: The digest of the config.
-    """
+    """One config, ``image_id`` its digest, was put with two different lists of layers."""
 
     def __init__(self, image_id: Digest) -> None:
         super().__init__(f"image {image_id} is already in the archive with other layers")
         self.image_id = image_id
+
+
+class NameConflictError(WriterError):
+    """Two images of one archive, ``image_ids`` in the order in which they came, were given one ``name``."""
+
+    def __init__(self, name: str, image_ids: tuple[Digest, Digest]) -> None:
+        ids = " and ".join(map(str, image_ids))
+        super().__init__(f"one name for two images: {name} is {ids}; give one of them another name")
+        self.name = name
+        self.image_ids = image_ids
 
 
 class SinkError(WriterError):
@@ -290,12 +292,7 @@ class ImageNotFoundError(SourceError, LookupError):
 
 
 class BlobNotFoundError(SourceError, LookupError):
-    """The source has no blob of this digest.
-
-    Attributes:
-        digest: The digest.
-        where: Where it was looked for.
-    """
+    """The source has no blob of this ``digest``; ``where`` says where it was looked for."""
 
     def __init__(self, digest: Digest, where: str) -> None:
         super().__init__(f"blob {digest} not found in {where}")
@@ -304,16 +301,17 @@ class BlobNotFoundError(SourceError, LookupError):
 
 
 class PlatformNotFoundError(SourceError, LookupError):
-    """An index has no image for the platform.
+    """An index has no image for the platform, or the one image that there is says that it is for another.
 
     Attributes:
         wanted: The platform asked for.
         available: The platforms that there are.
     """
 
-    def __init__(self, wanted: Platform, available: Sequence[Platform]) -> None:
+    def __init__(self, wanted: Platform, available: Sequence[Platform], advice: str = "") -> None:
         names = ", ".join(dict.fromkeys(str(platform) for platform in available)) or "none"
-        super().__init__(f"no image for platform {wanted}; there are: {names}")
+        what_to_do = f"; {advice}" if advice else ""
+        super().__init__(f"no image for platform {wanted}; there are: {names}{what_to_do}")
         self.wanted = wanted
         self.available = tuple(available)
 

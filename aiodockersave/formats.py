@@ -34,6 +34,7 @@ from .errors import (
     DigestMismatchError,
     ImageConflictError,
     InvalidInputError,
+    NameConflictError,
     SizeMismatchError,
 )
 from .model import Descriptor, Digest, Format, check_choice, compression
@@ -196,6 +197,31 @@ def _check_config(config: ImageConfig, expected: Descriptor) -> None:
 # ── the builder ──
 
 
+class Names:
+    """Which image each name in an archive stands for: one name, one image.
+
+    Docker and containerd give a name that stands there twice to the last image, podman and skopeo to the first.
+    """
+
+    def __init__(self) -> None:
+        self._images: dict[str, Digest] = {}
+
+    def check(self, image_id: Digest, repo_tags: Iterable[str]) -> None:
+        """Refuse an image that would share a name with another one.
+
+        Raises:
+            NameConflictError: One of ``repo_tags`` stands for another image.
+        """
+        for tag in repo_tags:
+            other = self._images.get(tag, image_id)
+            if other != image_id:
+                raise NameConflictError(tag, (other, image_id))
+
+    def record(self, image_id: Digest, repo_tags: Iterable[str]) -> None:
+        """Note the names of an image that was checked."""
+        self._images.update(dict.fromkeys(repo_tags, image_id))
+
+
 class DockerBuilder:
     """What is in a ``docker`` archive so far, and which members would follow.
 
@@ -207,6 +233,7 @@ class DockerBuilder:
         self._legacy_ids: set[str] = set()
         self._items: dict[Digest, ManifestItem] = {}
         self._repositories: dict[str, dict[str, str]] = {}
+        self._names = Names()
 
     @property
     def items(self) -> tuple[ManifestItem, ...]:
@@ -235,13 +262,16 @@ class DockerBuilder:
 
         Raises:
             ImageConflictError: The same config is in with other layers.
+            NameConflictError: A repo tag stands for another image that is in.
             InvalidInputError: A layer is not in, or one layer would stand for two diff IDs.
         """
         paths = self._layer_paths(image, stored)
         old = self._items.get(image.config.digest)
         if old is not None and old.layers != paths:
             raise ImageConflictError(image.config.digest)
-        tags = [*(old.repo_tags if old else ()), *(tag.repo_tag for tag in image.repo_tags)]
+        added = [tag.repo_tag for tag in image.repo_tags]
+        self._names.check(image.config.digest, added)
+        tags = [*(old.repo_tags if old else ()), *added]
         name = f"{image.config.digest.encoded}.json"
         legacy = _legacy_layers(image.config, stored)
         entries: list[_File | _Link] = [] if old else [_File(name, image.config.raw)]
@@ -279,6 +309,7 @@ class DockerBuilder:
         self._legacy_ids |= addition.legacy_ids
         if addition.item is not None:
             self._items[addition.item.image_id] = addition.item
+            self._names.record(addition.item.image_id, addition.item.repo_tags)
         for name, tags in addition.repositories.items():
             self._repositories.setdefault(name, {}).update(tags)
 

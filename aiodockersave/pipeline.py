@@ -43,6 +43,7 @@ async def save(
     format: Format = "docker",
     layers: Layers = "keep",
     platform: Platform | None = None,
+    allow_other_platform: bool = False,
     jobs: int = DEFAULT_JOBS,
     resume: bool = False,
     fsync: bool = True,
@@ -61,7 +62,10 @@ async def save(
         target: A path, as :func:`open_archive` takes it, or any sink.
         format: The layout of the archive.
         layers: ``"keep"`` stores layers as the source has them, ``"decompress"`` as plain tars.
-        platform: Which of an image's platforms is taken; ``linux`` on this machine's architecture by default.
+        platform: Which of an image's platforms is taken. An image whose config says that it is for another one, on which
+            its programs do not run, is an error. By default ``linux`` on this machine's architecture; then such an
+            image is taken with a warning in the log (``aiodockersave``).
+        allow_other_platform: Whether it is taken in any case, with that warning.
         jobs: How many blobs are read at once, from 1 to 64; into a stream one is written while the next is read.
         resume: Whether a save that was interrupted is gone on with, and this one can be, should it be interrupted: what
             was received is kept in ``.NAME.<16 hex>.part`` beside the target, and an exception has a note that says so.
@@ -77,10 +81,13 @@ async def save(
         What is in the archive.
 
     Raises:
+        PlatformNotFoundError: An image is not there for ``platform``, or says that it is for another one.
         SourceError: An image or a blob is not there, or is no image.
         ContentError: What a source gave is not what was promised.
         InvalidDocumentError: A manifest or config is not valid.
         InvalidInputError: A tag is no name, or a layer has two sizes.
+        NameConflictError: One name was given to two images, whose references the note names.
+        ImageConflictError: One config came with two lists of layers.
         InsufficientSpaceError: The archive will not fit, as far as its size is known ahead.
         PartFileError: What an interrupted save has left is of another archive, in use, made by another user, or others may
             write to it.
@@ -110,7 +117,14 @@ async def save(
             ahead = await stack.enter_async_context(Ahead(order, jobs=jobs, space=space))
         async with Beside("aiodockersave-load") as loading:
             loading.start(_load_saving, layers=layers, is_path=is_path)
-            prepared = await prepare(images, format=format, layers=layers, platform=platform, _ahead=ahead)
+            prepared = await prepare(
+                images,
+                format=format,
+                layers=layers,
+                platform=platform,
+                allow_other_platform=allow_other_platform,
+                _ahead=ahead,
+            )
         from .saving import Settings, save_prepared  # noqa: PLC0415 - see the head of this file
 
         settings = Settings(

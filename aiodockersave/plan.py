@@ -164,7 +164,8 @@ def plan_archive(images: Iterable[ImageSpec], *, format: Format = "docker") -> P
 
     Raises:
         InvalidInputError: The size of a layer is not known, or one layer has two sizes.
-        InvalidDocumentError, ContentError, ImageConflictError: As ``ArchiveWriter.put_image`` raises them.
+        InvalidDocumentError, ContentError, ImageConflictError, NameConflictError: As ``ArchiveWriter.put_image``
+            raises them.
     """
     return plan_images(
         (read_image(each.config, each.image, each.repo_tags) for each in images), format=format

@@ -8,6 +8,7 @@ the first image was found.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from ._aio import Worker, run_together, running_task
 from ._text import one_line
-from .errors import DockerSaveError, InvalidInputError
+from .errors import DockerSaveError, InvalidInputError, NameConflictError, PlatformNotFoundError
 from .model import Descriptor, Digest, Format, Layers, Platform, check_choice
 from .reference import parse_repo_tags
 from .sources import ResolvedImage, Source, opens_early
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from .plan import Plan
 
 __all__ = ["ImageRequest", "Prepared", "PreparedImage", "default_platform", "naming", "prepare"]
+
+logger = logging.getLogger("aiodockersave")
 
 _RESOLVED_AT_ONCE: Final = 4
 # What `uname` says and `Platform` does not know from elsewhere.
@@ -75,6 +78,11 @@ class PreparedImage:
     resolved: ResolvedImage
     image: Image
 
+    @property
+    def repo_tags(self) -> tuple[str, ...]:
+        """Its names, as they stand in ``manifest.json``."""
+        return tuple(tag.repo_tag for tag in self.image.repo_tags)
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
@@ -106,6 +114,7 @@ async def prepare(
     format: Format = "docker",
     layers: Layers = "keep",
     platform: Platform | None = None,
+    allow_other_platform: bool = False,
     _ahead: Ahead | None = None,
 ) -> Prepared:
     """Resolve images, check them, and plan their archive; no layer is read.
@@ -121,6 +130,7 @@ async def prepare(
         if request.tags is not None:
             with naming(request):
                 parse_repo_tags(request.tags)  # before anything is asked for
+    is_default = platform is None
     platform = platform or default_platform()
     worker = Worker("aiodockersave-plan")
     found: dict[int, PreparedImage] = {}
@@ -130,11 +140,15 @@ async def prepare(
         for index, request in waiting:
             with naming(request):
                 resolved = await _resolve(request, platform, _ahead)
-                found[index] = await worker.run(_check, request, resolved)
+                found[index] = checked = await worker.run(_check, request, resolved)
+                if not (is_default or allow_other_platform):
+                    _check_platform(checked, platform)
 
     if images:
         await run_together(*[run] * min(_RESOLVED_AT_ONCE, len(images)))
     prepared = tuple(found[index] for index in range(len(images)))
+    _check_names(prepared)
+    _warn_of_platforms(prepared, platform, is_default=is_default)
     plan = None
     if layers == "keep":
         plan = await worker.run(_plan, prepared, format)
@@ -161,6 +175,45 @@ def _check(request: ImageRequest, resolved: ResolvedImage) -> PreparedImage:
 
     image = read_image(resolved.config, resolved.manifest, _tags(request, resolved))
     return PreparedImage(request, resolved, image)
+
+
+def _check_platform(image: PreparedImage, platform: Platform) -> None:
+    """Refuse an image that is for another platform: a source takes a single one whatever it is for."""
+    config = image.image.config
+    if config.platform is not None and config.contradicts(platform):
+        advice = "to take it all the same, allow it: --allow-other-platform, allow_other_platform=True"
+        raise PlatformNotFoundError(platform, [config.platform], advice)
+
+
+def _warn_of_platforms(images: Sequence[PreparedImage], platform: Platform, *, is_default: bool) -> None:
+    whose = ", which is this machine's platform" if is_default else ""
+    for each in images:
+        config = each.image.config
+        if config.contradicts(platform):
+            name = f"{one_line(str(each.request)):.300}"
+            logger.warning(
+                "image %s is for %s, not for %s%s; it is taken all the same",
+                *(name, config.platform, platform, whose),
+            )
+
+
+def _check_names(images: Sequence[PreparedImage]) -> None:
+    """Look whether each name is that of one image; the plan does too, but does not know what the images are called."""
+    if len(images) < 2:
+        return
+    from .formats import Names  # noqa: PLC0415 - see the head of this file
+
+    names = Names()
+    for each in images:
+        image_id = each.image.config.image_id
+        try:
+            names.check(image_id, each.repo_tags)
+        except NameConflictError as exc:
+            for other in images:
+                if exc.name in other.repo_tags and other.image.config.image_id in exc.image_ids:
+                    _note(exc, other.request)
+            raise
+        names.record(image_id, each.repo_tags)
 
 
 def _check_layers(images: Sequence[PreparedImage]) -> None:
@@ -190,5 +243,9 @@ def naming(request: ImageRequest) -> Generator[None, None, None]:
     try:
         yield
     except DockerSaveError as exc:
-        exc.add_note(f"image {one_line(str(request)):.300}")
+        _note(exc, request)
         raise
+
+
+def _note(error: DockerSaveError, request: ImageRequest) -> None:
+    error.add_note(f"image {one_line(str(request)):.300}")

@@ -263,6 +263,7 @@ class ArchiveWriter:
             DigestMismatchError, SizeMismatchError: The config is not the one of the manifest, or (with
                 ``layers="decompress"``) a layer is not the one of the config.
             ImageConflictError: The same config is in, with other layers.
+            NameConflictError: Another image that is in has one of the names; nothing was written.
             WriterClosedError, WriterBrokenError: See there.
 
         Cancel: as :meth:`put_layer`; either all of the image is in or nothing of it.

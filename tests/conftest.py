@@ -21,11 +21,16 @@ import pytest
 from blockbuster import BlockBuster, BlockBusterFunction, BlockingError
 from pytest_asyncio import is_async_test
 
+from aiodockersave.model import Platform
+from aiodockersave.preparing import default_platform
 from tests.interop.programs import require_program
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
+FOR_IMAGES = Platform(
+    "linux", "amd64"
+)  # what the configs of the tests' images say, unless a test wants another
 LEFT_FILES = (".*.tmp", "*.part")  # what `open_archive` and a resumable save call their unfinished files
 THREAD_GRACE = 2.0  # seconds that a thread whose work is done may take to end
 
@@ -50,7 +55,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    """Take signals as in the foreground: what nohup, or a shell for a job behind, ignores would be inherited."""
+    """Make what is inherited the same everywhere."""
+    if (
+        default_platform() != FOR_IMAGES
+    ):  # else every command of every test would say that the images are for another
+        os.environ.setdefault("AIODOCKERSAVE_PLATFORM", str(FOR_IMAGES))
+    # Signals as in the foreground: what nohup, or a shell for a job behind, ignores would be inherited.
     for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, usual)

@@ -351,6 +351,7 @@ def read_layout(folder: Path, name: str, repo_tags: Iterable[str] = ()) -> Image
 BORDER_SIZES = (0, 1, 511, 512, 513, 1023, 1024, 1025)
 TAGS = {
     "alpine": "docker.io/library/alpine:latest",
+    "busybox": "docker.io/library/busybox:latest",
     "example.com/app:1.0": "example.com/app:1.0",
     "example.com/app:2": "example.com/app:2",
     "example.com/app": "example.com/app:latest",
@@ -379,18 +380,23 @@ def image_lists(
     max_images: int = 4,
     max_layers: int = 6,
 ) -> list[Image]:
-    """Draw images that share layers, repeat them within one image, have none, and come again with other tags."""
+    """Draw images that share layers, repeat them within one image, have none, and come again with other tags.
+
+    No two images have one name: that is a conflict, which has tests of its own.
+    """
     # One blob for one diff ID: the same config with other layers is a conflict, which has tests of its own.
     chosen = draw(st.lists(pool or layers(), max_size=max_layers, unique_by=lambda layer: layer.diff_id))
     stacks = st.lists(st.sampled_from(chosen), max_size=max_layers) if chosen else st.just([])
     tags = st.lists(st.sampled_from(list(TAGS)), max_size=3)
     images: list[Image] = []
+    named: dict[str, Digest] = {}
     for _ in range(draw(st.integers(0, max_images))):
         if images and draw(st.integers(0, 3)) == 0:
-            images.append(draw(st.sampled_from(images)).tagged(*draw(tags)))
+            image = draw(st.sampled_from(images))
         else:
-            variant = draw(st.integers(0, 2))
-            images.append(make_image(*draw(stacks), repo_tags=draw(tags), comment=f"variant {variant}"))
+            image = make_image(*draw(stacks), comment=f"variant {draw(st.integers(0, 2))}")
+        own = [tag for tag in draw(tags) if named.setdefault(tag, image.image_id) == image.image_id]
+        images.append(image.tagged(*own))
     return images
 
 

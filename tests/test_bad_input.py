@@ -40,6 +40,7 @@ from aiodockersave import (
     InvalidPlatformError,
     InvalidReferenceError,
     MissingDependencyError,
+    NameConflictError,
     OciLayoutSource,
     PartFileError,
     Platform,
@@ -79,6 +80,7 @@ LAYER = make_layer(b"layer " * 1000)
 OTHER = make_layer(b"other " * 1000, None)
 IMAGE = make_image(LAYER, OTHER, repo_tags=["example.com/app:1.0"])
 ONE = make_image(LAYER)
+TWO = make_image(LAYER, author="two")
 HEX = "a" * 64
 LINUX = Platform("linux", "amd64")
 
@@ -425,6 +427,12 @@ async def _raise_conflict() -> None:
         await archive.put_image(ONE.config, [again.descriptor])
 
 
+async def _raise_name_conflict() -> None:
+    async with ArchiveWriter(ListSink()) as archive:
+        for image in (ONE, TWO):
+            await put(archive, image.tagged("example.com/app:1.0"))
+
+
 async def _raise_content() -> None:
     async def cancels_itself() -> bytes:
         raise asyncio.CancelledError
@@ -534,6 +542,11 @@ RAISED: dict[type[DockerSaveError], tuple[Any, tuple[type, ...], dict[str, objec
         {"position": 0, "member": f"layer {OTHER.descriptor.digest}"},
     ),
     ImageConflictError: (_raise_conflict, (WriterError,), {"image_id": ONE.image_id}),
+    NameConflictError: (
+        _raise_name_conflict,
+        (WriterError,),
+        {"name": "example.com/app:1.0", "image_ids": (ONE.image_id, TWO.image_id)},
+    ),
     SinkError: (_raise_sink, (WriterError,), {}),
     ImageNotFoundError: (_from_layout(ONE, "other"), (SourceError, LookupError), {}),
     BlobNotFoundError: (

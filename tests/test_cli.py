@@ -355,7 +355,11 @@ def test_options_by_variable(run: Run, layout: Path, tmp_path: Path, monkeypatch
     assert f"{BASE.diff_id.encoded}.tar" in members(tmp_path / "a.tar")
 
 
+FOR_S390X = make_image(BASE, architecture="s390x")
+
+
 def test_platform(run: Run, layout: Path) -> None:
+    layout = write_layout(layout, {"one": IMAGE, "two": FOR_S390X})
     index = json.loads((layout / "index.json").read_bytes())
     for entry, architecture in zip(index["manifests"], ("amd64", "s390x"), strict=True):
         entry["platform"] = {"os": "linux", "architecture": architecture}
@@ -364,12 +368,60 @@ def test_platform(run: Run, layout: Path) -> None:
     (layout / "blobs" / "sha256" / digest.encoded).write_bytes(inner)
     index["manifests"] = [{"mediaType": index["mediaType"], "digest": str(digest), "size": len(inner)}]
     (layout / "index.json").write_text(json.dumps(index))
-    for platform, image in (("linux/amd64", IMAGE), ("linux/s390x", OTHER)):
+    for platform, image in (("linux/amd64", IMAGE), ("linux/s390x", FOR_S390X)):
         assert str(image.manifest.digest) in run("plan", f"oci:{layout}", "--platform", platform).out
     result = run("plan", f"oci:{layout}", "--platform", "linux/riscv64")
     assert (result.code, len(result.lines)) == (1, 1)
     reason = "no image for platform linux/riscv64; there are: linux/amd64, linux/s390x"
     assert result.lines[0] == f"aiodockersave: {reason} (image oci:{layout})"
+
+
+@pytest.fixture
+def on_riscv64(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = os.uname_result(("Linux", "host", "6", "#1", "riscv64"))
+    monkeypatch.setattr(os, "uname", lambda: name)
+    monkeypatch.delenv("AIODOCKERSAVE_PLATFORM", raising=False)
+
+
+@pytest.mark.parametrize("arguments", [["save", "-o", "{path}"], ["plan"]], ids=["save", "plan"])
+def test_another_platform_than_was_asked_for(
+    run: Run, layout: Path, tmp_path: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.tar"
+    image = f"oci:{layout}:one=a:1"
+    arguments = [*(word.format(path=path) for word in arguments), image, "--platform", "linux/riscv64"]
+    result = run(*arguments, "--quiet")
+    assert (result.code, result.out, len(result.lines)) == (1, "", 1)
+    assert "no image for platform linux/riscv64; there are: linux/amd64; " in result.lines[0]
+    assert "--allow-other-platform" in result.lines[0]
+    assert not path.exists()
+    warning = f"aiodockersave: image oci:{layout}:one is for linux/amd64, not for linux/riscv64; it is taken all the same"
+    result = run(*arguments, "--allow-other-platform")
+    assert (result.code, result.lines.count(warning)) == (0, 1)
+    monkeypatch.setenv("AIODOCKERSAVE_ALLOW_OTHER_PLATFORM", "1")
+    result = run(*arguments, "--quiet")
+    assert (result.code, result.lines) == (0, [])
+
+
+@pytest.mark.usefixtures("on_riscv64")
+def test_another_platform_than_this_machines_is_said(run: Run, layout: Path, tmp_path: Path) -> None:
+    save = ("save", f"oci:{layout}:one=a:1", "-o", tmp_path / "a.tar")
+    message = (
+        f"image oci:{layout}:one is for linux/amd64, not for linux/riscv64, which is this machine's platform; "
+        "it is taken all the same"
+    )
+    result = run(*save)
+    assert (result.code, result.lines[0]) == (0, f"aiodockersave: {message}")
+    result = run(*save, "--progress", "json")
+    assert json.loads(result.lines[0]) == {"event": "message", "level": "warning", "message": message}
+    assert run(*save, "--quiet").lines == []
+    assert (
+        run(*save, "--platform", "linux/amd64", "--progress", "none")
+        .lines[0]
+        .startswith(f"{tmp_path}/a.tar: ")
+    )
+    result = run("plan", f"oci:{layout}:one=a:1")
+    assert (result.code, result.lines) == (0, [f"aiodockersave: {message}"])
 
 
 FAILURES = [
@@ -402,6 +454,20 @@ def test_a_damaged_layer_names_layer_and_image(run: Run, layout: Path, tmp_path:
     assert (result.code, len(result.lines)) == (1, 1)
     assert f"expected {digest}, got " in result.lines[0]
     assert result.lines[0].endswith(f" (image oci:{layout}:one)")
+
+
+@pytest.mark.parametrize("command", [["save", "-o", "{path}"], ["plan"]], ids=["save", "plan"])
+def test_one_name_for_two_images_names_both(
+    run: Run, layout: Path, tmp_path: Path, command: list[str]
+) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(b"old")
+    images = [f"oci:{layout}:one=x:1", f"oci:{layout}:two=y,docker.io/x:1"]
+    result = run(*(word.format(path=path) for word in command), *images)
+    assert (result.code, result.out, len(result.lines)) == (1, "", 1)
+    assert f"docker.io/library/x:1 is {IMAGE.image_id} and {OTHER.image_id}" in result.lines[0]
+    assert result.lines[0].endswith(f" (image oci:{layout}:one; image oci:{layout}:two)")
+    assert path.read_bytes() == b"old"
 
 
 def test_what_nobody_thought_of_is_one_line_too(

@@ -474,6 +474,43 @@ def test_config_platform(document: dict[str, Any], platform: Platform | None) ->
     assert ImageConfig.parse(dump(document)).platform == platform
 
 
+# What a config says (os, architecture, variant), the platforms that it contradicts, and some that it does not.
+CONTRADICTIONS: list[tuple[dict[str, Any], str, str]] = [
+    ({"os": "linux", "architecture": "amd64"}, "linux/arm64 windows/amd64 linux/386", "linux/amd64 linux/amd64/v3"),
+    ({"os": "Linux", "architecture": "x86_64"}, "linux/arm64", "linux/amd64 linux/amd64/v2"),
+    ({"os": "linux", "architecture": "amd64", "variant": "v3"}, "linux/amd64 linux/amd64/v2", "linux/amd64/v3 linux/amd64/v4"),
+    ({"os": "linux", "architecture": "arm64"}, "linux/amd64 linux/arm/v7", "linux/arm64 linux/arm64/v8 linux/arm64/v9"),
+    ({"os": "linux", "architecture": "arm64", "variant": "v8"}, "linux/s390x", "linux/arm64 linux/aarch64"),
+    ({"os": "linux", "architecture": "arm64", "variant": "v9"}, "linux/arm64", "linux/arm64/v9"),
+    ({"os": "linux", "architecture": "arm", "variant": "v6"}, "linux/arm/v5 linux/arm64", "linux/arm/v6 linux/arm/v7 linux/arm"),
+    ({"os": "linux", "architecture": "arm", "variant": "7"}, "linux/arm/v6", "linux/arm/v7 linux/arm linux/arm/v8"),
+    ({"os": "linux", "architecture": "arm"}, "linux/arm64 linux/amd64", "linux/arm/v5 linux/arm/v6 linux/arm/v7"),
+    ({"os": "linux", "architecture": "arm", "variant": ""}, "linux/386", "linux/arm/v5 linux/arm/v7"),
+    ({"os": "linux", "architecture": "arm", "variant": None}, "freebsd/arm/v7", "linux/arm/v5"),
+    ({"os": "windows", "architecture": "amd64", "os.version": "10.0.1"}, "linux/amd64", "windows/amd64"),
+    ({"architecture": "amd64"}, "", "linux/arm64 windows/amd64"),
+    ({"os": "linux"}, "", "windows/amd64"),
+    ({"os": "", "architecture": ""}, "", "linux/arm64"),
+    ({"os": 1, "architecture": []}, "", "linux/arm64"),
+    ({}, "", "linux/arm64"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("document", "contradicted", "others"), CONTRADICTIONS, ids=lambda value: str(value)[:60]
+)
+def test_what_a_config_contradicts(document: dict[str, Any], contradicted: str, others: str) -> None:
+    config = ImageConfig.parse(dump(document))
+    platforms = f"{contradicted} {others}".split()
+    found = [name for name in platforms if config.contradicts(Platform.parse(name))]
+    assert found == contradicted.split()
+
+
+def test_versions_of_operating_systems_are_not_compared() -> None:
+    config = ImageConfig.parse(dump({"os": "windows", "architecture": "amd64", "os.version": "10.0.1"}))
+    assert not config.contradicts(Platform("windows", "amd64", os_version="10.0.2"))
+
+
 def test_config_platform_in_invalid_utf_8() -> None:
     config = ImageConfig.parse(b'{"os":"\xff","architecture":"amd64"}')
     assert config.platform is None

@@ -22,6 +22,7 @@ from aiodockersave import (
     DigestMismatchError,
     ImageConflictError,
     InvalidInputError,
+    NameConflictError,
     Plan,
     SizeMismatchError,
     WriterClosedError,
@@ -301,6 +302,8 @@ class Archives(RuleBasedStateMachine):
             self.expect(WriterClosedError, call)
         elif any(self.is_conflict(image, each) for each in self.images):
             self.expect(ImageConflictError, call)
+        elif any(self.is_conflict_of_names(image, each) for each in self.images):
+            self.expect(NameConflictError, call)
         else:
             self.run(call)
             self.images.append(image)
@@ -311,6 +314,9 @@ class Archives(RuleBasedStateMachine):
         return image.config == other.config and [stored_as(layer, self.mode) for layer in image.layers] != [
             stored_as(layer, self.mode) for layer in other.layers
         ]
+
+    def is_conflict_of_names(self, image: Image, other: Image) -> bool:
+        return image.config != other.config and not set(image.repo_tags).isdisjoint(other.repo_tags)
 
     @precondition(lambda self: not self.closed)
     @rule(layer=st.sampled_from(POOL))

@@ -32,6 +32,8 @@ from aiodockersave.errors import (
     ImageConflictError,
     InvalidInputError,
     InvalidReferenceError,
+    NameConflictError,
+    PlatformNotFoundError,
     SizeMismatchError,
     UnsupportedImageError,
 )
@@ -193,9 +195,86 @@ async def test_prepared(source: MemorySource) -> None:
 
 async def test_the_platform_is_the_callers_or_this_machines(source: MemorySource) -> None:
     other = Platform("linux", "s390x")
-    await prepare([ImageRequest(source, "one")], platform=other)
+    await prepare([ImageRequest(source, "one")], platform=other, allow_other_platform=True)
     await prepare([ImageRequest(source, "one")])
     assert source.resolved == [("one", other), ("one", default_platform())]
+
+
+FOR_ARM = make_image(BASE, architecture="arm64", variant="v8")
+AMD64, ARM64 = Platform("linux", "amd64"), Platform("linux", "arm64")
+
+
+@pytest.fixture
+def on_amd64(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = os.uname_result(("Linux", "host", "6", "#1", "x86_64"))
+    monkeypatch.setattr(os, "uname", lambda: name)
+
+
+@pytest.mark.usefixtures("on_amd64")
+@pytest.mark.parametrize("layers", MODES)
+async def test_an_image_for_another_platform_than_was_asked_for(
+    tmp_path: Path, layers: Layers, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A source takes a single manifest whatever it is for; what the config says is looked at."""
+    source = MemorySource(amd64=ONE, arm64=FOR_ARM, silent=make_image(BASE, architecture=None))
+    path, sink = tmp_path / "archive", ListSink()
+    path.write_bytes(b"old")
+    for target in (path, sink):
+        with pytest.raises(PlatformNotFoundError, match="no image for platform linux/arm64") as caught:
+            await save(
+                [ImageRequest(source, name) for name in ("arm64", "silent", "amd64")],
+                target,
+                layers=layers,
+                platform=ARM64,
+            )
+        assert (caught.value.wanted, caught.value.available) == (ARM64, (AMD64,))
+        assert caught.value.__notes__ == ["image amd64"]
+        assert "--allow-other-platform" in str(caught.value)
+    assert source.opened == []
+    assert (sink.writes, path.read_bytes(), list(tmp_path.iterdir())) == ([], b"old", [path])
+    with pytest.raises(PlatformNotFoundError):
+        await prepare([ImageRequest(source, "amd64")], layers=layers, platform=ARM64)
+    assert caplog.records == []
+
+
+@pytest.mark.usefixtures("on_amd64")
+@pytest.mark.parametrize(
+    ("options", "reference", "said"),
+    [
+        ({"platform": AMD64}, "amd64", ""),
+        ({"platform": ARM64}, "arm64", ""),
+        ({"platform": ARM64}, "silent", ""),
+        ({}, "amd64", ""),
+        ({}, "silent", ""),
+        (
+            {},
+            "arm64",
+            "is for linux/arm64, not for linux/amd64, which is this machine's platform; it is taken",
+        ),
+        ({"allow_other_platform": True}, "arm64", "is for linux/arm64, not for linux/amd64, which is this"),
+        (
+            {"platform": ARM64, "allow_other_platform": True},
+            "amd64",
+            "is for linux/amd64, not for linux/arm64; it",
+        ),
+        ({"platform": ARM64, "allow_other_platform": True}, "arm64", ""),
+    ],
+    ids=lambda value: (
+        ", ".join(f"{name}={each}" for name, each in value.items()) if isinstance(value, dict) else ""
+    ),
+)
+async def test_a_platform_that_is_another_is_never_taken_in_silence(
+    options: dict[str, Any], reference: str, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = MemorySource(amd64=ONE, arm64=FOR_ARM, silent=make_image(BASE, architecture=None))
+    sink = ListSink()
+    await save([ImageRequest(source, reference, ["a:1"])], sink, **options)
+    assert sink.getvalue() == await archive_of([source.images[reference].tagged("a:1")])
+    lines = [(each.name, each.levelname, each.getMessage()) for each in caplog.records]
+    assert len(lines) == (1 if said else 0)
+    for name, level, line in lines:
+        assert (name, level) == ("aiodockersave", "WARNING")
+        assert line.startswith(f"image {reference} {said}")
 
 
 @pytest.mark.parametrize(
@@ -251,6 +330,49 @@ async def test_what_can_be_known_ahead_is_found_before_anything_is_written(
             )
     assert source.opened == []
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("layers", MODES)
+@pytest.mark.parametrize(
+    ("default", "tags"),
+    [
+        ((), [["x:1"], ["x:1"]]),
+        ((), [["y", "x"], ["example.com/z", "docker.io/library/x:latest"]]),
+        (("x:1",), [None, None]),
+        (("x:1",), [["index.docker.io/library/x:1"], None]),
+    ],
+    ids=["given", "in other words", "the source's", "given and the source's"],
+)
+async def test_one_name_for_two_images_is_refused_before_anything_is_written(
+    tmp_path: Path, layers: Layers, default: tuple[str, ...], tags: list[list[str] | None]
+) -> None:
+    """Some tools would load the first of them under that name and some the last, and one never loads the other."""
+    source = MemorySource(one=ONE, two=TWO, three=make_image(author="three"), default_tags=default)
+    requests = [
+        ImageRequest(source, "one", tags[0]),
+        ImageRequest(source, "three", ["example.com/three:3"]),
+        ImageRequest(source, "two", tags[1], name="the second"),
+    ]
+    path, sink = tmp_path / "archive", ListSink()
+    path.write_bytes(b"old")
+    for target in (path, sink):
+        with pytest.raises(NameConflictError) as caught:
+            await save(requests, target, layers=layers)
+        assert caught.value.image_ids == (ONE.image_id, TWO.image_id)
+        assert caught.value.name.startswith("docker.io/library/x:")
+        assert caught.value.__notes__ == ["image one", "image the second"]
+    with pytest.raises(NameConflictError):
+        await prepare(requests, layers=layers)
+    assert source.opened == []
+    assert (sink.writes, path.read_bytes(), list(tmp_path.iterdir())) == ([], b"old", [path])
+
+
+@pytest.mark.parametrize("layers", MODES)
+async def test_one_image_may_be_given_one_name_twice(source: MemorySource, layers: Layers) -> None:
+    tags = [["a:1"], ["docker.io/a:1", "b:2"], ["b:2"]]
+    report = await save([ImageRequest(source, "one", each) for each in tags], ListSink(), layers=layers)
+    (item,) = report.images
+    assert item.repo_tags == ("docker.io/library/a:1", "docker.io/library/b:2")
 
 
 @pytest.mark.parametrize("option", ["format", "layers"])

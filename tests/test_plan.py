@@ -20,6 +20,7 @@ from aiodockersave import (
     ImageSpec,
     InvalidDocumentError,
     InvalidInputError,
+    NameConflictError,
     Plan,
     Platform,
     plan_archive,
@@ -93,6 +94,10 @@ def test_images_are_those_of_manifest_json() -> None:
 
 UNSIZED = replace(GZIP.descriptor, size=None)
 CONFLICT = make_config([GZIP.diff_id])
+ONE_NAME = [
+    *("app", "app", "app:latest", "library/app", "docker.io/app", "docker.io/library/app:latest"),
+    "index.docker.io/library/app",
+]
 
 
 @pytest.mark.parametrize(
@@ -118,6 +123,15 @@ CONFLICT = make_config([GZIP.diff_id])
             "already in the archive with other layers",
             id="other layers",
         ),
+        *(
+            pytest.param(
+                [spec(tags=("b", first)), spec(os="other", tags=(second, "c"))],
+                NameConflictError,
+                "one name for two images: docker.io/library/app:latest is sha256:.* and sha256:.*; give one of them another",
+                id=f"one name, {first} and {second}",
+            )
+            for first, second in itertools.pairwise(ONE_NAME)
+        ),
     ],
 )
 def test_what_cannot_be_planned_is_refused(
@@ -142,7 +156,7 @@ def test_a_size_that_is_known_once_is_enough() -> None:
 # ── ETags ──
 
 A, B = GZIP.descriptor, ZSTD.descriptor
-SECOND = spec(A, os="second")
+SECOND = spec(A, os="second", tags=("example.com/second:1.0",))
 BASE = [spec(A, B), SECOND]
 
 OTHER_ARCHIVES = {
@@ -162,7 +176,7 @@ OTHER_ARCHIVES = {
     "no tag": [spec(A, B, tags=()), SECOND],
     "the order of images": [SECOND, BASE[0]],
     "one image less": [BASE[0]],
-    "an image more": [*BASE, spec()],
+    "an image more": [*BASE, spec(tags=("example.com/third:1.0",))],
     "an image again with another tag": [*BASE, replace(SECOND, repo_tags=["example.com/app:2"])],
     "nothing at all": [],
 }

@@ -21,6 +21,7 @@ from aiodockersave import (
     InvalidDigestError,
     InvalidDocumentError,
     InvalidInputError,
+    NameConflictError,
     SizeMismatchError,
     WriterBrokenError,
     WriterClosedError,
@@ -114,18 +115,35 @@ async def test_the_same_config_with_other_layers() -> None:
     assert (item["RepoTags"], item["Layers"]) == ([TAG], [f"{NINE.diff_id.encoded}.tar"])
 
 
-async def test_two_configs_with_a_shared_base_and_the_same_tag() -> None:
-    """Upstream: base once, three legacy folders, the tag on both items, `repositories` names the second. The same here."""
+async def test_two_configs_with_a_shared_base() -> None:
+    """Upstream: base once, three legacy folders. The same here."""
     first = make_image(NINE, repo_tags=[TAG])
-    second = make_image(NINE, OTHER, repo_tags=[TAG])
+    second = make_image(NINE, OTHER, repo_tags=[TAG_2])
     archive = await archive_of([first, second])
     names = [entry.name for entry in read_entries(archive)]
     assert names.count(f"{NINE.diff_id.encoded}.tar") == 1
     versions = [name for name in names if name.endswith("/VERSION")]
     assert len(versions) == 3
     items, repositories = documents(archive)
-    assert [item["RepoTags"] for item in items] == [[TAG], [TAG]]
-    assert repositories == {"example.com/app": {"1": versions[-1].partition("/")[0]}}
+    assert [item["RepoTags"] for item in items] == [[TAG], [TAG_2]]
+    assert repositories["example.com/app"]["2"] == versions[-1].partition("/")[0]
+
+
+async def test_two_configs_with_a_shared_base_and_the_same_tag() -> None:
+    """Upstream: the tag on both items, `repositories` names the second. Here the second is refused before a byte."""
+    first = make_image(NINE, repo_tags=[TAG])
+    second = make_image(NINE, OTHER, repo_tags=[TAG])
+    sink = ListSink()
+    async with ArchiveWriter(sink) as archive:
+        await put(archive, first)
+        await archive.put_layer(OTHER.blob, OTHER.descriptor)
+        before = sink.getvalue()
+        with pytest.raises(NameConflictError, match=f"{TAG} is {first.image_id} and {second.image_id}"):
+            await archive.put_image(second.config, second.manifest, second.repo_tags)
+        assert sink.getvalue() == before
+        await archive.put_image(second.config, second.manifest, [TAG_2])
+    items, _ = documents(sink.getvalue())
+    assert [item["RepoTags"] for item in items] == [[TAG], [TAG_2]]
 
 
 async def test_a_layer_twice_in_one_image() -> None:

@@ -82,6 +82,11 @@ def _common(function: F) -> F:
             help="Which of an image's platforms; by default linux on this machine's architecture.",
         ),
         _option(
+            "--allow-other-platform",
+            is_flag=True,
+            help="Take an image also if it says that it is for another platform than the one that --platform names.",
+        ),
+        _option(
             "--format",
             type=click.Choice(["docker"]),
             default="docker",

@@ -115,5 +115,5 @@ def _image(image: PreparedImage) -> dict[str, Any]:
     return {
         **_name(image),
         "manifest_digest": str(image.resolved.digest),
-        "repo_tags": [tag.repo_tag for tag in image.image.repo_tags],
+        "repo_tags": list(image.repo_tags),
     }

@@ -139,7 +139,7 @@ def _plan_lines(prepared: Prepared, plan: Plan) -> Iterator[str]:
     yield f"size  {plan.size}"
     yield f"etag  {plan.etag}"
     for each in prepared.images:
-        tags = " ".join(tag.repo_tag for tag in each.image.repo_tags)
+        tags = " ".join(each.repo_tags)
         yield f"image {each.image.config.image_id} (manifest {each.resolved.digest}) {tags}".rstrip()
     width = len(str(plan.size))
     for member in plan.members:
@@ -156,7 +156,7 @@ def plan_json(prepared: Prepared, plan: Plan) -> str:
                 "reference": str(each.request),
                 "image_id": str(each.image.config.image_id),
                 "manifest_digest": str(each.resolved.digest),
-                "repo_tags": [tag.repo_tag for tag in each.image.repo_tags],
+                "repo_tags": list(each.repo_tags),
                 "layers": [str(layer.digest) for layer in each.image.layers],
             }
             for each in prepared.images

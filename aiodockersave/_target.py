@@ -28,6 +28,7 @@ from collections.abc import AsyncGenerator, Callable
 from ._aio import Worker, running_task
 from ._part_file import OPEN_BESIDE, is_still, name_beside, open_part, part_name
 from .errors import InsufficientSpaceError, InvalidInputError, PartFileError, SinkError
+from .space import Space
 
 _FIFO_POLL = 0.02
 _TRIES = 16
@@ -133,6 +134,10 @@ class Target:
             needed = size - file.st_blocks * 512  # POSIX counts in these, whatever the file system
             if there.f_blocks and needed > available:  # some file systems say nothing of themselves
                 raise InsufficientSpaceError(self.path, needed, available)
+
+    def space(self) -> Space | None:
+        """Return the room for a file that grows, once it is open; None for what is no file beside the target."""
+        return Space(self.fd, self.path) if self.fd is not None and self._temporary is not None else None
 
     def sync(self, size: int) -> None:
         """Bring the bytes to the disk.

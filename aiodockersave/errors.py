@@ -193,8 +193,8 @@ class ContentTooLargeError(ContentError):
         what: What exceeded it.
     """
 
-    def __init__(self, limit: int, *, what: str) -> None:
-        super().__init__(f"{what} is larger than the limit of {limit} bytes")
+    def __init__(self, limit: int, *, what: str, why: str = "") -> None:
+        super().__init__(f"{what} is larger than the limit of {limit} bytes{why and f': {why}'}")
         self.limit = limit
         self.what = what
 
@@ -398,7 +398,7 @@ class ConfigurationError(_FileError, SourceError, ValueError):
 
 
 class InsufficientSpaceError(DockerSaveError, OSError):
-    """There is not enough space for the archive; nothing was fetched.
+    """There is not enough space for the archive, or for what is staged; nothing was written into the last of it.
 
     Attributes:
         path: The target.

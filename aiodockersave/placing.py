@@ -3,7 +3,8 @@
 ::
 
     take(batch) ─┬▶ SHA-256 of the blob                                  KeptBlob: one thread
-                 └▶ write at the offset
+                 ├▶ write at the offset
+                 └▶ inflate, SHA-256 of the plain tar                    where that is verified
 
     take(batch) ─┬▶ SHA-256 of the blob                                  PlainBlob: three threads, so that one
                  └▶ inflate ─▶ SHA-256 of the plain tar, write           large layer keeps two processors busy;
@@ -18,29 +19,23 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from queue import Queue
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from .content import Batch
-from .errors import ContentTooLargeError, DigestMismatchError, SinkError
-from .model import Descriptor, Digest
+from .errors import ContentError, ContentTooLargeError, DigestMismatchError, SinkError
+from .first_bytes import is_like_a_layer
+from .in_place import write_at
+from .model import MAX_EXPANSION, Descriptor, Digest, Limits, Share
+from .tar import BLOCK_SIZE
 
 if TYPE_CHECKING:
-    from .decompression import Decompressor
-    from .plan import Segment
+    from .decompression import Decompressor, PlainHash
+    from .space import Space
 
-__all__ = [
-    "Crew",
-    "KeptBlob",
-    "Lane",
-    "Placement",
-    "PlainBlob",
-    "RegionFullError",
-    "move_back",
-    "write_at",
-    "write_literals",
-]
+__all__ = ["Crew", "KeptBlob", "Lane", "Placement", "PlainBlob", "RegionFullError"]
 
 T = TypeVar("T")
 
@@ -91,50 +86,35 @@ class Placement(Protocol):
         ...
 
 
-def write_at(fd: int, data: Batch, offset: int) -> None:
-    """Write all of ``data`` at ``offset``."""
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(fd, view, offset)
-        view = view[written:]
-        offset += written
-
-
-def move_back(fd: int, start: int, shift: int, size: int) -> None:
-    """Copy ``size`` bytes at ``start`` to ``shift`` bytes further behind."""
-    data = b""
-    while len(data) < size:
-        piece = os.pread(fd, size - len(data), start + len(data))
-        if not piece:
-            raise SinkError(f"the file is shorter than what was written to it, at byte {start + len(data)}")
-        data += piece
-    write_at(fd, data, start + shift)
-
-
-def write_literals(fd: int, segments: Iterable[Segment], size: int) -> None:
-    """Write all of an archive that is no blob's, and cut the file to the archive's size."""
-    for segment in segments:
-        if segment.data is not None:
-            write_at(fd, segment.data, segment.offset)
-    os.ftruncate(fd, size)
-
-
 class KeptBlob:
     """A blob that is stored as it is.
 
     Attributes:
         position: How many of its bytes are hashed and in their place.
-        is_wrong: Whether all of them came, and have another digest.
+        is_right: Whether all of them came, and have the right digest; None as long as that is not known.
+        is_odd: Whether it begins as no layer does; known with that.
 
     Args:
         fd: The file.
         offset: Where the blob starts in it.
         descriptor: The blob, with its size.
+        diff_id: What its plain tar must be, where that is looked at.
+        plain_hash: Hashes that.
     """
 
-    def __init__(self, fd: int, offset: int, descriptor: Descriptor) -> None:
+    def __init__(
+        self,
+        fd: int,
+        offset: int,
+        descriptor: Descriptor,
+        diff_id: Digest | None = None,
+        plain_hash: PlainHash | None = None,
+    ) -> None:
         self.position = 0
-        self.is_wrong = False
+        self.is_right: bool | None = None
+        self.is_odd = False
+        self._diff_id = diff_id
+        self._plain_hash = plain_hash
         self._fd = fd
         self._offset = offset
         self._descriptor = descriptor
@@ -158,6 +138,9 @@ class KeptBlob:
             if not data:
                 raise SinkError("the part file was cut while it was read")
             self._hash.update(data)
+            if self._plain_hash is not None:
+                with suppress(ContentError):  # raised again by take and finish: it may be a wrong byte
+                    self._plain_hash.update(data)
             self.position += len(data)
 
     def is_whole(self) -> bool:
@@ -169,8 +152,7 @@ class KeptBlob:
         hash_.update(bytes(missing))
         if hash_.hexdigest() != self._descriptor.digest.encoded:
             return False
-        write_at(self._fd, bytes(missing), self._offset + self.position)
-        self._hash, self.position = hash_, self._size
+        self.take([bytes(missing)])
         return True
 
     def take(self, batch: Sequence[Batch]) -> None:
@@ -179,16 +161,23 @@ class KeptBlob:
             self._hash.update(chunk)
             write_at(self._fd, chunk, self._offset + self.position)
             self.position += len(chunk)
+            if self._plain_hash is not None:
+                self._plain_hash.update(chunk)
 
     def finish(self) -> int:
-        """Verify the digest."""
-        self.is_wrong = True  # unless the next line finds that it is not
+        """Verify the digest, and the diff ID where that is asked for."""
+        self.is_right = False  # unless the next line finds that it is
         _check(self._hash, self._descriptor.digest, "blob", self._descriptor)
-        self.is_wrong = False
+        self.is_right = True
+        self.is_odd = not is_like_a_layer(os.pread(self._fd, min(BLOCK_SIZE, self._size), self._offset))
+        if self._plain_hash is not None and self._diff_id is not None:
+            _check(self._plain_hash, self._diff_id, "diff ID", self._descriptor)
         return self.position
 
     def stop(self) -> None:
-        """Do nothing: it does not take long."""
+        """Decompress no further, if it does."""
+        if self._plain_hash is not None:
+            self._plain_hash.stop()
 
     def close(self) -> None:
         """Do nothing: there is no thread."""
@@ -213,6 +202,9 @@ class PlainBlob:
         lane: Its threads.
         region: How many bytes of the file are its own; None where no end is set.
         max_plain_size: The largest plain tar to accept, in bytes.
+        max_expansion: The most plain bytes to accept for each compressed one.
+        share: What all blobs of an archive may expand to beyond that.
+        space: What there is room for.
     """
 
     def __init__(
@@ -225,6 +217,9 @@ class PlainBlob:
         *,
         region: int | None,
         max_plain_size: int | None,
+        max_expansion: int | None = MAX_EXPANSION,
+        share: Share | None = None,
+        space: Space | None = None,
     ) -> None:
         self._fd = fd
         self._offset = offset
@@ -232,6 +227,8 @@ class PlainBlob:
         self._diff_id = diff_id
         self._region = region
         self._limit = sys.maxsize if max_plain_size is None else max_plain_size
+        self._limits = Limits(self._limit, max_expansion, share)
+        self._space = space
         self._blob_hash = descriptor.digest.hasher()
         self._plain_hash = diff_id.hasher()
         self.position = 0
@@ -273,9 +270,8 @@ class PlainBlob:
         self._is_begun = True
         compression = sniff(prefix)
         if compression is not None:
-            self._decompressor = Decompressor(
-                compression, what=f"layer {self._descriptor.digest}", max_plain_size=self._limit
-            )
+            what = f"layer {self._descriptor.digest}"
+            self._decompressor = Decompressor(compression, what=what, **self._limits._asdict())
 
     def _store(self, plain: Batch) -> None:
         if self._region is not None and self.position + len(plain) > self._region:
@@ -283,6 +279,8 @@ class PlainBlob:
             raise RegionFullError
         self._plain_hash.update(plain)
         if self._fd is not None:
+            if self._space is not None:
+                self._space.take(len(plain))
             write_at(self._fd, plain, self._offset + self.position)
         self.position += len(plain)
 

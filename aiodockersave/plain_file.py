@@ -29,8 +29,9 @@ from ._aio import Worker, end_tasks, ending
 from .ahead import RECEIVED, SMALL
 from .errors import DockerSaveError
 from .filling import fetch, fill
+from .in_place import move_back, write_literals
 from .model import Descriptor, Format, compression
-from .placing import Crew, Lane, PlainBlob, move_back, write_literals
+from .placing import Crew, Lane, PlainBlob
 from .plain_layout import ISIZE, PlainLayout, plausible_size
 from .preparing import naming
 from .sources import SupportsLastBytes
@@ -39,9 +40,10 @@ if TYPE_CHECKING:
     from .books import Blob, Books
     from .content import Batch
     from .following import Follower
-    from .model import Digest
+    from .model import Digest, Limits
     from .plan import Plan
     from .preparing import Prepared
+    from .space import Free, Space
 
 __all__ = ["file_plain"]
 
@@ -87,7 +89,8 @@ async def file_plain(
     *,
     format: Format,
     jobs: int,
-    max_plain_size: int | None,
+    limits: Limits,
+    space: Space | None = None,
     follower: Follower | None = None,
     written: Callable[[int], None],
 ) -> Plan:
@@ -99,7 +102,8 @@ async def file_plain(
         books: Their blobs.
         format: The layout of the archive.
         jobs: How many blobs are read at once.
-        max_plain_size: The largest layer to accept, in bytes.
+        limits: How far layers may expand.
+        space: What there is room for.
         follower: Hashes the file meanwhile, so blobs come in its order; without one, the largest is the first.
         written: Is called with a number of bytes that are being written.
 
@@ -108,6 +112,7 @@ async def file_plain(
 
     Raises:
         ContentError, SourceError: A blob is not what was promised, or cannot be had.
+        InsufficientSpaceError: They do not fit, as far as that is told ahead, or turns out.
         OSError: The file cannot be written.
 
     Cancel: nothing goes on.
@@ -120,7 +125,8 @@ async def file_plain(
         if follower is not None:
             follower.advance(layout.segments())
 
-    filer = _Filer(fd, books, layout, follower, jobs=jobs, max_plain_size=max_plain_size, written=took)
+    free = None if space is None else await worker.run(space.look)
+    filer = _Filer(fd, books, layout, follower, space, free=free, jobs=jobs, limits=limits, written=took)
     books.begin()
     await filer.run()
     plan = await worker.run(layout.plan)
@@ -184,9 +190,11 @@ class _Filer:
         books: Books,
         layout: PlainLayout,
         follower: Follower | None,
+        space: Space | None,
         *,
+        free: Free | None,
         jobs: int,
-        max_plain_size: int | None,
+        limits: Limits,
         written: Callable[[int], None],
     ) -> None:
         self._fd = fd
@@ -194,7 +202,9 @@ class _Filer:
         self._layout = layout
         self._follower = follower
         self._jobs = jobs
-        self._max_plain_size = max_plain_size
+        self._space = space
+        self._free = free
+        self._limits = limits
         self._written = written
         self._stored = {blob.diff_id: blob for blob in reversed(books.blobs)}
         self._waiting = [self._stored[each] for each in layout.order]
@@ -317,8 +327,11 @@ class _Filer:
         self._expect(blob, await plain_size_hint(blob))
 
     def _expect(self, blob: Blob, size: int | None) -> None:
-        if size is not None and (self._max_plain_size is None or size <= self._max_plain_size):
-            self._layout.sizes.setdefault(blob.diff_id, size)
+        most, sizes = self._limits.max_plain_size, self._layout.sizes
+        if size is not None and (most is None or size <= most):
+            sizes.setdefault(blob.diff_id, size)
+            if self._space is not None and self._free is not None:
+                self._space.check(sum(known or 0 for known in sizes.values()), self._free)
 
     async def _file(self, blob: Blob, place: int | None, received: Sequence[Batch] | None) -> None:
         """Bring one blob into its place, and take down its true size; else it waits once more."""
@@ -331,7 +344,8 @@ class _Filer:
                 blob.diff_id,
                 lane.threads,
                 region=region,
-                max_plain_size=self._max_plain_size,
+                **self._limits._asdict(),
+                space=self._space,
             )
             if self._follower is not None and place is not None:
                 self._follower.watch(blob.diff_id, placement)

@@ -26,7 +26,15 @@ if TYPE_CHECKING:
     from .formats import Image
     from .plan import Plan
 
-__all__ = ["ImageRequest", "Prepared", "PreparedImage", "default_platform", "naming", "prepare"]
+__all__ = [
+    "ImageRequest",
+    "Prepared",
+    "PreparedImage",
+    "check_layers",
+    "default_platform",
+    "naming",
+    "prepare",
+]
 
 _RESOLVED_AT_ONCE: Final = 4
 # What `uname` says and `Platform` does not know from elsewhere.
@@ -139,7 +147,7 @@ async def prepare(
     if layers == "keep":
         plan = await worker.run(_plan, prepared, format)
     else:
-        _check_layers(prepared)
+        check_layers(prepared)
     return Prepared(prepared, plan)
 
 
@@ -163,8 +171,12 @@ def _check(request: ImageRequest, resolved: ResolvedImage) -> PreparedImage:
     return PreparedImage(request, resolved, image)
 
 
-def _check_layers(images: Sequence[PreparedImage]) -> None:
-    """Look whether images agree on their layers; where these are kept as they are, the plan does."""
+def check_layers(images: Sequence[PreparedImage]) -> None:
+    """Look whether images agree on their layers; where these are kept as they are, the plan does on their sizes.
+
+    Raises:
+        InvalidInputError: A blob has two sizes, or two diff IDs.
+    """
     known: dict[Digest, tuple[int | None, Digest]] = {}
     for each in images:
         with naming(each.request):

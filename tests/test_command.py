@@ -94,7 +94,7 @@ def layouts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("layouts")
     for name, images in {
         "small": {"one": SMALL, "two": OTHER},
-        "large": {"one": make_image(make_layer(random.Random(1).randbytes(LARGE_SIZE), None))},
+        "large": {"one": make_image(make_layer({"data": random.Random(1).randbytes(LARGE_SIZE)}, None))},
     }.items():
         (folder / name).mkdir()
         write_layout(folder / name, images)

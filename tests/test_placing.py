@@ -21,17 +21,8 @@ from aiodockersave import (
     placing,
     plan_archive,
 )
-from aiodockersave.placing import (
-    Crew,
-    KeptBlob,
-    Lane,
-    PlainBlob,
-    RegionFullError,
-    Relay,
-    move_back,
-    write_at,
-    write_literals,
-)
+from aiodockersave.in_place import move_back, write_at, write_literals
+from aiodockersave.placing import Crew, KeptBlob, Lane, PlainBlob, RegionFullError, Relay
 
 from .images import Compression, Layer, make_image, make_layer
 

@@ -30,10 +30,11 @@ DECIDES = (
     "formats",
     "plan",
     "plain_layout",
+    "first_bytes",
     "decompression",
 )
 ACTS = (
-    *("_aio", "content", "staging", "intake"),
+    *("_aio", "content", "expansion", "space", "staging", "intake"),
     *(
         "_adapter",
         "_pipes",
@@ -57,6 +58,7 @@ ACTS = (
         "preparing",
         "progress",
         "books",
+        "in_place",
         "placing",
         "following",
         "filling",

@@ -20,10 +20,10 @@ class SharedExpansion:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._most: dict[str, int] = {}
+        self._most: dict[object, int] = {}
         self._total = 0
 
-    def __call__(self, layer: str, size: int) -> bool:
+    def __call__(self, layer: object, size: int) -> bool:
         """Count that a layer is so many bytes ahead; tell whether all layers are within what they have together."""
         with self._lock:
             before = self._most.get(layer, 0)

@@ -167,6 +167,8 @@ class Intake:
         self._expected = expected
         self._what = f"layer {expected.digest}" if expected else "the layer"
         self._diff_id = diff_id if decompress or verify_plain else None
+        if share is not None and expected is None:
+            share = _as_another(share)
         self._limits = limits = Limits(max_plain_size, max_expansion, share)
         self._beside: PlainHash | None = None
         if verify_plain and not decompress:
@@ -248,6 +250,12 @@ class Intake:
         if self._plain is None or digest is None:
             return self._blob.descriptor(self.media_type)
         return Descriptor(self.media_type, digest, self._plain.size)
+
+
+def _as_another(share: Share) -> Share:
+    """Let a layer without a name be another one than all others."""
+    layer = object()
+    return lambda _, size: share(layer, size)
 
 
 class _Blob:

@@ -89,7 +89,7 @@ tells an attack from all but huge sparse files.
 """
 
 
-Share = Callable[[str, int], bool]
+Share = Callable[[object, int], bool]
 """Is told which layer is how many plain bytes ahead of what its ratio allows, and answers whether that is still right."""
 
 

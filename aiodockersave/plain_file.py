@@ -32,7 +32,7 @@ from .filling import fetch, fill
 from .in_place import move_back, write_literals
 from .model import Descriptor, Format, compression
 from .placing import Crew, Lane, PlainBlob
-from .plain_layout import ISIZE, PlainLayout, plausible_size
+from .plain_layout import ISIZE, PlainLayout, least_plain_size, plausible_size
 from .preparing import naming
 from .sources import SupportsLastBytes
 
@@ -209,6 +209,7 @@ class _Filer:
         self._stored = {blob.diff_id: blob for blob in reversed(books.blobs)}
         self._waiting = [self._stored[each] for each in layout.order]
         # Another blob of a plain tar that is stored already is verified like any other.
+        self._needed = sum(least_plain_size(blob.layer.size or 0) for blob in self._waiting)
         self._copies = [blob for blob in books.blobs if not self._is_stored(blob)]
         # Nothing is placed behind the last one; but whoever hashes behind the writers needs its header, which has the size.
         asked = self._waiting if follower is not None else self._waiting[:-1]
@@ -224,6 +225,7 @@ class _Filer:
 
     async def run(self) -> None:
         """Bring all blobs into their places."""
+        self._check_space()
         async with self._lanes, ending(self._tasks):
             while self._start_some():
                 done, _ = await asyncio.wait(self._tasks(), return_when=asyncio.FIRST_COMPLETED)
@@ -327,11 +329,21 @@ class _Filer:
         self._expect(blob, await plain_size_hint(blob))
 
     def _expect(self, blob: Blob, size: int | None) -> None:
-        most, sizes = self._limits.max_plain_size, self._layout.sizes
-        if size is not None and (most is None or size <= most):
-            sizes.setdefault(blob.diff_id, size)
-            if self._space is not None and self._free is not None:
-                self._space.check(sum(known or 0 for known in sizes.values()), self._free)
+        most = self._limits.max_plain_size
+        if size is not None and (most is None or size <= most) and blob.diff_id not in self._layout.sizes:
+            self._know(blob.diff_id, size)
+            self._check_space()
+
+    def _know(self, diff_id: Digest, size: int | None) -> None:
+        """Take down the size of a plain tar, or that it is not known after all."""
+        least = least_plain_size(self._stored[diff_id].layer.size or 0)
+        before = self._layout.sizes.get(diff_id)
+        self._needed += (least if size is None else size) - (least if before is None else before)
+        self._layout.sizes[diff_id] = size
+
+    def _check_space(self) -> None:
+        if self._space is not None and self._free is not None:
+            self._space.check(self._needed, self._free)
 
     async def _file(self, blob: Blob, place: int | None, received: Sequence[Batch] | None) -> None:
         """Bring one blob into its place, and take down its true size; else it waits once more."""
@@ -363,14 +375,15 @@ class _Filer:
             except Exception:  # the source may have made one of its own of what it was told
                 if not placement.is_overfull:
                     raise
-                self._layout.sizes[blob.diff_id] = None
+                self._know(blob.diff_id, None)
                 del self._placed[blob.diff_id]
                 self._again(blob)
                 return
             if place is not None:
                 if region is None:
                     place = await self._make_room(blob.diff_id, place, size, lane.worker)
-                self._placed[blob.diff_id], self._layout.sizes[blob.diff_id] = place, size
+                self._placed[blob.diff_id] = place
+                self._know(blob.diff_id, size)
         self._books.finished(blob.layer)
 
     async def _make_room(self, diff_id: Digest, place: int, size: int, worker: Worker) -> int:

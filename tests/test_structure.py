@@ -286,9 +286,11 @@ def test_a_save_loads_only_what_it_needs(kind: str, unused: set[str]) -> None:
     assert not loaded & unused
 
 
-def test_what_is_loaded_late_is_not_loaded_by_the_loop() -> None:
+@pytest.mark.parametrize("options", ["layers='keep'", "layers='decompress'", "verify_diff_ids=True"])
+def test_what_is_loaded_late_is_not_loaded_by_the_loop(options: str) -> None:
     """What a save needs is there before it is imported on the loop."""
-    code = SAVES.format(kind="keep").replace(
+    code = SAVES.format(kind="keep").replace("layers='keep'", options)
+    code = code.replace(
         "asyncio.run(main())",
         "import threading, importlib._bootstrap as own\n"
         "load, late = own._load_unlocked, []\n"

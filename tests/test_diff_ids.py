@@ -406,7 +406,7 @@ def parts_of(blob: bytes) -> dict[str, tuple[bytes, int]]:
 @pytest.mark.parametrize("left", parts_of(bytes(9)))
 @every_kind
 async def test_what_was_received_is_opened_too(kind: Compression, left: str, tmp_path: Path) -> None:
-    layer = make_layer({"noise": NOISE}, kind)
+    layer = make_layer({"noise": NOISE}, kind, members=3)  # what is damaged shows inside
     part, least = parts_of(layer.blob)[left]
     desk = Desk(tmp_path, layer)
     desk.leave(part)
@@ -418,7 +418,7 @@ async def test_what_was_received_is_opened_too(kind: Compression, left: str, tmp
 @pytest.mark.parametrize("left", parts_of(bytes(9)))
 @every_kind
 async def test_a_wrong_one_of_what_was_received(kind: Compression, left: str, tmp_path: Path) -> None:
-    layer = pretending(make_layer({"noise": NOISE}, kind), GOOD.diff_id)
+    layer = pretending(make_layer({"noise": NOISE}, kind, members=3), GOOD.diff_id)
     part, least = parts_of(layer.blob)[left]
     desk = Desk(tmp_path, layer)
     desk.leave(part)

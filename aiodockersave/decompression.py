@@ -292,6 +292,8 @@ class PlainHash:
             ContentError: They are damaged, or too many; every later call raises it again.
             MissingDependencyError: zstd, and there is nothing to decompress it.
         """
+        if self._is_stopped:
+            return
         if self._head is not None:
             data = self._head + bytes(data)
             if len(data) < 4:

@@ -26,7 +26,7 @@ __all__ = ["file_kept"]
 
 _READ_BACK: Final = 32 << 20
 """Bytes of an earlier attempt that are hashed by one blocking call: how long a cancel may have to wait."""
-_READ_BACK_INFLATED: Final = 1 << 20
+_READ_BACK_INFLATED: Final = 1 << 18
 """The same where they are decompressed, too: there may be a thousand times as many."""
 
 

@@ -116,9 +116,8 @@ async def save(
         if len(images) == 1 and jobs > 1 and not resume:
             place = await look_at(target) if isinstance(target, str | os.PathLike) else NO_FILE
             order = Order(layers, is_file=place.is_file, is_followed=checksum)
-            # Where layers are decompressed, the archive's size is not known ahead.
-            space = place.space if layers == "keep" else None
-            ahead = await stack.enter_async_context(Ahead(order, jobs=jobs, space=space))
+            # Where layers are decompressed, the archive is larger than what is compared with it.
+            ahead = await stack.enter_async_context(Ahead(order, jobs=jobs, space=place.space))
         async with Beside("aiodockersave-load") as loading:
             loading.start(_load_saving, layers=layers, is_path=is_path, verify_diff_ids=verify_diff_ids)
             prepared = await prepare(images, format=format, layers=layers, platform=platform, _ahead=ahead)

@@ -208,8 +208,8 @@ class _Filer:
         self._written = written
         self._stored = {blob.diff_id: blob for blob in reversed(books.blobs)}
         self._waiting = [self._stored[each] for each in layout.order]
-        # Another blob of a plain tar that is stored already is verified like any other.
         self._needed = sum(least_plain_size(blob.layer.size or 0) for blob in self._waiting)
+        # Another blob of a plain tar that is stored already is verified like any other.
         self._copies = [blob for blob in books.blobs if not self._is_stored(blob)]
         # Nothing is placed behind the last one; but whoever hashes behind the writers needs its header, which has the size.
         asked = self._waiting if follower is not None else self._waiting[:-1]

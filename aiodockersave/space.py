@@ -37,7 +37,8 @@ class Free(NamedTuple):
 class Space:
     """Counts what is written to a file system, and looks now and then whether that has room.
 
-    Its methods may be called from any thread.
+    Its methods may be called from any thread. What another one is about to write is not seen: a piece, which is little
+    beside what is left over.
 
     Args:
         fd: A file there.

@@ -559,9 +559,21 @@ def test_the_hash_of_what_is_too_much(blob: bytes, limits: dict[str, Any]) -> No
 
 
 def test_a_hash_that_is_stopped_ends_soon() -> None:
-    hash_ = plain_hash(max_expansion=None)
-    hash_.stop()
+    class Stopping:
+        """Stops after the first piece, as another thread does at any."""
+
+        def __init__(self) -> None:
+            self.size = 0
+
+        def update(self, plain: bytes) -> None:
+            self.size += len(plain)
+            hash_.stop()
+
+    inner: Any = Stopping()
+    hash_ = PlainHash(inner, what="layer sha256:1", max_expansion=None)
     hash_.update(zeros(100_000))  # 12.5 GiB otherwise
+    hash_.update(b"what comes behind it")
+    assert 0 < inner.size <= MEBIBYTE
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

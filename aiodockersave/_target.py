@@ -34,6 +34,7 @@ from ._open_file import OpenFile
 from ._part_file import open_part, part_name
 from ._path import Spot, find
 from .errors import InsufficientSpaceError, InvalidInputError, PartFileError, SinkError
+from .space import Space
 
 _FIFO_POLL = 0.02
 _MODES = 0o777
@@ -159,6 +160,13 @@ class Target:
             if there.f_blocks and needed > available:  # some file systems say nothing of themselves
                 raise InsufficientSpaceError(self.path, needed, available)
 
+    def space(self) -> Space | None:
+        """Return the room for a file that grows, once it is open; None for what is no file beside the target."""
+        file = self.file
+        if file is None or self._temporary is None:
+            return None
+        return Space(lambda: _look_at_space(file), self.path)
+
     def sync(self, size: int) -> None:
         """Bring the bytes to the disk.
 
@@ -259,6 +267,11 @@ class Target:
             return
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=directory)
+
+
+def _look_at_space(file: OpenFile) -> os.statvfs_result:
+    with file as fd:
+        return os.fstatvfs(fd)
 
 
 def _check_replaceable(spot: Spot, directory: os.stat_result) -> None:

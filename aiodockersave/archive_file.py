@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from ._target import Target, open_stream, opened
-from .model import Format, Layers
+from .model import MAX_EXPANSION, Format, Layers
 from .sinks import descriptor_sink
 from .writer import ArchiveWriter
 
@@ -22,6 +22,8 @@ def open_archive(
     stage_memory: int = 8 << 20,
     stage_dir: str | os.PathLike[str] | None = None,
     max_plain_size: int | None = None,
+    max_expansion: int | None = MAX_EXPANSION,
+    verify_diff_ids: bool = False,
     checksum: bool = False,
 ) -> AbstractAsyncContextManager[ArchiveWriter]:
     """Write an archive to a path: it appears there when it is whole, or not at all.
@@ -39,11 +41,14 @@ def open_archive(
         layers: Whether blobs are kept as they are, or stored as plain tars.
         stage_memory: Bytes of memory for content that is staged.
         stage_dir: Where staged content goes that exceeds it.
-        max_plain_size: The largest layer to accept when decompressing, in bytes.
+        max_plain_size: The largest plain tar of a layer to accept when decompressing, in bytes.
+        max_expansion: The most plain bytes to accept for each compressed one, beyond the first 64 MiB of a layer.
+        verify_diff_ids: Whether the plain tar of a layer that is kept is looked at beside.
         checksum: Whether the report has the SHA-256 of the archive.
 
     Raises:
         PermissionError: Another user has prepared something on the path, or what is there may not be replaced.
+        InsufficientSpaceError: What is decompressed, or of unknown size, would leave too little of the disk.
         OSError: The file cannot be made, or the disk is full.
 
     Cancel: the old file is untouched and no temporary file is left, unless the archive was under its name already.
@@ -56,6 +61,8 @@ def open_archive(
             "stage_memory": stage_memory,
             "stage_dir": stage_dir,
             "max_plain_size": max_plain_size,
+            "max_expansion": max_expansion,
+            "verify_diff_ids": verify_diff_ids,
             "checksum": checksum,
         },
     )

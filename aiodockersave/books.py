@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, NamedTuple
 
+from ._text import one_line
 from .preparing import Prepared, PreparedImage
 from .progress import ImageFinished, LayerReused, Meter
 
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
     from .model import Descriptor, Digest
 
 __all__ = ["Blob", "Books"]
+
+_log = logging.getLogger("aiodockersave")
 
 
 class Blob(NamedTuple):
@@ -63,6 +67,14 @@ class Books:
         for _, missing in self._missing:
             missing.discard(layer.digest)
         self._tell_images()
+
+    def note_odd(self, blob: Blob) -> None:
+        """Say that a layer, which is stored as it is, begins as none does."""
+        _log.warning(
+            "layer %s is neither compressed (gzip, zstd) nor a tar, so that what loads the archive may refuse it (image %.300s)",
+            blob.layer.digest,
+            one_line(str(blob.image.request)),
+        )
 
     def _tell_images(self) -> None:
         while self._missing and not self._missing[0][1]:

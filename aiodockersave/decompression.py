@@ -19,21 +19,21 @@ import sys
 import zlib
 from contextlib import suppress
 from importlib import import_module
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from .errors import ContentTooLargeError, DecompressionError, MissingDependencyError
+from .first_bytes import Compression, sniff
+from .model import MAX_EXPANSION, Share
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from hashlib import _Hash
     from types import ModuleType
 
-__all__ = ["Compression", "Decompressor", "sniff"]
+__all__ = ["Compression", "Decompressor", "PlainHash", "sniff"]
 
-Compression = Literal["gzip", "zstd"]
-
-_GZIP_MAGIC = b"\x1f\x8b"
-# A frame, and the sixteen kinds of frames that a reader skips.
-_ZSTD_MAGICS = (b"\x28\xb5\x2f\xfd", *(bytes((n,)) + b"\x2a\x4d\x18" for n in range(0x50, 0x60)))
+FREE_EXPANSION: Final = 64 << 20
+"""Plain bytes that come of anything, so that a small layer may be one large sparse file."""
 
 # eStargz layers have thousands of members, none of them empty. More empty ones in a row than this cost
 # time and give nothing: a bomb (aiohttp #13362 has the same number).
@@ -43,6 +43,8 @@ _MAX_EMPTY_MEMBERS = 1024
 # is copied (``unused_data``), so a big slice for each of many tiny members would cost quadratic time.
 _FIRST_SLICE, _LAST_SLICE = 1 << 10, 1 << 18
 
+_PLAIN_PIECE = 1 << 18
+
 # libzstd's own default for streams, stated because it bounds our memory: a window is kept in full.
 _ZSTD_WINDOW_LOG_MAX = 27
 
@@ -50,17 +52,6 @@ _ZSTD_WINDOW_LOG_MAX = 27
 # two of them, or with FHCRC, it fails on sound input that is cut inside the header (intel/isa-l #224).
 # Flags that RFC 1952 reserves go to zlib as well: it refuses them, isal does not.
 _ISAL_FLAGS = frozenset((0, 4, 8, 16))
-
-
-def sniff(prefix: bytes) -> Compression | None:
-    """Tell the compression of content from its first four bytes.
-
-    Returns:
-        The compression, or None where it is neither gzip nor zstd: a plain tar, as far as we know.
-    """
-    if prefix.startswith(_GZIP_MAGIC):
-        return "gzip"
-    return "zstd" if prefix.startswith(_ZSTD_MAGICS) else None
 
 
 class Decompressor:
@@ -90,6 +81,8 @@ class Decompressor:
         what: str = "the content",
         media_type: str | None = None,
         max_plain_size: int | None = None,
+        max_expansion: int | None = MAX_EXPANSION,
+        share: Share | None = None,
     ) -> None:
         """Choose the backend.
 
@@ -98,6 +91,9 @@ class Decompressor:
             what: Names the content in errors.
             media_type: Names its kind in errors; the compression where it is None.
             max_plain_size: The largest plain size to accept, in bytes.
+            max_expansion: The most plain bytes to accept for each one of input, beyond the first 64 MiB; None for any
+                number.
+            share: Is told how many bytes the content is beyond that number, and allows it or not.
 
         Raises:
             MissingDependencyError: zstd, and Python has neither its own module nor the backport.
@@ -107,6 +103,11 @@ class Decompressor:
         self._what = what
         self._media_type = media_type or compression
         self._max_plain_size = sys.maxsize if max_plain_size is None else max_plain_size
+        self._max_expansion = max_expansion
+        self._share = share
+        self._ahead = 0  # of what the ratio allows, at most until now
+        self._fed = 0
+        self._allowed = self._max_plain_size  # plain bytes, for what was fed
         self._backend = _gzip_backend() if compression == "gzip" else _zstd_backend()
         self._failure: ContentTooLargeError | DecompressionError | None = None
         self._input = b""
@@ -130,6 +131,9 @@ class Decompressor:
         self._input = rest + data if rest else data
         self._position = 0
         self._drained = False
+        self._fed += len(data)
+        if self._max_expansion is not None:
+            self._allowed = min(self._max_plain_size, FREE_EXPANSION + self._max_expansion * self._fed)
 
     def read(self, max_length: int = 1 << 20) -> bytes:
         """Decompress what was fed.
@@ -141,7 +145,7 @@ class Decompressor:
         Raises:
             DecompressionError: The input is damaged, needs a zstd window above 128 MiB, has more than
                 1024 empty members in a row, or has something else behind the last member.
-            ContentTooLargeError: The plain bytes would be more than ``max_plain_size``.
+            ContentTooLargeError: The plain bytes would be more than ``max_plain_size``, or ``max_expansion`` allows.
         """
         if self._failure:
             raise self._failure
@@ -150,16 +154,18 @@ class Decompressor:
         size = 0
         parts: list[bytes] = []
         # One byte beyond what is allowed shows that there is too much.
-        limit = min(max_length, self._max_plain_size - self.plain_size + 1)
+        limit = min(max_length, self._allowed - self.plain_size + 1)
         while size < limit and (member := self._member or self._begin_member()):
             if (part := self._advance(member, limit - size)) is None:
                 break
             parts.append(part)
             size += len(part)
-        if self.plain_size + size > self._max_plain_size:
-            self._failure = ContentTooLargeError(self._max_plain_size, what=self._what)
+        if self.plain_size + size > self._allowed:
+            self._failure = self._too_large()
             raise self._failure
         self.plain_size += size
+        if self._max_expansion is not None:
+            self._count_ahead(self._max_expansion * self._fed)
         self._drained = size == 0
         return b"".join(parts)
 
@@ -226,9 +232,115 @@ class Decompressor:
         if self._empty_members > _MAX_EMPTY_MEMBERS:
             raise self._fail(f"more than {_MAX_EMPTY_MEMBERS} empty members in a row")
 
+    def _count_ahead(self, allowed: int) -> None:
+        if self.plain_size - allowed <= self._ahead:
+            return
+        self._ahead = self.plain_size - allowed
+        if self._share is not None and not self._share(self._what, self._ahead):
+            self._failure = self._expands("what all layers may have beyond that together is used up", allowed)
+            raise self._failure
+
+    def _too_large(self) -> ContentTooLargeError:
+        if self._allowed == self._max_plain_size:
+            return ContentTooLargeError(self._allowed, what=self._what)
+        return self._expands(f"and {FREE_EXPANSION >> 20} MiB", self._allowed)
+
+    def _expands(self, beyond: str, limit: int) -> ContentTooLargeError:
+        why = (
+            f"{self._max_expansion} for each of the {self._fed} bytes that it was compressed to until there, {beyond}; "
+            "where that is no attack, allow more by max_expansion (--max-expansion)"
+        )
+        return ContentTooLargeError(limit, what=self._what, why=why)
+
     def _fail(self, reason: str) -> DecompressionError:
         self._failure = error = DecompressionError(self._what, self._media_type, reason)
         return error
+
+
+class PlainHash:
+    """Hash the plain bytes of a blob that is stored as it is: an object as ``hashlib`` has them.
+
+    Args:
+        hash_: The ``hashlib`` object that gets the plain bytes.
+        what: Names the blob in errors.
+        max_plain_size, max_expansion, share: As for :class:`Decompressor`.
+    """
+
+    def __init__(
+        self,
+        hash_: _Hash,
+        *,
+        what: str,
+        max_plain_size: int | None = None,
+        max_expansion: int | None = MAX_EXPANSION,
+        share: Share | None = None,
+    ) -> None:
+        self._hash = hash_
+        self._what = what
+        self._max_plain_size = max_plain_size
+        self._max_expansion = max_expansion
+        self._share = share
+        self._head: bytes | None = b""  # until it is known what it is
+        self._decompressor: Decompressor | None = None
+        self._plain_size = 0  # where nothing is decompressed
+        self._is_stopped = False
+
+    def update(self, data: bytes | memoryview) -> None:
+        """Take the next bytes of the blob.
+
+        Raises:
+            ContentError: They are damaged, or too many; every later call raises it again.
+            MissingDependencyError: zstd, and there is nothing to decompress it.
+        """
+        if self._is_stopped:
+            return
+        if self._head is not None:
+            data = self._head + bytes(data)
+            if len(data) < 4:
+                self._head = data
+                return
+            self._begin(data)
+        self._expand(data)
+
+    def hexdigest(self) -> str:
+        """Return the digest of all plain bytes; nothing can be taken after it.
+
+        Raises:
+            ContentError: What was taken is cut off.
+        """
+        if self._head is not None:  # it is shorter than any magic
+            self._begin(head := self._head)
+            self._expand(head)
+        if self._decompressor is not None:
+            self._decompressor.finish()
+        return self._hash.hexdigest()
+
+    def stop(self) -> None:
+        """Let an :meth:`update` that runs in another thread end soon; what was hashed is worth nothing then."""
+        self._is_stopped = True
+
+    def _begin(self, head: bytes) -> None:
+        compression = sniff(head[:4])
+        if compression is not None:
+            self._decompressor = Decompressor(
+                compression,
+                what=self._what,
+                max_plain_size=self._max_plain_size,
+                max_expansion=self._max_expansion,
+                share=self._share,
+            )
+        self._head = None
+
+    def _expand(self, data: bytes | memoryview) -> None:
+        if self._decompressor is None:
+            self._plain_size += len(data)
+            if self._max_plain_size is not None and self._plain_size > self._max_plain_size:
+                raise ContentTooLargeError(self._max_plain_size, what=self._what)
+            self._hash.update(data)
+            return
+        self._decompressor.feed(bytes(data))
+        while not self._is_stopped and (plain := self._decompressor.read(_PLAIN_PIECE)):
+            self._hash.update(plain)
 
 
 # ── backends ──

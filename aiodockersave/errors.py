@@ -189,8 +189,8 @@ class SizeMismatchError(ContentError):
 class ContentTooLargeError(ContentError):
     """Content, which one ``what`` says, exceeds a ``limit`` in bytes."""
 
-    def __init__(self, limit: int, *, what: str) -> None:
-        super().__init__(f"{what} is larger than the limit of {limit} bytes")
+    def __init__(self, limit: int, *, what: str, why: str = "") -> None:
+        super().__init__(f"{what} is larger than the limit of {limit} bytes{why and f': {why}'}")
         self.limit = limit
         self.what = what
 
@@ -396,7 +396,7 @@ class ConfigurationError(_FileError, SourceError, ValueError):
 
 
 class InsufficientSpaceError(DockerSaveError, OSError):
-    """There is not enough space for the archive; nothing was fetched.
+    """There is not enough space for the archive, or for what is staged; nothing was written into the last of it.
 
     Attributes:
         path: The target.

@@ -3,6 +3,7 @@
 ::
 
     chunks ──▶ batches ──▶ SHA-256 ──▶                          ──▶ stored as it is    (keep)
+                       └──▶ inflate, SHA-256                                           (… with its diff ID verified)
                                    └──▶ inflate ──▶ SHA-256 ──▶ ──▶ stored plain       (decompress)
 
 The idea to know first: batches are handed out one behind, so the last one leaves only when everything was
@@ -15,19 +16,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 from . import content as _content
 from ._aio import Fairness, Worker, close_all, forget, wait_out
 from .content import Batch, OpenContent
-from .decompression import Compression, Decompressor, sniff
+from .decompression import Compression, Decompressor, PlainHash, sniff
 from .errors import ContentTooLargeError, DigestMismatchError, SizeMismatchError
-from .model import OCI_LAYER, OCI_LAYER_GZIP, OCI_LAYER_ZSTD, Descriptor, Digest
-
-if TYPE_CHECKING:
-    import hashlib
+from .model import (
+    MAX_EXPANSION,
+    OCI_LAYER,
+    OCI_LAYER_GZIP,
+    OCI_LAYER_ZSTD,
+    Descriptor,
+    Digest,
+    Limits,
+    Share,
+)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -38,6 +45,8 @@ _QUEUE = 2
 """Batches that may wait for a thread: memory, and how far a source may be ahead of the processor."""
 _INFLATION = 8
 """What a compressed byte costs, compared to a hashed one."""
+_NEVER_INLINE = INLINE_SIZE + 1
+"""The same where all that comes of it is hashed by the same call: few bytes may be very many."""
 
 MEDIA_TYPES: dict[Compression | None, str] = {None: OCI_LAYER, "gzip": OCI_LAYER_GZIP, "zstd": OCI_LAYER_ZSTD}
 
@@ -83,23 +92,32 @@ class Lane:
             forget(self._last)
 
 
+class _Hash(Protocol):
+    """What a hasher uses of a ``hashlib`` object."""
+
+    def update(self, data: Batch, /) -> None: ...
+
+    def hexdigest(self) -> str: ...
+
+
 class Hasher:
     """Hashes batches in a lane, at most a few behind.
 
     Attributes:
-        hash: The hashlib object; complete once :meth:`digest` has returned.
+        hash: The hashlib object, or what works as one; complete once :meth:`digest` has returned.
     """
 
-    def __init__(self, algorithm: str, *, hash_: hashlib._Hash | None = None) -> None:
-        self.hash = hash_ or Digest.of(b"", algorithm).hasher()
+    def __init__(self, algorithm: str, *, hash_: _Hash | None = None, cost: int = 1) -> None:
+        self.hash: Any = hash_ or Digest.of(b"", algorithm).hasher()
         self._algorithm = algorithm
+        self._cost = cost
         self._lane = Lane("aiodockersave-hash")
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def update(self, batch: Batch) -> None:
         """Take a batch; waits while too many are behind."""
         await self._wait(_QUEUE - 1)
-        future = self._lane.start(len(batch), self.hash.update, batch)
+        future = self._lane.start(self._cost * len(batch), self.hash.update, batch)
         if not future.done():
             self._waiting.append(future)
 
@@ -127,6 +145,18 @@ class Intake:
 
     Attributes:
         done: Whether the batch that :meth:`next` returned last was the last, and all is verified.
+        plain_digest: The digest of the plain tar, once it is done, where the blob is kept and this was asked for.
+
+    Args:
+        content: What is read.
+        expected: What it must be.
+        decompress: Whether the plain tar is stored.
+        diff_id: What the plain tar must be, where that is known.
+        max_plain_size: The largest plain tar to accept, in bytes.
+        max_expansion: The most plain bytes to accept for each compressed one.
+        share: What all contents of an archive may expand to beyond that.
+        verify_plain: Whether the plain tar of a blob that is kept is looked at beside.
+        make_room: Is awaited before bytes are handed out, with their number.
     """
 
     def __init__(
@@ -137,14 +167,27 @@ class Intake:
         decompress: bool,
         diff_id: Digest | None,
         max_plain_size: int | None,
+        max_expansion: int | None = MAX_EXPANSION,
+        share: Share | None = None,
+        verify_plain: bool = False,
+        make_room: Callable[[int], Awaitable[None]] | None = None,
     ) -> None:
         self.done = False
+        self.plain_digest: Digest | None = None
         self._expected = expected
-        self._diff_id = diff_id if decompress else None
-        self._blob = _Blob(content, expected)
+        self._what = f"layer {expected.digest}" if expected else "the layer"
+        self._diff_id = diff_id if decompress or verify_plain else None
+        if share is not None and expected is None:
+            share = _as_another(share)
+        self._limits = limits = Limits(max_plain_size, max_expansion, share)
+        self._beside: PlainHash | None = None
+        if verify_plain and not decompress:
+            hash_ = (diff_id or Digest.of(b"")).hasher()
+            self._beside = PlainHash(hash_, what=self._what, **limits._asdict())
+        self._blob = _Blob(content, expected, self._beside, diff_id)
         self._decompress = decompress
         self._plain: _Plain | None = None
-        self._max_plain_size = max_plain_size
+        self._make_room = make_room
         self._batch: Batch | None = None
         self._compression: Compression | None = None
         self._stored: Descriptor | None = None
@@ -184,14 +227,20 @@ class Intake:
         if not self._batch:
             self._stored = await self._verify()
             self.done = True
+        if self._make_room is not None:
+            await self._make_room(len(batch))
         return batch
 
     async def close(self) -> None:
         """Wait until no thread works for it."""
+        if self._beside is not None:
+            self._beside.stop()
         await close_all([self._blob.close, *([] if self._plain is None else [self._plain.close])])
 
     def abandon(self) -> None:
         """Let its threads end by themselves."""
+        if self._beside is not None:
+            self._beside.stop()
         self._blob.abandon()
         if self._plain is not None:
             self._plain.abandon()
@@ -201,29 +250,42 @@ class Intake:
         self._compression = sniff(bytes(batch[:4]))
         if not self._decompress:
             return batch
-        what = f"layer {self._expected.digest}" if self._expected else "the layer"
-        self._plain = _Plain(self._blob, batch, self._compression, self._diff_id, what, self._max_plain_size)
+        self._plain = _Plain(self._blob, batch, self._compression, self._diff_id, self._what, self._limits)
         return await self._plain.next()
 
     async def _fetch(self) -> Batch:
         return await (self._blob if self._plain is None else self._plain).next()
 
     async def _verify(self) -> Descriptor:
-        await self._blob.verify()
-        if self._plain is None:
-            return self._blob.descriptor(self.media_type)
-        digest = await self._plain.digest()
-        if self._diff_id is not None and digest != self._diff_id:
+        self.plain_digest = await self._blob.verify()
+        digest = self.plain_digest if self._plain is None else await self._plain.digest()
+        if digest is not None and self._diff_id is not None and digest != self._diff_id:
             raise DigestMismatchError(self._diff_id, digest, what="diff ID", descriptor=self._expected)
+        if self._plain is None or digest is None:
+            return self._blob.descriptor(self.media_type)
         return Descriptor(self.media_type, digest, self._plain.size)
 
 
-class _Blob:
-    """The blob's batches, hashed; each holds at least ``BATCH_SIZE`` bytes but the last."""
+def _as_another(share: Share) -> Share:
+    """Let a layer without a name be another one than all others."""
+    layer = object()
+    return lambda _, size: share(layer, size)
 
-    def __init__(self, content: OpenContent, expected: Descriptor | None) -> None:
+
+class _Blob:
+    """The blob's batches, hashed, also plain where asked; each holds at least ``BATCH_SIZE`` bytes but the last."""
+
+    def __init__(
+        self,
+        content: OpenContent,
+        expected: Descriptor | None,
+        plain: PlainHash | None,
+        diff_id: Digest | None,
+    ) -> None:
         self._content = content
         self._expected = expected
+        algorithm = diff_id.algorithm if diff_id else "sha256"
+        self._plain_hasher = Hasher(algorithm, hash_=plain, cost=_NEVER_INLINE) if plain else None
         self._hasher = Hasher(expected.digest.algorithm if expected else "sha256")
         self._fairness = Fairness()
         self._size = 0
@@ -241,13 +303,17 @@ class _Blob:
         batch = parts[0] if len(parts) == 1 else b"".join(parts)
         if batch:
             await self._hasher.update(batch)
+            if self._plain_hasher is not None:
+                await self._plain_hasher.update(batch)
         return batch
 
-    async def verify(self) -> None:
+    async def verify(self) -> Digest | None:
+        """Verify the blob, and return the digest of its plain tar where that was asked for."""
         self._check_size(at_end=True)
         self._digest = await self._hasher.digest()
         if self._expected is not None and self._digest != self._expected.digest:
             raise DigestMismatchError(self._expected.digest, self._digest, descriptor=self._expected)
+        return None if self._plain_hasher is None else await self._plain_hasher.digest()
 
     def _check_size(self, *, at_end: bool) -> None:
         size = self._expected.size if self._expected else None
@@ -264,10 +330,14 @@ class _Blob:
         return Descriptor(media_type, self._digest, self._size)
 
     async def close(self) -> None:
-        await self._hasher.close()
+        await close_all(
+            [self._hasher.close, *([] if self._plain_hasher is None else [self._plain_hasher.close])]
+        )
 
     def abandon(self) -> None:
         self._hasher.abandon()
+        if self._plain_hasher is not None:
+            self._plain_hasher.abandon()
 
 
 class _Plain:
@@ -280,20 +350,18 @@ class _Plain:
         compression: Compression | None,
         diff_id: Digest | None,
         what: str,
-        max_size: int | None,
+        limits: Limits,
     ) -> None:
         self.size = 0
         self._blob = blob
         self._what = what
-        self._max_size = max_size
+        self._max_size = limits.max_plain_size
         self._first: Batch | None = first
         self._inputs: deque[bytes] = deque()
         self._ended = False
         self._lane = Lane("aiodockersave-inflate")
         self._hasher = Hasher(diff_id.algorithm if diff_id else "sha256")
-        self._decompressor = (
-            Decompressor(compression, what=what, max_plain_size=max_size) if compression else None
-        )
+        self._decompressor = Decompressor(compression, what=what, **limits._asdict()) if compression else None
         self._reading: asyncio.Future[bytes] | None = None
 
     async def next(self) -> Batch:

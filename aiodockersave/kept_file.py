@@ -7,26 +7,28 @@ whatever came first. What an earlier attempt has left is hashed, and only what i
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ._aio import Worker, run_together
 from .errors import ContentError
 from .filling import fill
-from .placing import KeptBlob, write_literals
+from .in_place import write_literals
+from .placing import KeptBlob
 from .preparing import naming
 
 if TYPE_CHECKING:
     from ._open_file import OpenFile
     from .books import Blob, Books
     from .following import Follower
+    from .model import Limits
     from .plan import Plan
-    from .progress import Meter
 
 __all__ = ["file_kept"]
 
 _READ_BACK: Final = 32 << 20
 """Bytes of an earlier attempt that are hashed by one blocking call: how long a cancel may have to wait."""
+_READ_BACK_INFLATED: Final = 1 << 18
+"""The same where they are decompressed, too: there may be a thousand times as many."""
 
 
 async def file_kept(
@@ -36,6 +38,7 @@ async def file_kept(
     *,
     jobs: int,
     resume: bool,
+    verify: Limits | None = None,
     follower: Follower | None = None,
     written: Callable[[int], None],
 ) -> None:
@@ -47,6 +50,7 @@ async def file_kept(
         books: Its blobs.
         jobs: How many of them are read at once.
         resume: Whether what is in the file is gone on with.
+        verify: How far layers may expand whose plain tars are verified beside; None where they are not.
         follower: Hashes the file meanwhile, so blobs come in its order; without one, the largest is the first.
         written: Is called with a number of bytes that are being written.
 
@@ -75,9 +79,8 @@ async def file_kept(
         with worker.held():
             for blob in waiting:
                 with naming(blob.image.request):
-                    placing = _Kept(
-                        file, offsets[blob.layer.digest], blob, books.meter, worker, readers, took
-                    )
+                    offset = offsets[blob.layer.digest]
+                    placing = _Kept(file, offset, blob, books, worker, readers, took, verify)
                     if follower is not None:
                         follower.watch(blob.layer.digest, placing.placement)
                     await placing.run(resume=resume)
@@ -101,21 +104,39 @@ class _Kept:
         file: OpenFile,
         offset: int,
         blob: Blob,
-        meter: Meter,
+        books: Books,
         worker: Worker,
         readers: int,
         written: Callable[[int], None],
+        verify: Limits | None,
     ) -> None:
-        self._new_placement = partial(KeptBlob, file, offset, blob.layer)
-        self.placement = self._new_placement()
+        self._file = file
+        self._offset = offset
         self._blob = blob
-        self._meter = meter
+        self._verify = verify
+        self.placement = self._new_placement()
+        self._books = books
+        self._meter = books.meter
         self._worker = worker
         self._readers = readers
         self._written = written
 
+    def _new_placement(self) -> KeptBlob:
+        layer = self._blob.layer
+        if self._verify is None:
+            return KeptBlob(self._file, self._offset, layer)
+        from .decompression import PlainHash  # noqa: PLC0415 - nothing else that is kept has a use of it
+
+        diff_id = self._blob.diff_id
+        plain_hash = PlainHash(diff_id.hasher(), what=f"layer {layer.digest}", **self._verify._asdict())
+        return KeptBlob(self._file, self._offset, layer, diff_id, plain_hash)
+
     async def run(self, *, resume: bool) -> None:
         """Bring it into its place; what is right there already is not fetched."""
+        if (await self._place(resume=resume)).is_odd:
+            self._books.note_odd(self._blob)
+
+    async def _place(self, *, resume: bool) -> KeptBlob:
         layer, placement = self._blob.layer, self.placement
         is_whole = resume and await self._take_over(placement)
         start = placement.position
@@ -123,21 +144,26 @@ class _Kept:
             placement, start = self._new_placement(), 0
         self._meter.started(layer, start)
         if is_whole:
-            return
+            await self._worker.run(placement.finish)
+            return placement
         try:
             await self._fill(placement)
         except Exception as exc:
             # A source that is told of a wrong digest may have made an error of its own of it.
-            if not (start and (placement.is_wrong or isinstance(exc, ContentError))):
+            is_wrong = placement.is_right is False or isinstance(exc, ContentError)
+            if not (start and is_wrong) or placement.is_right:  # only the diff ID may be wrong then
                 raise
             self._meter.retried(layer)
-            await self._fill(self._new_placement())
+            placement = self._new_placement()
+            await self._fill(placement)
+        return placement
 
     async def _take_over(self, placement: KeptBlob) -> bool:
         """Hash what an earlier attempt has left; tell whether that is the whole blob."""
         stop = await self._worker.run(placement.find)
+        step = _READ_BACK if self._verify is None else _READ_BACK_INFLATED
         while placement.position < stop:
-            await self._worker.run(placement.read_back, min(stop, placement.position + _READ_BACK))
+            await self._worker.run(placement.read_back, min(stop, placement.position + step))
         return await self._worker.run(placement.is_whole)
 
     async def _fill(self, placement: KeptBlob) -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final, Literal, get_args
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, get_args
 
 from .errors import InvalidDigestError, InvalidInputError, InvalidPlatformError
 
@@ -79,6 +79,40 @@ Format = Literal["docker"]
 """The layout of an archive."""
 Layers = Literal["keep", "decompress"]
 """How layers are stored: as they are, or as plain tars."""
+
+
+MAX_EXPANSION: Final = 1100
+"""Plain bytes that are accepted for each compressed one, beyond the first 64 MiB of a layer.
+
+Deflate cannot make more than 1,032 of one, so this never refuses gzip. zstd makes 32,768 of one and more: there it is what
+tells an attack from all but huge sparse files.
+"""
+
+
+Share = Callable[[object, int], bool]
+"""Is told which layer is how many plain bytes ahead of what its ratio allows, and answers whether that is still right."""
+
+
+class Limits(NamedTuple):
+    """How far layers may expand, see :class:`~aiodockersave.ArchiveWriter`; ``share`` is what they have in common."""
+
+    max_plain_size: int | None
+    max_expansion: int | None
+    share: Share | None = None
+
+
+def check_limits(*, max_plain_size: object, max_expansion: object) -> None:
+    """Raise :class:`InvalidInputError` unless limits of what is decompressed are numbers that make sense, or None."""
+    for name, value, least, unit in (
+        ("max_plain_size", max_plain_size, 0, "bytes"),
+        ("max_expansion", max_expansion, 1, "plain bytes for one compressed"),
+    ):
+        if value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"{name}={value!r}: use a number of {unit}")
+        if value < least:
+            raise InvalidInputError(f"{name}={value!r}: use a number of {unit}, {least} or more")
 
 
 def check_choice(name: str, value: str, choices: object) -> None:

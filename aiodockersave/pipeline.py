@@ -16,11 +16,12 @@ import os
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ._aio import Beside, running_task
 from .ahead import NO_FILE, Ahead, Order, look_at
 from .errors import InvalidInputError
+from .model import MAX_EXPANSION, Limits, check_limits
 from .preparing import ImageRequest, prepare
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ async def save(
     stage_memory: int = 8 << 20,
     stage_dir: str | os.PathLike[str] | None = None,
     max_plain_size: int | None = None,
+    max_expansion: int | None = MAX_EXPANSION,
+    verify_diff_ids: bool = False,
     checksum: bool = False,
     progress: Progress | None = None,
 ) -> Report:
@@ -73,7 +76,13 @@ async def save(
         fsync: Whether a path's file and directory are brought to the disk.
         stage_memory: Bytes of memory for content that is staged, which is only on the way into a stream.
         stage_dir: Where content goes that is staged and too large for memory.
-        max_plain_size: The largest layer to accept when decompressing, in bytes.
+        max_plain_size: The largest plain tar of a layer to accept when decompressing, in bytes.
+        max_expansion: The most plain bytes to accept for each compressed one, beyond the first 64 MiB of a layer; None for
+            any number. gzip never makes more of one than the default. zstd does of sparse files: a layer with a file of
+            1 GB that is all zeros may need more.
+        verify_diff_ids: Whether the plain tar of a layer that is kept is looked at, too, which takes the time of
+            decompressing it. Without it a layer is only reported, as a warning of the logger ``aiodockersave``, where its
+            first bytes are neither compressed nor a tar. Where layers are decompressed, it always is.
         checksum: Whether the report has the SHA-256 of the archive.
         progress: Called with each event, see :mod:`aiodockersave.progress`.
 
@@ -88,7 +97,8 @@ async def save(
         InvalidInputError: A tag is no name, or a layer has two sizes.
         NameConflictError: One name was given to two images, whose references the note names.
         ImageConflictError: One config came with two lists of layers.
-        InsufficientSpaceError: The archive will not fit, as far as its size is known ahead.
+        InsufficientSpaceError: The archive will not fit, as far as its size is known ahead; or what is decompressed would
+            fill the disk, of which 64 MiB, or one in a hundred bytes, are left to others.
         PartFileError: What an interrupted save has left is of another archive, in use, made by another user, or others may
             write to it.
         OSError: The target cannot be written.
@@ -107,16 +117,17 @@ async def save(
         raise InvalidInputError(
             "only a file can be gone on with, and only with layers kept as they are: its size is not known ahead otherwise"
         )
+    check_limits(max_plain_size=max_plain_size, max_expansion=max_expansion)
+    verify_diff_ids = verify_diff_ids and layers == "keep"
     async with AsyncExitStack() as stack:
         ahead = None
         if len(images) == 1 and jobs > 1 and not resume:
             place = await look_at(target) if isinstance(target, str | os.PathLike) else NO_FILE
             order = Order(layers, is_file=place.is_file, is_followed=checksum)
-            # Where layers are decompressed, the archive's size is not known ahead.
-            space = place.space if layers == "keep" else None
-            ahead = await stack.enter_async_context(Ahead(order, jobs=jobs, space=space))
+            # Where layers are decompressed, the archive is larger than what is compared with it.
+            ahead = await stack.enter_async_context(Ahead(order, jobs=jobs, space=place.space))
         async with Beside("aiodockersave-load") as loading:
-            loading.start(_load_saving, layers=layers, is_path=is_path)
+            loading.start(_load_saving, layers=layers, is_path=is_path, verify_diff_ids=verify_diff_ids)
             prepared = await prepare(
                 images,
                 format=format,
@@ -135,12 +146,13 @@ async def save(
             fsync=fsync,
             stage_memory=stage_memory,
             stage_dir=stage_dir,
-            max_plain_size=max_plain_size,
+            limits=Limits(max_plain_size, max_expansion),
+            verify_diff_ids=verify_diff_ids,
             checksum=checksum,
         )
         return await save_prepared(prepared, target, settings, progress, ahead)
 
 
-def _load_saving(*, layers: Layers, is_path: bool) -> None:
+def _load_saving(**how: Any) -> None:
     saving = import_module(".saving", __package__)
-    saving.load(layers=layers, is_path=is_path)
+    saving.load(**how)

@@ -3,7 +3,8 @@
 ::
 
     take(batch) ─┬▶ SHA-256 of the blob                                  KeptBlob: one thread
-                 └▶ write at the offset
+                 ├▶ write at the offset
+                 └▶ inflate, SHA-256 of the plain tar                    where that is verified
 
     take(batch) ─┬▶ SHA-256 of the blob                                  PlainBlob: three threads, so that one
                  └▶ inflate ─▶ SHA-256 of the plain tar, write           large layer keeps two processors busy;
@@ -19,30 +20,24 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from queue import Empty, Queue
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from .content import Batch
-from .errors import ContentTooLargeError, DigestMismatchError, SinkError
-from .model import Descriptor, Digest
+from .errors import ContentError, ContentTooLargeError, DigestMismatchError, SinkError
+from .first_bytes import is_like_a_layer
+from .in_place import write_at
+from .model import MAX_EXPANSION, Descriptor, Digest, Limits, Share
+from .tar import BLOCK_SIZE
 
 if TYPE_CHECKING:
     from ._open_file import OpenFile
-    from .decompression import Decompressor
-    from .plan import Segment
+    from .decompression import Decompressor, PlainHash
+    from .space import Space
 
-__all__ = [
-    "Crew",
-    "KeptBlob",
-    "Lane",
-    "Placement",
-    "PlainBlob",
-    "RegionFullError",
-    "move_back",
-    "write_at",
-    "write_literals",
-]
+__all__ = ["Crew", "KeptBlob", "Lane", "Placement", "PlainBlob", "RegionFullError"]
 
 T = TypeVar("T")
 
@@ -99,54 +94,35 @@ class Placement(Protocol):
         ...
 
 
-def write_at(fd: int, data: Batch, offset: int) -> None:
-    """Write all of ``data`` at ``offset``."""
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(fd, view, offset)
-        view = view[written:]
-        offset += written
-
-
-def move_back(file: OpenFile, start: int, shift: int, size: int) -> None:
-    """Copy ``size`` bytes at ``start`` to ``shift`` bytes further behind."""
-    data = b""
-    with file as fd:
-        while len(data) < size:
-            piece = os.pread(fd, size - len(data), start + len(data))
-            if not piece:
-                raise SinkError(
-                    f"the file is shorter than what was written to it, at byte {start + len(data)}"
-                )
-            data += piece
-        write_at(fd, data, start + shift)
-
-
-def write_literals(file: OpenFile, segments: Iterable[Segment], size: int) -> None:
-    """Write all of an archive that is no blob's, and cut the file to the archive's size."""
-    with file as fd:
-        for segment in segments:
-            if segment.data is not None:
-                write_at(fd, segment.data, segment.offset)
-        os.ftruncate(fd, size)
-
-
 class KeptBlob:
     """A blob that is stored as it is.
 
     Attributes:
         position: How many of its bytes are hashed and in their place.
-        is_wrong: Whether all of them came, and have another digest.
+        is_right: Whether all of them came, and have the right digest; None as long as that is not known.
+        is_odd: Whether it begins as no layer does; known with that.
 
     Args:
         file: The file.
         offset: Where the blob starts in it.
         descriptor: The blob, with its size.
+        diff_id: What its plain tar must be, where that is looked at.
+        plain_hash: Hashes that.
     """
 
-    def __init__(self, file: OpenFile, offset: int, descriptor: Descriptor) -> None:
+    def __init__(
+        self,
+        file: OpenFile,
+        offset: int,
+        descriptor: Descriptor,
+        diff_id: Digest | None = None,
+        plain_hash: PlainHash | None = None,
+    ) -> None:
         self.position = 0
-        self.is_wrong = False
+        self.is_right: bool | None = None
+        self.is_odd = False
+        self._diff_id = diff_id
+        self._plain_hash = plain_hash
         self._file = file
         self._offset = offset
         self._descriptor = descriptor
@@ -172,6 +148,9 @@ class KeptBlob:
                 if not data:
                     raise SinkError("the part file was cut while it was read")
                 self._hash.update(data)
+                if self._plain_hash is not None:
+                    with suppress(ContentError):  # raised again by take and finish: it may be a wrong byte
+                        self._plain_hash.update(data)
                 self.position += len(data)
 
     def is_whole(self) -> bool:
@@ -183,9 +162,7 @@ class KeptBlob:
         hash_.update(bytes(missing))
         if hash_.hexdigest() != self._descriptor.digest.encoded:
             return False
-        with self._file as fd:
-            write_at(fd, bytes(missing), self._offset + self.position)
-        self._hash, self.position = hash_, self._size
+        self.take([bytes(missing)])
         return True
 
     def take(self, batch: Sequence[Batch]) -> None:
@@ -195,16 +172,24 @@ class KeptBlob:
                 self._hash.update(chunk)
                 write_at(fd, chunk, self._offset + self.position)
                 self.position += len(chunk)
+                if self._plain_hash is not None:
+                    self._plain_hash.update(chunk)
 
     def finish(self) -> int:
-        """Verify the digest."""
-        self.is_wrong = True  # unless the next line finds that it is not
+        """Verify the digest, and the diff ID where that is asked for."""
+        self.is_right = False  # unless the next line finds that it is
         _check(self._hash, self._descriptor.digest, "blob", self._descriptor)
-        self.is_wrong = False
+        self.is_right = True
+        with self._file as fd:
+            self.is_odd = not is_like_a_layer(os.pread(fd, min(BLOCK_SIZE, self._size), self._offset))
+        if self._plain_hash is not None and self._diff_id is not None:
+            _check(self._plain_hash, self._diff_id, "diff ID", self._descriptor)
         return self.position
 
     def stop(self) -> None:
-        """Do nothing: it does not take long."""
+        """Decompress no further, if it does."""
+        if self._plain_hash is not None:
+            self._plain_hash.stop()
 
     def close(self) -> None:
         """Do nothing: there is no thread."""
@@ -229,6 +214,9 @@ class PlainBlob:
         lane: Its threads.
         region: How many bytes of the file are its own; None where no end is set.
         max_plain_size: The largest plain tar to accept, in bytes.
+        max_expansion: The most plain bytes to accept for each compressed one.
+        share: What all blobs of an archive may expand to beyond that.
+        space: What there is room for.
     """
 
     def __init__(
@@ -241,6 +229,9 @@ class PlainBlob:
         *,
         region: int | None,
         max_plain_size: int | None,
+        max_expansion: int | None = MAX_EXPANSION,
+        share: Share | None = None,
+        space: Space | None = None,
     ) -> None:
         self._file = file
         self._offset = offset
@@ -248,6 +239,8 @@ class PlainBlob:
         self._diff_id = diff_id
         self._region = region
         self._limit = sys.maxsize if max_plain_size is None else max_plain_size
+        self._limits = Limits(self._limit, max_expansion, share)
+        self._space = space
         self._blob_hash = descriptor.digest.hasher()
         self._plain_hash = diff_id.hasher()
         self.position = 0
@@ -289,9 +282,8 @@ class PlainBlob:
         self._is_begun = True
         compression = sniff(prefix)
         if compression is not None:
-            self._decompressor = Decompressor(
-                compression, what=f"layer {self._descriptor.digest}", max_plain_size=self._limit
-            )
+            what = f"layer {self._descriptor.digest}"
+            self._decompressor = Decompressor(compression, what=what, **self._limits._asdict())
 
     def _store(self, plain: Batch) -> None:
         if self._region is not None and self.position + len(plain) > self._region:
@@ -299,6 +291,8 @@ class PlainBlob:
             raise RegionFullError
         self._plain_hash.update(plain)
         if self._file is not None:
+            if self._space is not None:
+                self._space.take(len(plain))
             with self._file as fd:
                 write_at(fd, plain, self._offset + self.position)
         self.position += len(plain)

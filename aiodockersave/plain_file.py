@@ -29,9 +29,10 @@ from ._aio import Worker, end_tasks, ending
 from .ahead import RECEIVED, SMALL
 from .errors import DockerSaveError
 from .filling import fetch, fill
+from .in_place import move_back, write_literals
 from .model import Descriptor, Format, compression
-from .placing import Crew, Lane, PlainBlob, move_back, write_literals
-from .plain_layout import ISIZE, PlainLayout, plausible_size
+from .placing import Crew, Lane, PlainBlob
+from .plain_layout import ISIZE, PlainLayout, least_plain_size, plausible_size
 from .preparing import naming
 from .sources import SupportsLastBytes
 
@@ -40,9 +41,10 @@ if TYPE_CHECKING:
     from .books import Blob, Books
     from .content import Batch
     from .following import Follower
-    from .model import Digest
+    from .model import Digest, Limits
     from .plan import Plan
     from .preparing import Prepared
+    from .space import Free, Space
 
 __all__ = ["file_plain"]
 
@@ -88,7 +90,8 @@ async def file_plain(
     *,
     format: Format,
     jobs: int,
-    max_plain_size: int | None,
+    limits: Limits,
+    space: Space | None = None,
     follower: Follower | None = None,
     written: Callable[[int], None],
 ) -> Plan:
@@ -100,7 +103,8 @@ async def file_plain(
         books: Their blobs.
         format: The layout of the archive.
         jobs: How many blobs are read at once.
-        max_plain_size: The largest layer to accept, in bytes.
+        limits: How far layers may expand.
+        space: What there is room for.
         follower: Hashes the file meanwhile, so blobs come in its order; without one, the largest is the first.
         written: Is called with a number of bytes that are being written.
 
@@ -109,6 +113,7 @@ async def file_plain(
 
     Raises:
         ContentError, SourceError: A blob is not what was promised, or cannot be had.
+        InsufficientSpaceError: They do not fit, as far as that is told ahead, or turns out.
         OSError: The file cannot be written.
 
     Cancel: nothing goes on.
@@ -121,7 +126,8 @@ async def file_plain(
         if follower is not None:
             follower.advance(layout.segments())
 
-    filer = _Filer(file, books, layout, follower, jobs=jobs, max_plain_size=max_plain_size, written=took)
+    free = None if space is None else await worker.run(space.look)
+    filer = _Filer(file, books, layout, follower, space, free=free, jobs=jobs, limits=limits, written=took)
     books.begin()
     await filer.run()
     plan = await worker.run(layout.plan)
@@ -187,9 +193,11 @@ class _Filer:
         books: Books,
         layout: PlainLayout,
         follower: Follower | None,
+        space: Space | None,
         *,
+        free: Free | None,
         jobs: int,
-        max_plain_size: int | None,
+        limits: Limits,
         written: Callable[[int], None],
     ) -> None:
         self._archive = file
@@ -197,10 +205,13 @@ class _Filer:
         self._layout = layout
         self._follower = follower
         self._jobs = jobs
-        self._max_plain_size = max_plain_size
+        self._space = space
+        self._free = free
+        self._limits = limits
         self._written = written
         self._stored = {blob.diff_id: blob for blob in reversed(books.blobs)}
         self._waiting = [self._stored[each] for each in layout.order]
+        self._needed = sum(least_plain_size(blob.layer.size or 0) for blob in self._waiting)
         # Another blob of a plain tar that is stored already is verified like any other.
         self._copies = [blob for blob in books.blobs if not self._is_stored(blob)]
         # Nothing is placed behind the last one; but whoever hashes behind the writers needs its header, which has the size.
@@ -217,6 +228,7 @@ class _Filer:
 
     async def run(self) -> None:
         """Bring all blobs into their places."""
+        self._check_space()
         async with self._lanes, ending(self._tasks):
             while self._start_some():
                 done, _ = await asyncio.wait(self._tasks(), return_when=asyncio.FIRST_COMPLETED)
@@ -320,8 +332,21 @@ class _Filer:
         self._expect(blob, await plain_size_hint(blob))
 
     def _expect(self, blob: Blob, size: int | None) -> None:
-        if size is not None and (self._max_plain_size is None or size <= self._max_plain_size):
-            self._layout.sizes.setdefault(blob.diff_id, size)
+        most = self._limits.max_plain_size
+        if size is not None and (most is None or size <= most) and blob.diff_id not in self._layout.sizes:
+            self._know(blob.diff_id, size)
+            self._check_space()
+
+    def _know(self, diff_id: Digest, size: int | None) -> None:
+        """Take down the size of a plain tar, or that it is not known after all."""
+        least = least_plain_size(self._stored[diff_id].layer.size or 0)
+        before = self._layout.sizes.get(diff_id)
+        self._needed += (least if size is None else size) - (least if before is None else before)
+        self._layout.sizes[diff_id] = size
+
+    def _check_space(self) -> None:
+        if self._space is not None and self._free is not None:
+            self._space.check(self._needed, self._free)
 
     async def _file(self, blob: Blob, place: int | None, received: Sequence[Batch] | None) -> None:
         """Bring one blob into its place, and take down its true size; else it waits once more."""
@@ -334,7 +359,8 @@ class _Filer:
                 blob.diff_id,
                 lane.threads,
                 region=region,
-                max_plain_size=self._max_plain_size,
+                **self._limits._asdict(),
+                space=self._space,
             )
             if self._follower is not None and place is not None:
                 self._follower.watch(blob.diff_id, placement)
@@ -352,14 +378,15 @@ class _Filer:
             except Exception:  # the source may have made one of its own of what it was told
                 if not placement.is_overfull:
                     raise
-                self._layout.sizes[blob.diff_id] = None
+                self._know(blob.diff_id, None)
                 del self._placed[blob.diff_id]
                 self._again(blob)
                 return
             if place is not None:
                 if region is None:
                     place = await self._make_room(blob.diff_id, place, size, lane.worker)
-                self._placed[blob.diff_id], self._layout.sizes[blob.diff_id] = place, size
+                self._placed[blob.diff_id] = place
+                self._know(blob.diff_id, size)
         self._books.finished(blob.layer)
 
     async def _make_room(self, diff_id: Digest, place: int, size: int, worker: Worker) -> int:

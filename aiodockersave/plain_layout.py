@@ -13,7 +13,7 @@ from .formats import Image, new_builder
 from .model import OCI_LAYER, Descriptor, Digest, Format
 from .plan import Plan, Segment, plan_images
 
-__all__ = ["ISIZE", "PlainLayout", "plausible_size"]
+__all__ = ["ISIZE", "PlainLayout", "least_plain_size", "plausible_size"]
 
 ISIZE: Final = 4
 _MODULUS: Final = 1 << 32
@@ -28,9 +28,14 @@ def plausible_size(last: bytes, size: int) -> int | None:
     """Return the plain size that the last bytes of a gzip blob of ``size`` bytes tell, if it can be that of a tar."""
     if len(last) != ISIZE or not any(last):  # eStargz has an empty member at its end, which tells 0
         return None
-    told, least = int.from_bytes(last, "little"), int(_LEAST_RATIO * size) - 64
+    told, least = int.from_bytes(last, "little"), least_plain_size(size)
     told += max(0, -(-(least - told) // _MODULUS)) * _MODULUS
     return told if told % _RECORD == 0 and _RECORD <= told <= _MOST_RATIO * size else None
+
+
+def least_plain_size(size: int) -> int:
+    """Return how large the plain tar of a blob of ``size`` bytes is at least, whatever that is compressed by."""
+    return max(0, int(_LEAST_RATIO * size) - 64)
 
 
 class PlainLayout:

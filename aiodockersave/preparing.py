@@ -27,7 +27,15 @@ if TYPE_CHECKING:
     from .formats import Image
     from .plan import Plan
 
-__all__ = ["ImageRequest", "Prepared", "PreparedImage", "default_platform", "naming", "prepare"]
+__all__ = [
+    "ImageRequest",
+    "Prepared",
+    "PreparedImage",
+    "check_layers",
+    "default_platform",
+    "naming",
+    "prepare",
+]
 
 logger = logging.getLogger("aiodockersave")
 
@@ -153,7 +161,7 @@ async def prepare(
     if layers == "keep":
         plan = await worker.run(_plan, prepared, format)
     else:
-        _check_layers(prepared)
+        check_layers(prepared)
     return Prepared(prepared, plan)
 
 
@@ -216,8 +224,12 @@ def _check_names(images: Sequence[PreparedImage]) -> None:
         names.record(image_id, each.repo_tags)
 
 
-def _check_layers(images: Sequence[PreparedImage]) -> None:
-    """Look whether images agree on their layers; where these are kept as they are, the plan does."""
+def check_layers(images: Sequence[PreparedImage]) -> None:
+    """Look whether images agree on their layers; where these are kept as they are, the plan does on their sizes.
+
+    Raises:
+        InvalidInputError: A blob has two sizes, or two diff IDs.
+    """
     known: dict[Digest, tuple[int | None, Digest]] = {}
     for each in images:
         with naming(each.request):

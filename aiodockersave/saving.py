@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, NamedTuple
 from ._aio import Worker
 from ._target import Target, open_stream, opened
 from .books import Books
+from .expansion import SharedExpansion
 from .following import Follower
 from .plan import Report
+from .preparing import check_layers
 from .progress import Meter, Progress, SaveFinished, SaveStarted
 from .syncing import Syncer
 
 if TYPE_CHECKING:
     from .ahead import Ahead
-    from .model import Format, Layers
+    from .model import Format, Layers, Limits
     from .plan import Plan
     from .preparing import Prepared
     from .sinks import AnySink
@@ -37,16 +39,18 @@ class Settings(NamedTuple):
     fsync: bool
     stage_memory: int
     stage_dir: str | os.PathLike[str] | None
-    max_plain_size: int | None
+    limits: Limits
+    verify_diff_ids: bool
     checksum: bool
 
 
-def load(*, layers: Layers, is_path: bool) -> None:
+def load(*, layers: Layers, is_path: bool, verify_diff_ids: bool = False) -> None:
     """Load what is needed for a kind of target, which takes a while: for a thread."""
     if not is_path:
         rooms = ["sinks", "streaming", "writer"]
     else:
-        rooms = ["kept_file"] if layers == "keep" else ["plain_file", "decompression"]
+        rooms = ["kept_file"] if layers == "keep" else ["plain_file"]
+        rooms += ["decompression"] if layers == "decompress" or verify_diff_ids else []
     for room in rooms:
         import_module(f".{room}", __package__)
 
@@ -59,6 +63,8 @@ async def save_prepared(
     ahead: Ahead | None,
 ) -> Report:
     """Write the archive of what was prepared; arguments, errors and cancel as :func:`~aiodockersave.save`."""
+    if settings.verify_diff_ids:
+        check_layers(prepared.images)  # a blob is read for one of its images only
     meter = Meter(progress, prepared.layers)
     meter.tell(SaveStarted(prepared, meter.total))
     books = Books(prepared, meter, ahead)
@@ -94,7 +100,9 @@ async def _stream(
         layers=settings.layers,
         stage_memory=settings.stage_memory,
         stage_dir=settings.stage_dir,
-        max_plain_size=settings.max_plain_size,
+        max_plain_size=settings.limits.max_plain_size,
+        max_expansion=settings.limits.max_expansion,
+        verify_diff_ids=settings.verify_diff_ids,
         checksum=settings.checksum,
         _target=target,
     )
@@ -143,7 +151,8 @@ class _ToFile:
                 self._books,
                 format=settings.format,
                 jobs=settings.jobs,
-                max_plain_size=settings.max_plain_size,
+                limits=settings.limits._replace(share=SharedExpansion()),
+                space=self._target.space(),
                 follower=follower,
                 written=syncer.written,
             )
@@ -156,6 +165,7 @@ class _ToFile:
             self._books,
             jobs=settings.jobs,
             resume=settings.resume,
+            verify=settings.limits._replace(share=SharedExpansion()) if settings.verify_diff_ids else None,
             follower=follower,
             written=syncer.written,
         )

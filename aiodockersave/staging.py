@@ -14,6 +14,7 @@ from typing import IO
 from ._aio import Worker
 from .content import MAX_BATCH_SIZE, Batch
 from .errors import InvalidInputError
+from .space import Space
 
 
 def check_bytes(name: str, size: object) -> int:
@@ -62,6 +63,7 @@ class Stage:
         self._batches: list[bytes] = []
         self._taken = 0
         self._file: IO[bytes] | None = None
+        self._space: Space | None = None  # of the file
         self._worker = Worker("aiodockersave-stage")
         self._thread = contextlib.ExitStack()  # kept from the first spilled batch on
         self._reading = False
@@ -128,11 +130,15 @@ class Stage:
         self._taken = 0
 
     def _spill(self, batch: Batch) -> None:
-        file = self._file
-        if file is None:
+        file, space = self._file, self._space
+        if file is None or space is None:
             # Kept at once: a cancelled call loses its result, and close() must find the file.
             file = self._file = tempfile.TemporaryFile(buffering=0, dir=self._directory)  # noqa: SIM115
+            space = self._space = Space(
+                lambda: os.fstatvfs(file.fileno()), os.fspath(self._directory or tempfile.gettempdir())
+            )
         for data in (*self._batches, batch):
+            space.take(len(data))
             view = memoryview(data)
             while view:
                 view = view[file.write(view) :]

@@ -21,8 +21,10 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from ._aio import close_all, run_together
 from .blob_content import BlobContent
 from .content import Batch
+from .first_bytes import is_like_a_layer
 from .preparing import Prepared, PreparedImage, naming
 from .read_ahead import ReadAhead
+from .tar import BLOCK_SIZE
 
 if TYPE_CHECKING:
     from .books import Blob, Books
@@ -109,6 +111,8 @@ class _Stream:
         with naming(blob.image.request):
             await self._archive.put_layer(content.open, blob.layer, diff_id=blob.diff_id)
         self._being_put -= 1
+        if self._prepared.plan is not None and not is_like_a_layer(bytes(content.head)):
+            self._books.note_odd(blob)
         self._books.finished(blob.layer)
 
     async def _put_image(self, image: PreparedImage, turn: asyncio.Event) -> None:
@@ -167,7 +171,11 @@ class _Feeds(list[_Feed]):
 
 
 class _Layer:
-    """A blob as content for a writer, which tells how far it was read, and waits for its turn at its end."""
+    """A blob as content for a writer, which tells how far it was read, and waits for its turn at its end.
+
+    Attributes:
+        head: Its first bytes, as far as they were read.
+    """
 
     def __init__(
         self,
@@ -184,6 +192,7 @@ class _Layer:
         self._began = began
         self._position = 0
         self._retries = 0
+        self.head = bytearray()
 
     def open(self) -> Self:
         """Be the callable that a writer calls."""
@@ -200,6 +209,8 @@ class _Layer:
             await self._turn.wait()
         elif not self._position:
             self._began()
+        if len(self.head) < BLOCK_SIZE:
+            self.head += chunk[: BLOCK_SIZE - len(self.head)]
         self._retries = self._meter.retried_since(self._layer, self._retries, self._feed.content.retries)
         self._position += len(chunk)
         self._meter.advanced(self._layer, self._position)

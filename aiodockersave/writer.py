@@ -25,6 +25,7 @@ import contextlib
 import enum
 import os
 from collections.abc import Awaitable, Callable, Generator, Sequence
+from functools import partial
 from types import TracebackType
 from typing import ParamSpec, Self, TypeVar
 
@@ -34,12 +35,13 @@ from ._calls import Call, Calls
 from ._target import Target
 from .content import Content, OpenContent
 from .documents import ImageManifest
-from .errors import DigestMismatchError, WriterBrokenError, WriterClosedError, WriterError
+from .errors import WriterBrokenError, WriterClosedError, WriterError
+from .expansion import SharedExpansion
 from .formats import Addition, new_builder, read_image
 from .intake import Intake
 from .layers import LayerWriter
 from .ledger import Ledger, Wanted
-from .model import Descriptor, Digest, Format, Layers, check_choice
+from .model import MAX_EXPANSION, Descriptor, Digest, Format, Layers, check_choice, check_limits
 from .output import Output, Transaction, check_promise
 from .plan import Report
 from .sinks import AnySink
@@ -81,6 +83,8 @@ class ArchiveWriter:
         stage_memory: int = 8 << 20,
         stage_dir: str | os.PathLike[str] | None = None,
         max_plain_size: int | None = None,
+        max_expansion: int | None = MAX_EXPANSION,
+        verify_diff_ids: bool = False,
         checksum: bool = False,
         _target: Target | None = None,
     ) -> None:
@@ -92,11 +96,15 @@ class ArchiveWriter:
             layers: ``"keep"`` stores blobs as they are, ``"decompress"`` as plain tars.
             stage_memory: Bytes of memory for content that is staged; what exceeds it goes to a temporary file.
             stage_dir: Where that file is; the system's place by default.
-            max_plain_size: The largest layer to accept when decompressing, in bytes.
+            max_plain_size: The largest plain tar of a layer to accept when decompressing, in bytes.
+            max_expansion: The most plain bytes to accept for each compressed one, beyond the first 64 MiB of a layer;
+                None for any number. gzip never makes more of one than the default; zstd does of sparse files.
+            verify_diff_ids: Whether the plain tar of a layer that is kept is looked at beside, which takes the time of
+                decompressing it. Where layers are decompressed, it always is.
             checksum: Whether the report has the SHA-256 of the archive.
 
         Raises:
-            InvalidInputError: There is no such format or mode, or a number of bytes is negative.
+            InvalidInputError: There is no such format or mode, or a number is too small.
             TypeError: Nothing can be written to ``sink``.
         """
         check_choice("layers", layers, Layers)
@@ -106,9 +114,10 @@ class ArchiveWriter:
         self._decompress = layers == "decompress"
         self._memory = Memory(check_bytes("stage_memory", stage_memory))
         self._stage_dir = stage_dir
-        if max_plain_size is not None:
-            check_bytes("max_plain_size", max_plain_size)
+        check_limits(max_plain_size=max_plain_size, max_expansion=max_expansion)
         self._max_plain_size = max_plain_size
+        self._max_expansion, self._expansion = max_expansion, SharedExpansion()
+        self._verifies = verify_diff_ids and not self._decompress
         self._ledger = Ledger()
         self._layers = LayerWriter(self._builder, self._ledger, decompress=layers == "decompress")
         self._calls = Calls()
@@ -121,6 +130,7 @@ class ArchiveWriter:
         self._torn = (0, "")
         self._last: Transaction | None = None  # until all of it is done
         self._target = _target
+        self._space = None if _target is None else _target.space()
 
     def has_blob(self, digest: Digest | str) -> bool:
         """Tell whether a layer is in: by the digest it was put under, or the one it is stored under."""
@@ -153,7 +163,7 @@ class ArchiveWriter:
             content: What is read, see :mod:`aiodockersave.content`. It is opened when its turn has come, and closed.
             descriptor: What the content must be; its size may be None. Without it the media type is told from the
                 first bytes.
-            diff_id: What the plain tar must be; only looked at with ``layers="decompress"``.
+            diff_id: What the plain tar must be; only looked at with ``layers="decompress"`` or ``verify_diff_ids``.
             stage: Receive all before a byte is written, so that a fault of the source cannot break the archive.
 
         Raises:
@@ -168,7 +178,7 @@ class ArchiveWriter:
         opened = OpenContent(content)
         del content  # the first cause of a broken writer keeps this frame
         try:
-            wanted = self._wanted(descriptor, diff_id)
+            wanted = Wanted.of(descriptor, diff_id, is_stored=self._decompress, is_verified=self._verifies)
             with self._entered() as call:
                 self._check_open()
                 if (stored := self._ledger.find(wanted)) is not None:
@@ -179,20 +189,18 @@ class ArchiveWriter:
         finally:
             await opened.discard()
 
-    def _wanted(self, descriptor: Descriptor | None, diff_id: Digest | str | None) -> Wanted:
-        if not isinstance(descriptor, Descriptor | None):
-            raise TypeError(f"descriptor is a Descriptor or None, not {type(descriptor).__qualname__}")
-        if diff_id is None or not self._decompress:
-            return Wanted(descriptor, None)
-        return Wanted(descriptor, Digest.parse(diff_id))
-
     def _intake(self, opened: OpenContent, wanted: Wanted) -> Intake:
+        grows = self._decompress or wanted.descriptor is None or wanted.descriptor.size is None
         return Intake(
             opened,
             wanted.descriptor,
             decompress=self._decompress,
-            diff_id=wanted.diff_id,
+            diff_id=wanted.diff_id or wanted.plain,
             max_plain_size=self._max_plain_size,
+            max_expansion=self._max_expansion,
+            share=self._expansion,
+            verify_plain=self._verifies,
+            make_room=partial(self._space.take_in, self._output.worker) if self._space and grows else None,
         )
 
     async def _put_streamed(self, call: Call, opened: OpenContent, wanted: Wanted) -> Descriptor:
@@ -205,7 +213,9 @@ class ArchiveWriter:
 
             async def work(transaction: Transaction) -> Callable[[], Descriptor]:
                 await opened.open()
-                return await self._layers.stream(transaction, intake, wanted)
+                commit = await self._layers.stream(transaction, intake, wanted)
+                self._ledger.know_plain(intake.blob, intake.plain_digest)
+                return commit
 
             return await self._transact_locked(call, work, content=opened, closing=[intake])
 
@@ -234,6 +244,7 @@ class ArchiveWriter:
             await opened.open()
             while not intake.done:
                 await stage.append(await intake.next())
+            self._ledger.know_plain(intake.blob, intake.plain_digest)
             return lambda: (intake.blob, intake.stored)
 
         call.staging = True
@@ -261,7 +272,7 @@ class ArchiveWriter:
             InvalidDocumentError: ``config`` is no image config.
             InvalidReferenceError: A repo tag is no name.
             DigestMismatchError, SizeMismatchError: The config is not the one of the manifest, or (with
-                ``layers="decompress"``) a layer is not the one of the config.
+                ``layers="decompress"`` or ``verify_diff_ids``) a layer is not the one of the config.
             ImageConflictError: The same config is in, with other layers.
             NameConflictError: Another image that is in has one of the names; nothing was written.
             WriterClosedError, WriterBrokenError: See there.
@@ -277,8 +288,8 @@ class ArchiveWriter:
                 self._holder = call
                 self._check_open_locked()
                 stored = [self._ledger.look_up(layer).digest for layer in checked.layers]
-                if self._decompress:
-                    _check_diff_ids(stored, checked.config.diff_ids)
+                if self._decompress or self._verifies:
+                    self._ledger.check_diff_ids(checked, are_kept=self._verifies)
                 addition = await self._compute(
                     cost, lambda: self._builder.prepare_image(checked, stored).made()
                 )
@@ -476,9 +487,3 @@ class ArchiveWriter:
             raise self._broken_error()
         if self._state is not _State.OPEN:
             raise WriterClosedError(aborted=self._state is _State.ABORTED)
-
-
-def _check_diff_ids(stored: Sequence[Digest], diff_ids: Sequence[Digest]) -> None:
-    for digest, diff_id in zip(stored, diff_ids, strict=True):
-        if digest != diff_id:
-            raise DigestMismatchError(diff_id, digest, what="diff ID")

@@ -205,7 +205,10 @@ async def test_the_space_that_is_there(tmp_path: Path) -> None:
     assert await look_at(os.devnull) == await look_at(tmp_path) == (False, None)
 
 
-async def test_more_than_fits_is_not_asked_for(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("layers", ["keep", "decompress"])
+async def test_more_than_fits_is_not_asked_for(
+    layers: str, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And said as ever."""
     look, look_beside = os.fstatvfs, os.statvfs
 
@@ -217,7 +220,7 @@ async def test_more_than_fits_is_not_asked_for(target: Path, monkeypatch: pytest
     monkeypatch.setattr(os, "statvfs", lambda path: Full(look_beside(path)))
     store = EarlyStore({"image": IMAGE})
     with pytest.raises(InsufficientSpaceError):
-        await save_store(store, target)
+        await save_store(store, target, layers=layers)
     assert store.openings == []
 
 

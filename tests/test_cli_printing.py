@@ -407,7 +407,7 @@ def test_text_that_the_encoding_does_not_have(pipe: Pipe) -> None:
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("layout")
-    write_layout(folder, {"one": make_image(make_layer(random.Random(1).randbytes(SIZE), None))})
+    write_layout(folder, {"one": make_image(make_layer({"data": random.Random(1).randbytes(SIZE)}, None))})
     return f"oci:{folder}=a:1"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import pty
 import random
@@ -19,6 +20,7 @@ import tarfile
 import termios
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -94,7 +96,13 @@ def layouts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("layouts")
     for name, images in {
         "small": {"one": SMALL, "two": OTHER},
-        "large": {"one": make_image(make_layer(random.Random(1).randbytes(LARGE_SIZE), None))},
+        "odd": {
+            "other": make_image(replace(SMALL.layers[0], diff_id=OTHER.layers[0].diff_id)),
+            "text": make_image(make_layer(b"no layer " * 99, None)),
+        },
+        "sparse": {"one": make_image(make_layer({"data": bytes(LARGE_SIZE)}, "zstd"))},
+        "bomb": {"one": make_image(make_layer(bytes(3 * LARGE_SIZE), "zstd"))},
+        "large": {"one": make_image(make_layer({"data": random.Random(1).randbytes(LARGE_SIZE)}, None))},
     }.items():
         (folder / name).mkdir()
         write_layout(folder / name, images)
@@ -376,25 +384,92 @@ def test_a_limit_on_file_sizes(large: str, target: Path) -> None:
     assert_untouched(target)
 
 
-TOO_SMALL = {
-    # The size is known ahead, so that nothing is fetched for it.
-    "keep": r"\d+ bytes are needed there, \d+ are free; free some space, or write to another place",
-    "decompress": "No space left on device; free some space, or write to another place",
-}
-
-
-@pytest.mark.parametrize("layers", TOO_SMALL)
-def test_a_small_disk(large: str, layouts: Path, tmp_path: Path, layers: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "layers"), [("large", "keep"), ("large", "decompress"), ("sparse", "decompress")]
+)
+def test_a_small_disk(layouts: Path, tmp_path: Path, name: str, layers: str) -> None:
+    """Whether that is known ahead, so that nothing is fetched for it, or turns out while it grows."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    save = " ".join(f"'{word}'" for word in command("save", large, "-o", disk / "a.tar", "--layers", layers))
+    image = f"oci:{layouts}/{name}=a:1"
+    save = " ".join(f"'{word}'" for word in command("save", image, "-o", disk / "a.tar", "--layers", layers))
     script = f'printf old > {disk}/a.tar; {save}; echo "$?"; ls -A {disk}; cat {disk}/a.tar'
     result = subprocess.run(
         [*on_small_disk(disk), "sh", "-c", script], cwd=ROOT, capture_output=True, timeout=LIMIT, check=False
     )
     assert result.stdout.decode().split() == ["1", "a.tar", "old"]
     line = only_line(result.stderr)
-    assert re.match(rf"aiodockersave: {disk}/a\.tar: {TOO_SMALL[layers]}", line), line
+    said = r"\d+ bytes are needed there, \d+ are free; free some space, or write to another place"
+    assert re.match(rf"aiodockersave: {disk}/a\.tar: {said}", line), line
+
+
+# ── what layers hold ──
+
+
+def test_a_diff_id_that_is_wrong(layouts: Path, target: Path) -> None:
+    arguments = ["save", f"oci:{layouts}/odd:other=a:1", "-o", target, "--progress", "none"]
+    for more in (["--verify-diff-ids"], ["--verify-diff-ids", "--resume"], ["--layers", "decompress"]):
+        result = execute(*arguments, *more)
+        assert result.returncode == 1
+        said = only_line(result.stderr)
+        digests = f"{OTHER.layers[0].diff_id}, got {SMALL.layers[0].diff_id}"
+        assert f"diff ID of blob {SMALL.layers[0].descriptor.digest} is not what was promised" in said
+        assert digests in said
+        for part in target.parent.glob(".*.part"):
+            part.unlink()
+        assert_untouched(target)
+    assert execute(*arguments[:4], "-o", "-", "--verify-diff-ids").returncode == 1
+    assert execute(*arguments).returncode == 0
+
+
+def test_diff_ids_that_are_right(large: str, target: Path, tmp_path: Path) -> None:
+    assert execute("save", large, "-o", target).returncode == 0
+    assert execute("save", large, "-o", tmp_path / "b.tar", "--verify-diff-ids").returncode == 0
+    assert target.read_bytes() == (tmp_path / "b.tar").read_bytes()
+    streamed = execute("save", large, "-o", "-", "--verify-diff-ids").stdout
+    assert streamed == target.read_bytes()
+
+
+@pytest.mark.parametrize("output", ["file", "-"])
+def test_what_is_no_layer_is_told(layouts: Path, target: Path, output: str) -> None:
+    image = f"oci:{layouts}/odd:text"
+    arguments = ["save", f"{image}=a:1", "-o", target if output == "file" else "-"]
+    result = execute(*arguments, "--progress", "none")
+    assert result.returncode == 0
+    told, _ = result.stderr.decode().splitlines()
+    assert re.fullmatch(
+        rf"aiodockersave: (layer sha256:\w+ is neither compressed .* nor a tar, .* \(image {image}\))", told
+    )
+    events = [json.loads(line) for line in execute(*arguments, "--progress", "json").stderr.splitlines()]
+    message = {"event": "message", "level": "warning", "message": told.removeprefix("aiodockersave: ")}
+    assert message in events
+    assert execute(*arguments, "--quiet").stderr == b""
+
+
+@pytest.mark.parametrize("output", ["file", "-"])
+def test_what_expands_without_end(layouts: Path, target: Path, output: str) -> None:
+    bomb = f"oci:{layouts}/bomb=a:1"
+    arguments = ["save", bomb, "-o", target if output == "file" else "-", "--layers", "decompress", "--quiet"]
+    for more, said in (
+        ([], "allow more by max_expansion (--max-expansion)"),
+        (["--max-expansion", "2000"], "2000 for each of the"),
+        (["--max-expansion", "0", "--max-plain-size", "1000000"], "the limit of 1000000 bytes"),
+    ):
+        result = execute(*arguments, *more)
+        assert (result.returncode, said in only_line(result.stderr)) == (1, True)
+        assert_untouched(target)
+    for number in ("0", "40000"):
+        result = execute(*arguments, "--max-expansion", number)
+        assert (result.returncode, result.stderr) == (0, b"")
+        size = len(result.stdout) if output == "-" else target.stat().st_size
+        assert size > 3 * LARGE_SIZE
+
+
+@pytest.mark.parametrize("option", ["--max-expansion", "--max-plain-size"])
+@pytest.mark.parametrize("value", ["-1", "x", "1.5"])
+def test_limits_that_are_none(small: str, target: Path, option: str, value: str) -> None:
+    assert execute("save", small, "-o", target, option, value).returncode == 2
+    assert_untouched(target)
 
 
 # ── signals ──

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import itertools
 import random
 import struct
@@ -10,14 +11,14 @@ import subprocess
 import sys
 import tracemalloc
 import zlib
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiodockersave import decompression
-from aiodockersave.decompression import Decompressor, sniff
+from aiodockersave.decompression import Decompressor, PlainHash, sniff
 from aiodockersave.errors import ContentTooLargeError, DecompressionError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -70,7 +71,12 @@ def member(backend: str, plain: bytes) -> bytes:
 
 
 def make(
-    backend: str, *, what: str = "layer", media_type: str | None = None, max_plain_size: int | None = None
+    backend: str,
+    *,
+    what: str = "layer",
+    media_type: str | None = None,
+    max_plain_size: int | None = None,
+    **limits: Any,
 ) -> Decompressor:
     with pytest.MonkeyPatch.context() as patch:
         if backend == "zlib":
@@ -80,6 +86,7 @@ def make(
             what=what,
             media_type=media_type,
             max_plain_size=max_plain_size,
+            **limits,
         )
 
 
@@ -395,6 +402,178 @@ def test_max_plain_size(backend: str, pieces_of: Callable[[bytes], list[bytes]])
             assert decompressor.plain_size <= limit
             with pytest.raises(ContentTooLargeError):
                 decompressor.read()
+
+
+FREE = decompression.FREE_EXPANSION
+MEBIBYTE = 1 << 20
+
+
+def zeros(blocks: int) -> bytes:
+    """A frame of so many blocks of 128 KiB of zeros, four bytes each: what zstd makes the most of."""
+    block = 1 << 1 | (128 << 10) << 3
+    blocks_of_zeros = (block.to_bytes(3, "little") + b"\0") * (blocks - 1)
+    return b"\x28\xb5\x2f\xfd\0\x50" + blocks_of_zeros + (block | 1).to_bytes(3, "little") + b"\0"
+
+
+def read_all(decompressor: Decompressor, pieces: Iterable[bytes]) -> int:
+    for piece in pieces:
+        decompressor.feed(piece)
+        while decompressor.read():
+            pass
+    decompressor.finish()
+    return decompressor.plain_size
+
+
+@pytest.mark.parametrize("pieces_of", [lambda blob: [blob], bytewise], ids=["whole", "bytewise"])
+def test_what_expands_without_end_is_stopped(pieces_of: Callable[[bytes], list[bytes]]) -> None:
+    blob = zeros(1600)
+    assert len(blob) < 6500
+    decompressor = make("zstd", what="layer sha256:1")
+    with pytest.raises(
+        ContentTooLargeError, match=r"^layer sha256:1 is larger.* 1100 for each.*--max-exp"
+    ) as caught:
+        read_all(decompressor, pieces_of(blob))
+    assert FREE <= decompressor.plain_size <= caught.value.limit <= FREE + 1100 * len(blob)
+    assert "max_expansion" in str(caught.value)
+    with pytest.raises(ContentTooLargeError):
+        decompressor.read()
+    with pytest.raises(ContentTooLargeError):
+        decompressor.feed(b"")
+
+
+@pytest.mark.parametrize(
+    ("blob", "limits", "passes"),
+    [
+        (zeros(1600), {"max_expansion": None}, True),
+        (zeros(1600), {"max_expansion": 33_000}, True),
+        (zeros(1600), {"max_expansion": 20_000}, False),
+        (zeros(512), {}, True),  # 64 MiB are free
+        (zeros(528), {}, True),  # and a little more, for those that it was compressed to
+        (zeros(570), {}, False),
+        (zeros(512), {"max_expansion": 1}, True),
+        (zeros(513), {"max_expansion": 1}, False),
+        (zeros(512) + zeros(512), {}, False),  # frames count together
+        (
+            zeros(512) + b"\x50\x2a\x4d\x18" + (70_000).to_bytes(4, "little") + bytes(70_000) + zeros(512),
+            {},
+            True,
+        ),
+        (zeros(600), {"max_plain_size": 600 << 17}, False),
+        (zeros(600), {"max_plain_size": 600 << 17, "max_expansion": None}, True),
+    ],
+    ids=str,
+)
+def test_how_much_it_may_expand(blob: bytes, limits: dict[str, Any], passes: bool) -> None:
+    decompressor = make("zstd", **limits)
+    if passes:
+        assert read_all(decompressor, [blob]) % (128 << 10) == 0
+    else:
+        with pytest.raises(ContentTooLargeError, match="max_expansion"):
+            read_all(decompressor, [blob])
+
+
+def test_the_smaller_limit_is_the_one_that_is_named() -> None:
+    with pytest.raises(ContentTooLargeError, match=r"limit of 1000 bytes$"):
+        read_all(make("zstd", max_plain_size=1000), [zeros(1600)])
+
+
+@pytest.mark.parametrize("backend", ["isal", "zlib"])
+def test_no_gzip_is_ever_refused(backend: str) -> None:
+    """Deflate makes at most 1,032 of one: 120 MiB of zeros are as near to it as it gets."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    blob = b"".join([*(packer.compress(bytes(MEBIBYTE)) for _ in range(120)), packer.flush()])
+    assert 1020 < (120 << 20) / len(blob) < 1032
+    assert read_all(make(backend), [blob]) == 120 << 20
+    assert read_all(make(backend), (blob[at : at + 7] for at in range(0, len(blob), 7))) == 120 << 20
+
+
+def test_what_all_layers_have_together() -> None:
+    """Many small bombs are one: what counts is how far each is ahead of its ratio, once."""
+    told: list[tuple[object, int]] = []
+
+    def share(what: object, ahead: int) -> bool:
+        told.append((what, ahead))
+        return ahead < 30 * MEBIBYTE
+
+    assert read_all(make("zstd", what="a", share=share), [zeros(200)]) == 25 * MEBIBYTE
+    assert {what for what, _ in told} == {"a"}
+    assert [ahead for _, ahead in told] == sorted({ahead for _, ahead in told})
+    assert told[-1][1] == 25 * MEBIBYTE - 1100 * len(zeros(200))
+    with pytest.raises(ContentTooLargeError, match="together"):
+        read_all(make("zstd", what="b", share=share), [zeros(400)])
+    told.clear()
+    assert read_all(make("isal", share=share), [gzip_member(bytes(MEBIBYTE))]) == MEBIBYTE
+    assert read_all(make("zstd", share=share, max_expansion=None), [zeros(400)]) == 50 * MEBIBYTE
+    assert told == []
+
+
+# ── hashing what is not stored ──
+
+
+def plain_hash(algorithm: str = "sha256", **limits: Any) -> PlainHash:
+    return PlainHash(hashlib.new(algorithm), what="layer sha256:1", **limits)
+
+
+@pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
+@pytest.mark.parametrize("pieces_of", [lambda blob: [blob], bytewise, odd], ids=["whole", "bytewise", "odd"])
+@pytest.mark.parametrize("kind", ["gzip", "zstd", None])
+def test_the_hash_of_plain_bytes(kind: str | None, pieces_of: Any, algorithm: str) -> None:
+    for plain in (b"", b"x", b"abc", b"some plain bytes " * 500):
+        blob = plain if kind is None else member(kind, plain)
+        hash_ = plain_hash(algorithm)
+        for piece in pieces_of(blob):
+            hash_.update(memoryview(piece))
+        assert hash_.hexdigest() == hashlib.new(algorithm, plain).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "blob", [gzip_member(b"x" * 99)[:-1], b"\x1f\x8b", gzip_member(b"x" * 99)[:-8] + bytes(8)]
+)
+def test_the_hash_of_what_is_damaged(blob: bytes) -> None:
+    hash_ = plain_hash()
+    for _ in range(2):
+        with pytest.raises(DecompressionError, match="cannot decompress layer sha256:1"):
+            hash_.update(blob)
+            hash_.hexdigest()
+        blob = b""
+
+
+@pytest.mark.parametrize(
+    ("blob", "limits"),
+    [
+        (zeros(1600), {}),
+        (zeros(100), {"max_plain_size": 10 * MEBIBYTE}),
+        (b"x" * 1001, {"max_plain_size": 1000}),
+        (b"xyz", {"max_plain_size": 2}),
+    ],
+    ids=["expansion", "size", "plain", "short"],
+)
+def test_the_hash_of_what_is_too_much(blob: bytes, limits: dict[str, Any]) -> None:
+    hash_ = plain_hash(**limits)
+    with pytest.raises(ContentTooLargeError, match="layer sha256:1"):
+        hash_.update(blob)
+        hash_.hexdigest()
+    with pytest.raises(ContentTooLargeError):
+        hash_.update(b"x")
+        hash_.hexdigest()
+
+
+def test_a_hash_that_is_stopped_ends_soon() -> None:
+    class Stopping:
+        """Stops after the first piece, as another thread does at any."""
+
+        def __init__(self) -> None:
+            self.size = 0
+
+        def update(self, plain: bytes) -> None:
+            self.size += len(plain)
+            hash_.stop()
+
+    inner: Any = Stopping()
+    hash_ = PlainHash(inner, what="layer sha256:1", max_expansion=None)
+    hash_.update(zeros(100_000))  # 12.5 GiB otherwise
+    hash_.update(b"what comes behind it")
+    assert 0 < inner.size <= MEBIBYTE
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

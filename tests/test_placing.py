@@ -22,17 +22,8 @@ from aiodockersave import (
     plan_archive,
 )
 from aiodockersave._open_file import OpenFile
-from aiodockersave.placing import (
-    Crew,
-    KeptBlob,
-    Lane,
-    PlainBlob,
-    RegionFullError,
-    Relay,
-    move_back,
-    write_at,
-    write_literals,
-)
+from aiodockersave.in_place import move_back, write_at, write_literals
+from aiodockersave.placing import Crew, KeptBlob, Lane, PlainBlob, RegionFullError, Relay
 
 from .images import Compression, Layer, make_image, make_layer
 

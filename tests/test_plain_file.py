@@ -30,6 +30,7 @@ from aiodockersave import (
     SizeMismatchError,
     filling,
     following,
+    in_place,
     placing,
     plain_file,
     prepare,
@@ -636,7 +637,7 @@ async def test_what_ends_while_a_layer_is_moved_does_not_disturb_it(
     is_moving = asyncio.Event()
     loop = asyncio.get_running_loop()
     is_verified = threading.Event()
-    move = placing.move_back
+    move = in_place.move_back
 
     def move_slowly(*args: Any) -> None:
         loop.call_soon_threadsafe(is_moving.set)

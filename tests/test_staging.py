@@ -215,7 +215,7 @@ async def main(folder):
         try:
             await archive.put_layer(bytes(300_000))
         except OSError as exc:
-            print(exc.strerror, len(written), os.listdir(folder), archive._memory._free)
+            print(type(exc).__name__, len(written), os.listdir(folder), archive._memory._free)
         await archive.put_layer(bytes(20_000))
     print(os.statvfs(folder).f_bfree * os.statvfs(folder).f_bsize)
 
@@ -226,7 +226,7 @@ asyncio.run(main(sys.argv[1]))
 def test_a_folder_that_is_full(tmp_path: Path) -> None:
     command = [*on_small_disk(tmp_path), sys.executable, "-c", FULL_STAGE, str(tmp_path)]
     out = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, timeout=60, check=True, text=True).stdout
-    assert out.splitlines() == ["No space left on device 0 [] 1000", "65536"]
+    assert out.splitlines() == ["InsufficientSpaceError 0 [] 1000", "65536"]
 
 
 @pytest.mark.parametrize("size", [-1, True, "8M", 1.5])

@@ -30,10 +30,11 @@ DECIDES = (
     "formats",
     "plan",
     "plain_layout",
+    "first_bytes",
     "decompression",
 )
 ACTS = (
-    *("_aio", "_open_file", "content", "staging", "intake"),
+    *("_aio", "_open_file", "content", "expansion", "space", "staging", "intake"),
     *(
         "_adapter",
         "_pipes",
@@ -59,6 +60,7 @@ ACTS = (
         "preparing",
         "progress",
         "books",
+        "in_place",
         "placing",
         "following",
         "filling",
@@ -278,9 +280,11 @@ def test_a_save_loads_only_what_it_needs(kind: str, unused: set[str]) -> None:
     assert not loaded & unused
 
 
-def test_what_is_loaded_late_is_not_loaded_by_the_loop() -> None:
+@pytest.mark.parametrize("options", ["layers='keep'", "layers='decompress'", "verify_diff_ids=True"])
+def test_what_is_loaded_late_is_not_loaded_by_the_loop(options: str) -> None:
     """What a save needs is there before it is imported on the loop."""
-    code = SAVES.format(kind="keep").replace(
+    code = SAVES.format(kind="keep").replace("layers='keep'", options)
+    code = code.replace(
         "asyncio.run(main())",
         "import threading, importlib._bootstrap as own\n"
         "load, late = own._load_unlocked, []\n"

@@ -154,6 +154,23 @@ def command() -> None:
     help="Store layers as they are, or as plain tars.",
 )
 @_option(
+    "--verify-diff-ids",
+    is_flag=True,
+    help="Decompress layers that are kept, too, and compare their plain tars with the diff IDs.",
+)
+@_option(
+    "--max-plain-size",
+    type=click.IntRange(min=0),
+    metavar="BYTES",
+    help="The largest plain tar of a layer to accept, where layers are decompressed or verified.",
+)
+@_option(
+    "--max-expansion",
+    type=click.IntRange(min=0),
+    metavar="NUMBER",
+    help="How many plain bytes to accept for a compressed one, beyond 64 MiB of a layer; by default 1100, 0 for any number.",
+)
+@_option(
     "--jobs",
     type=click.IntRange(1, 64),
     default=2,
@@ -181,6 +198,7 @@ def save(
     progress: str,
     resume: bool,
     no_fsync: bool,
+    max_expansion: int | None,
     quiet: bool,
     verbose: bool,
     **options: Any,
@@ -203,6 +221,8 @@ def save(
         raise click.UsageError("--resume is for a file; what went to standard output cannot be gone on with")
     if resume and options["layers"] == "decompress":
         raise click.UsageError("--resume needs --layers keep: with decompress the size is not known ahead")
+    if max_expansion is not None:
+        options["max_expansion"] = max_expansion or None
     get_ready(images)
     terminal = Terminal(quiet=quiet, verbose=verbose, as_json=progress == "json")
     reporter = new_reporter(progress, terminal)

@@ -44,6 +44,7 @@ from ._answers import Origin
 from ._heads import HeadError, head_classes
 from ._importing import load_aiohttp
 from ._proxies import Proxies
+from ._timeouts import Timeouts
 
 if TYPE_CHECKING:
     import aiohttp
@@ -61,27 +62,6 @@ _SMALL_PORTION: Final = 128 << 10
 
 _CONNECTS: Final = 3
 """How many times the limit on a connection all attempts on a host's addresses together may take: it may have hundreds."""
-
-
-class Timeouts(NamedTuple):
-    """How long things may take. A layer has no limit on the whole, since it may be of any size: only on silence.
-
-    Attributes:
-        connect: For a connection, TLS included, in seconds. Where a host has several addresses that do not answer, three
-            times as long for all of them.
-        silence: Between two pieces of an answer, in seconds.
-        head: For an answer's status and headers in all, interim answers (1xx) included, in seconds; where ``silence`` is
-            longer, that.
-        document: For the body of a manifest, config, token or error in all, in seconds; where ``silence`` is longer, that.
-        document_rate: How fast such a body must come on average, in bytes per second, once it has come for ``silence``.
-    """
-
-    connect: float = 10.0
-    silence: float = 60.0
-    head: float = 60.0
-    # The largest that is read, 4 MiB, at 14 KiB/s; real ones have some 10 KiB.
-    document: float = 300.0
-    document_rate: float = 1024.0
 
 
 Tls = Callable[[str, bool], Awaitable["ssl.SSLContext | bool"]]
@@ -267,7 +247,7 @@ class Dialler:
         if self._settings.proxies.find(target) is not None:
             return False
         lender = self._settings.session
-        # A class of its own may go through a proxy of its own, and is one where it is known to.
+        # One of another class may go through a proxy of its own, as those for SOCKS do.
         return lender is None or type(lender.connector) is load_aiohttp().TCPConnector
 
     async def check(self, target: Origin, by: AddressClass) -> None:
@@ -341,9 +321,7 @@ class Dialler:
         library = load_aiohttp()
         lender = self._settings.session
         timeouts = self._settings.timeouts
-        for_request, for_response = head_classes(
-            partial(self._check_peer, by), max(timeouts.head, timeouts.silence)
-        )
+        for_request, for_response = head_classes(partial(self._check_peer, by), timeouts.longest_head)
         # What a proxy says to CONNECT is timed by nothing else.
         all_connects = timeouts.connect * (1 if way == "proxied" else _CONNECTS)
         session: aiohttp.ClientSession = library.ClientSession(

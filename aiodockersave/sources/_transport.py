@@ -7,7 +7,6 @@ the origin (scheme, host, port) that it is for, and nowhere else.
 from __future__ import annotations
 
 import asyncio
-import math
 import sys
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -158,8 +157,8 @@ class Response:
         try:
             async with asyncio.timeout(None) as end:
                 while True:
-                    allowed = _seconds_for(size, self._timeouts) if seconds is None else seconds
-                    end.reschedule(begun + allowed)
+                    longest = self._timeouts.longest_document(size) if seconds is None else seconds
+                    end.reschedule(begun + longest)
                     # All that has come at once: HTTP's chunks may have a byte each, of which 10^5 would hold the loop up.
                     chunk = await self._receive(_read_any)
                     if not chunk:
@@ -328,12 +327,6 @@ def _own_fault(error: RegistryError, *, is_lasting: bool) -> InterruptedTransfer
 def _may_be_plain(target: Origin, by: AddressClass) -> bool:
     """Tell whether http will do where https is the rule: inside one machine."""
     return is_loopback_name(target[1]) and by is AddressClass.LOOPBACK
-
-
-def _seconds_for(size: int, timeouts: Timeouts) -> float:
-    """Return how long a document of which ``size`` bytes have come may have taken when the next ones come."""
-    earned = size / timeouts.document_rate if timeouts.document_rate > 0 else math.inf
-    return min(timeouts.silence + earned, max(timeouts.document, timeouts.silence))
 
 
 async def _next_chunk(content: aiohttp.StreamReader) -> bytes:

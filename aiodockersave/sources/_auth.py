@@ -121,7 +121,7 @@ def realm_fault(realm: str, registry: Origin | None, *, in_machine: bool) -> str
     Args:
         realm: The URL of the token server.
         registry: The origin of the registry that named it.
-        in_machine: Whether the registry was dialled at a loopback address.
+        in_machine: Whether the answer that names it came from a loopback address.
     """
     found = origin(realm)
     if found is None or "#" in realm:
@@ -205,6 +205,7 @@ class _Grant:
     header: str = field(repr=False)
     expires: float
     challenge: Challenge
+    by: AddressClass
 
 
 @dataclass(slots=True)
@@ -255,13 +256,26 @@ class Authorizer:
         if grant is None or grant.expires > self._clock():
             return None if grant is None else grant.header
         # Not as one that was refused: some token servers give the same token for as long as they like.
-        header, _ = await self.answer(request, repository, [grant.challenge], refused=None)
+        header, _ = await self.answer(request, repository, [grant.challenge], refused=None, by=grant.by)
         return header
 
     async def answer(
-        self, request: Request, repository: str, challenges: Sequence[Challenge], *, refused: str | None
+        self,
+        request: Request,
+        repository: str,
+        challenges: Sequence[Challenge],
+        *,
+        refused: str | None,
+        by: AddressClass | None = None,
     ) -> tuple[str, bool]:
         """Obtain another header than the one that was refused.
+
+        Args:
+            request: What is asked.
+            repository: The repository that it is about.
+            challenges: How the registry wants to be told who asks.
+            refused: The header that it has refused.
+            by: The class of whoever has sent the challenges; by default what the registry's name says.
 
         Returns:
             The header, and whether it was fetched just now. If not, somebody else has fetched it meanwhile.
@@ -278,7 +292,8 @@ class Authorizer:
             grant = access.grant
             if grant is not None and grant.header != refused and grant.expires > self._clock():
                 return grant.header, False
-            access.grant = grant = await self._obtain(access, request, repository, challenges)
+            by = self._transport.dialler.class_by_name if by is None else by
+            access.grant = grant = await self._obtain(access, request, repository, challenges, by)
         if grant.header == refused:
             raise _failed(request, "the credentials are refused")
         return grant.header, True
@@ -291,41 +306,46 @@ class Authorizer:
         return access
 
     async def _obtain(
-        self, access: _Access, request: Request, repository: str, challenges: Sequence[Challenge]
+        self,
+        access: _Access,
+        request: Request,
+        repository: str,
+        challenges: Sequence[Challenge],
+        by: AddressClass,
     ) -> _Grant:
         by_scheme = {challenge.scheme: challenge for challenge in reversed(challenges)}
         has_realm = "bearer" in by_scheme and by_scheme["bearer"].parameters.get("realm")
         if has_realm or list(by_scheme) == ["bearer"]:
-            return await self._bearer(access, request, repository, by_scheme["bearer"])
+            return await self._bearer(access, request, repository, by_scheme["bearer"], by)
         if "basic" not in by_scheme:
             schemes = shown(", ".join(sorted(by_scheme)), limit=80) or "nothing that can be read"
             raise _failed(request, f"it asks for {schemes}; only Bearer and Basic are known")
         credentials = await self._credentials_for(access, repository)
         if credentials is None or not credentials.password:
             raise _failed(request, f"a password is needed; log in with: docker login {self._registry}")
-        return _Grant(basic(credentials), math.inf, by_scheme["basic"])
+        return _Grant(basic(credentials), math.inf, by_scheme["basic"], by)
 
     async def _bearer(
-        self, access: _Access, request: Request, repository: str, challenge: Challenge
+        self, access: _Access, request: Request, repository: str, challenge: Challenge, by: AddressClass
     ) -> _Grant:
         realm = challenge.parameters.get("realm", "")
-        await self._check_realm(request, realm)
+        await self._check_realm(request, realm, by)
         credentials = await self._credentials_for(access, repository)
         if credentials is not None and credentials.registry_token:
-            return _Grant(f"Bearer {credentials.registry_token}", math.inf, challenge)
-        token = await self._fetch(access, request, challenge, f"repository:{repository}:pull", credentials)
+            return _Grant(f"Bearer {credentials.registry_token}", math.inf, challenge, by)
+        scope = f"repository:{repository}:pull"
+        token = await self._fetch(access, request, challenge, scope, credentials, by)
         access.secrets |= {token.text}
-        return _Grant(f"Bearer {token.text}", self._clock() + token.lifetime, challenge)
+        return _Grant(f"Bearer {token.text}", self._clock() + token.lifetime, challenge, by)
 
-    async def _check_realm(self, request: Request, realm: str) -> None:
+    async def _check_realm(self, request: Request, realm: str, by: AddressClass) -> None:
         """Refuse a realm before anything is looked up for it."""
         dialler = self._transport.dialler
-        in_machine = dialler.registry_class is AddressClass.LOOPBACK
-        fault = realm_fault(realm, origin(request.url), in_machine=in_machine)
+        fault = realm_fault(realm, origin(request.url), in_machine=by is AddressClass.LOOPBACK)
         found = origin(realm)
         try:
             if fault is None and found is not None:
-                await dialler.check(found)
+                await dialler.check(found, by)
         except AddressRefusedError as exc:
             fault = f"leads astray: {exc.strerror}"
         except OSError:
@@ -359,15 +379,16 @@ class Authorizer:
         challenge: Challenge,
         scope: str,
         credentials: Credentials | None,
+        by: AddressClass,
     ) -> Token:
         realm, service = challenge.parameters["realm"], challenge.parameters.get("service", "")
         what = f"token for {request.what}"
         ask = token_request(realm, service, scope, credentials, what=what)
-        response = await self._transport.open(ask)
+        response = await self._transport.open(ask, by)
         if response.status in _NO_GET and ask.form is None and credentials is not None:
             await response.discard()
             response = await self._transport.open(
-                password_request(realm, service, scope, credentials, what=what)
+                password_request(realm, service, scope, credentials, what=what), by
             )
         with contextlib.closing(response):
             if response.status != _OK:

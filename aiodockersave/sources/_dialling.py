@@ -4,7 +4,7 @@
 way        leads to                            which addresses are dialled
 =========  ==================================  ==========================================================
 named      the registry itself                 any: the user named it
-followed   redirects, token servers            public ones, and those of the registry's own class
+followed   redirects, token servers            public ones, and those of the class of whoever points there
 proxied    whatever the environment sends      the proxy's; a host that is itself an address is checked as
            through a proxy                     above, a name is the proxy's to resolve
 lent       all of these, where the caller      as for named and followed, but the caller's connector dials:
@@ -12,9 +12,17 @@ lent       all of these, where the caller      as for named and followed, but th
 =========  ==================================  ==========================================================
 
 Each way has connections of its own, so that one that was opened under a laxer rule is never used under a stricter one.
+So has each class of address that points somewhere.
 
-A caller's session lends its connections only: headers, cookies and settings are ours, and its own are not touched. A
-resolver that changes its mind between the check and the caller's connector is not noticed.
+Whoever points somewhere is of the class of the other end of the connection on which that very answer came. A name has
+many addresses, other ones each time if its owner likes, and several are tried at once: what was resolved or tried says
+nothing. Where the other end is not the host itself, behind a proxy, a host that is an address is of its class, and any
+other is public.
+
+A caller's session lends its connections only: headers, cookies and settings are ours, and its own are not touched. What
+its connector has dialled is looked at before anything is sent, if it is a plain ``TCPConnector``. With another one, which
+may go through a proxy of its own, a resolver that changes its mind between the check and the connector is not noticed;
+so there, too, only a host that is an address is of its class.
 """
 
 from __future__ import annotations
@@ -24,15 +32,19 @@ import errno
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from aiodockersave._aio import close_all
 from aiodockersave.errors import InvalidInputError
 
-from ._addresses import AddressClass, DialGuard, is_loopback_name, numeric
+from ._addresses import AddressClass, AddressRefusedError, DialGuard, is_loopback_name, numeric
 from ._answers import Origin
+from ._heads import HeadError, head_classes
 from ._importing import load_aiohttp
 from ._proxies import Proxies
+from ._timeouts import Timeouts
 
 if TYPE_CHECKING:
     import aiohttp
@@ -48,20 +60,12 @@ _PORTION: Final = 256 << 10
 _SMALL_PORTION: Final = 128 << 10
 
 
-class Timeouts(NamedTuple):
-    """How long nothing may happen. There is no limit on the whole.
-
-    Attributes:
-        connect: For a connection, TLS included, in seconds.
-        silence: Between two pieces of an answer, in seconds.
-    """
-
-    connect: float = 10.0
-    silence: float = 60.0
+_CONNECTS: Final = 3
+"""How many times the limit on a connection all attempts on a host's addresses together may take: it may have hundreds."""
 
 
 Tls = Callable[[str, bool], Awaitable["ssl.SSLContext | bool"]]
-"""Gives the TLS context for ``HOST`` or ``HOST:PORT``, which the user named, or not; True for a lent connector's own."""
+"""Gives the TLS context for ``HOST`` or ``HOST:PORT``, which shows a client certificate, or not; True for a lent connector's own."""
 
 
 class Settings(NamedTuple):
@@ -69,7 +73,7 @@ class Settings(NamedTuple):
 
     Attributes:
         tls: Gives TLS contexts.
-        timeouts: The limits on silence.
+        timeouts: The limits on time.
         guard: The rules for addresses.
         proxies: The proxies of the environment.
         session: A caller's session, whose connections are used.
@@ -97,8 +101,8 @@ class Dialler:
         self._port = port
         self._name = name
         self._settings = settings
-        self._sessions: dict[str, aiohttp.ClientSession] = {}
-        self._dialled: AddressClass | None = None
+        self._sessions: dict[tuple[str, AddressClass | None], aiohttp.ClientSession] = {}
+        self._looked_up: AddressClass | None = None
         self._is_closed = False
 
     async def aclose(self) -> None:
@@ -108,8 +112,12 @@ class Dialler:
         # One after the other, in this task: a task of its own might be cancelled before it starts.
         await close_all(session.close for session in sessions)
 
-    async def options(self, target: Origin) -> dict[str, Any]:
+    async def options(self, target: Origin, *, is_own: bool = True) -> dict[str, Any]:
         """Return the options of requests to an origin: its proxy, its certificates, and headers for the proxy.
+
+        Args:
+            target: The origin.
+            is_own: Whether nobody else has led there, so that a client certificate may be shown if it is the registry.
 
         Raises:
             DockerSaveError: The certificates cannot be used.
@@ -126,29 +134,37 @@ class Dialler:
         if target[0] == "https":
             is_named = self.is_named(target)
             name = (is_named and self._name) or _host_port(target)
-            options["ssl"] = await self._settings.tls(name, is_named)
+            options["ssl"] = await self._settings.tls(name, is_named and is_own)
             options["proxy_headers"] = login
         else:  # a request by http is the proxy's to read
             options["headers"] = login
         return options
 
-    async def choose(self, target: Origin) -> aiohttp.ClientSession:
+    async def choose(self, target: Origin, by: AddressClass | None = None) -> aiohttp.ClientSession:
         """Choose the session for requests to an origin.
 
+        Args:
+            target: The origin.
+            by: The class of whoever points there; None for what the user named.
+
         Raises:
-            AddressRefusedError: A registry may not point there.
+            AddressRefusedError: It may not point there.
             OSError: The name cannot be resolved.
         """
         if self._is_closed:
             raise RuntimeError("the source is closed")
+        by = self.class_by_name if by is None else by
         is_proxied = self._settings.proxies.find(target) is not None
         if is_proxied or self._settings.session is not None:
-            await self.check(target)
+            await self.check(target, by)
         if self._settings.session is not None:
             if self._settings.session.closed:
                 raise RuntimeError("the session that the source was given is closed")
-            return self._session("lent")
-        return self._session("proxied" if is_proxied else "named" if self.is_named(target) else "followed")
+            is_checked = self._shows_peers(target) and not self.is_named(target)
+            return self._session("lent", by if is_checked else None)
+        if is_proxied:
+            return self._session("proxied")
+        return self._session("named") if self.is_named(target) else self._session("followed", by)
 
     async def speaks_tls(self) -> bool | None:
         """Find out by a handshake whether the registry takes TLS at all.
@@ -201,15 +217,39 @@ class Dialler:
         return target[1:] == (self._host, self._port or default)
 
     @property
-    def registry_class(self) -> AddressClass:
-        """The class of address at which the registry was dialled last; public where that is not known."""
-        if self._dialled is not None:
-            return self._dialled
-        address = "127.0.0.1" if is_loopback_name(self._host) else numeric(self._host)
+    def class_by_name(self) -> AddressClass:
+        """The class of address that the registry is of by its very name; public where that says nothing."""
+        return self._class_by_name(self._host)
+
+    def _class_by_name(self, host: str) -> AddressClass:
+        address = numeric(host) or ("127.0.0.1" if is_loopback_name(host) else None)
         return AddressClass.PUBLIC if address is None else self._settings.guard.classify(address)
 
-    async def check(self, target: Origin) -> None:
-        """Refuse a host that a registry may not point at, before anything is prepared for it.
+    def class_of(self, target: Origin, peer: str | None) -> AddressClass:
+        """Tell the class of whoever has answered a request to an origin.
+
+        Args:
+            target: The origin.
+            peer: The address at the other end of the connection on which the answer came; None where it is not known.
+        """
+        if peer is None or not self._shows_peers(target):
+            return self._class_by_name(target[1])
+        kind = self._settings.guard.classify(peer)
+        is_doubtful = (
+            self._settings.session is not None and self.is_named(target) and kind is not self._looked_up
+        )
+        return AddressClass.PUBLIC if is_doubtful else kind
+
+    def _shows_peers(self, target: Origin) -> bool:
+        """Tell whether the other end of a connection for an origin is the origin itself."""
+        if self._settings.proxies.find(target) is not None:
+            return False
+        lender = self._settings.session
+        # One of another class may go through a proxy of its own, as those for SOCKS do.
+        return lender is None or type(lender.connector) is load_aiohttp().TCPConnector
+
+    async def check(self, target: Origin, by: AddressClass) -> None:
+        """Refuse a host that whoever is of the class ``by`` may not point at, before anything is prepared for it.
 
         Raises:
             AddressRefusedError: It is one.
@@ -219,23 +259,24 @@ class Dialler:
         if self.is_named(target):
             await self._look_up_registry()
             return
-        guard.check_literal(target[1], self.registry_class)
+        guard.check_literal(target[1], by)
         if self._settings.proxies.find(target) is None:
             for address in await self._resolve(*target[1:]):
-                guard.check(address, self.registry_class)
+                guard.check(address, by)
 
     async def _look_up_registry(self) -> None:
-        """Find the registry's class where a caller's connector, which does not tell, dials it.
+        """Look up which class the registry is of where a caller's connector dials it, by a resolver of its own perhaps.
 
-        That, or a proxy, may know the name where the system does not; then the class is taken to be public.
+        It is not believed alone: the other end of the connection must be of that class too. A resolver of the caller's may
+        know the name where the system does not; then the registry is taken to be public.
         """
-        if self._settings.session is not None and self._dialled is None:
+        if self._settings.session is not None and self._looked_up is None:
             try:
                 addresses = await self._resolve(self._host, self._port or 443)
             except socket.gaierror:
                 return
             kinds = {self._settings.guard.classify(address) for address in addresses}
-            self._dialled = kinds.pop() if len(kinds) == 1 else AddressClass.PUBLIC
+            self._looked_up = kinds.pop() if len(kinds) == 1 else AddressClass.PUBLIC
 
     async def _resolve(self, host: str, port: int) -> Sequence[str]:
         try:
@@ -244,57 +285,67 @@ class Dialler:
         except TimeoutError:
             raise OSError(errno.ETIMEDOUT, "the resolver does not answer") from None
 
-    async def _resolve_followed(self, host: str, port: int) -> Sequence[str]:
+    async def _resolve_followed(self, by: AddressClass, host: str, port: int) -> Sequence[str]:
         """Resolve to what may be dialled; that is checked once more when it is."""
-        guard, registry = self._settings.guard, self.registry_class
+        guard = self._settings.guard
         addresses = await self._resolve(host, port)
-        allowed = [address for address in addresses if guard.may_follow(address, registry)]
+        allowed = [address for address in addresses if guard.may_follow(address, by)]
         if addresses and not allowed:
-            guard.check(addresses[0], registry)
+            guard.check(addresses[0], by)
         return allowed
 
-    def _named_socket(self, info: Any) -> socket.socket:
-        self._dialled = self._settings.guard.classify(info[4][0])
+    def _followed_socket(self, by: AddressClass, info: Any) -> socket.socket:
+        self._settings.guard.check(info[4][0], by)
         return _new_socket(info)
 
-    def _followed_socket(self, info: Any) -> socket.socket:
-        self._settings.guard.check(info[4][0], self.registry_class)
-        return _new_socket(info)
+    def _check_peer(self, by: AddressClass | None, peer: str | None) -> None:
+        """Refuse to send anything over a connection to where nobody may point."""
+        if by is None or peer is None:
+            return
+        try:
+            self._settings.guard.check(peer, by)
+        except AddressRefusedError as exc:
+            raise HeadError(str(exc.strerror), is_lasting=True) from None
 
     # ── sessions ──
 
-    def _session(self, way: str) -> aiohttp.ClientSession:
-        session = self._sessions.get(way)
+    def _session(self, way: str, by: AddressClass | None = None) -> aiohttp.ClientSession:
+        session = self._sessions.get((way, by))
         if session is None:
-            session = self._sessions[way] = self._new_session(way)
+            session = self._sessions[way, by] = self._new_session(way, by)
         return session
 
-    def _new_session(self, way: str) -> aiohttp.ClientSession:
+    def _new_session(self, way: str, by: AddressClass | None) -> aiohttp.ClientSession:
         library = load_aiohttp()
         lender = self._settings.session
         timeouts = self._settings.timeouts
+        for_request, for_response = head_classes(partial(self._check_peer, by), timeouts.longest_head)
+        # What a proxy says to CONNECT is timed by nothing else.
+        all_connects = timeouts.connect * (1 if way == "proxied" else _CONNECTS)
         session: aiohttp.ClientSession = library.ClientSession(
-            connector=self._new_connector(way) if lender is None else lender.connector,
+            connector=self._new_connector(by) if lender is None else lender.connector,
             connector_owner=lender is None,
             cookie_jar=library.DummyCookieJar(),
             timeout=library.ClientTimeout(
                 total=None,
-                # What a proxy says to CONNECT is timed by nothing else. It would time the wait for a lent connection too.
-                connect=timeouts.connect if way == "proxied" else None,
+                # It would time the wait for a lent connection too, so there it is timed from when one is made.
+                connect=all_connects if lender is None else None,
                 sock_connect=timeouts.connect,
                 sock_read=timeouts.silence,
             ),
+            trace_configs=[] if lender is None else [_timing(all_connects)],
+            request_class=for_request,
+            response_class=for_response,
             auto_decompress=False,
             read_bufsize=_READ_BUFFER,
         )
         return session
 
-    def _new_connector(self, way: str) -> aiohttp.TCPConnector:
-        resolve, new_socket = {
-            "named": (self._resolve, self._named_socket),
-            "followed": (self._resolve_followed, self._followed_socket),
-            "proxied": (self._resolve, _new_socket),
-        }[way]
+    def _new_connector(self, by: AddressClass | None) -> aiohttp.TCPConnector:
+        resolve: Callable[[str, int], Awaitable[Sequence[str]]] = self._resolve
+        new_socket: Callable[[Any], socket.socket] = _new_socket
+        if by is not None:
+            resolve, new_socket = partial(self._resolve_followed, by), partial(self._followed_socket, by)
         connector: aiohttp.TCPConnector = load_aiohttp().TCPConnector(
             limit=0,  # who asks decides how much at once
             use_dns_cache=False,  # its look-ups are tasks of the connector's own, which outlive a cancelled request
@@ -302,6 +353,21 @@ class Dialler:
             socket_factory=new_socket,
         )
         return connector
+
+
+def _timing(seconds: float) -> aiohttp.TraceConfig:
+    """Time the making of a connection by the time-out that a request brings as its ``trace_request_ctx``."""
+
+    async def begin(_: object, context: SimpleNamespace, __: object) -> None:
+        context.trace_request_ctx.reschedule(asyncio.get_running_loop().time() + seconds)
+
+    async def end(_: object, context: SimpleNamespace, __: object) -> None:
+        context.trace_request_ctx.reschedule(None)
+
+    trace: aiohttp.TraceConfig = load_aiohttp().TraceConfig()
+    trace.on_connection_create_start.append(begin)
+    trace.on_connection_create_end.append(end)
+    return trace
 
 
 def _new_socket(info: Any) -> socket.socket:

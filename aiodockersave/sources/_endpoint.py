@@ -139,13 +139,13 @@ class Endpoint:
         for _ in range(_MAX_LOGINS):
             response = await self._transport.open(request)
             challenges = parse_challenges(response.headers("WWW-Authenticate"))
-            # What another host asks for after a redirect is not ours to give.
+            # What is asked for behind a redirect to another host, be it by the registry again, is not ours to give.
             is_asked = response.status == _UNAUTHORIZED and response.is_own and challenges
             if not is_asked or (was_fresh and not any(map(_is_expiry, challenges))):
                 return response
             await response.discard()
             header, was_fresh = await self._authorizer.answer(
-                request, repository, challenges, refused=request.authorization
+                request, repository, challenges, refused=request.authorization, by=response.by
             )
             request = replace(request, authorization=header)
         return await self._transport.open(request)

@@ -13,9 +13,9 @@ from aiodockersave.errors import AuthenticationError, DockerSaveError, RateLimit
 
 from ._addresses import AddressRefusedError
 from ._answers import ErrorBody
-from ._dialling import Timeouts
 from ._importing import load_aiohttp
 from ._retrying import InterruptedTransfer
+from ._timeouts import Timeouts
 
 __all__ = ["explain", "explain_status", "fault_kinds", "is_tls_refusal"]
 

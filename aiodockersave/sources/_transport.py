@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Awaitable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 from aiodockersave import __version__
@@ -23,6 +23,7 @@ from ._addresses import AddressClass, is_loopback_name
 from ._answers import Origin, number, origin, parse_error_body, redirect_target, retry_after
 from ._dialling import Dialler, Settings, Timeouts
 from ._faults import explain, explain_status, fault_kinds, is_tls_refusal
+from ._heads import HeadError
 from ._importing import load_aiohttp
 from ._retrying import InterruptedTransfer
 
@@ -80,13 +81,26 @@ class Response:
     Attributes:
         status: The status.
         url: Where it came from, after redirects.
-        is_own: Whether that is the origin that was asked.
+        is_own: Whether it is from the origin that was asked, and no redirect has left that on the way: after one, what is
+            asked there is a stranger's choice.
+        by: The class of address by which is decided where it may point: that of the other end of the connection on which
+            it came, as far as that is known; public where answers on its way here came from another class.
     """
 
-    def __init__(self, raw: aiohttp.ClientResponse, request: Request, url: str, timeouts: Timeouts) -> None:
+    def __init__(
+        self,
+        raw: aiohttp.ClientResponse,
+        request: Request,
+        url: str,
+        timeouts: Timeouts,
+        *,
+        is_own: bool,
+        by: AddressClass,
+    ) -> None:
         self.status = raw.status
         self.url = url
-        self.is_own = origin(url) == origin(request.url)
+        self.is_own = is_own
+        self.by = by
         self._raw = raw
         self._what = request.what
         self._timeouts = timeouts
@@ -114,29 +128,48 @@ class Response:
         Raises:
             InterruptedTransfer: The body broke off.
         """
+        return await self._receive(_next_chunk)
+
+    async def _receive(self, read: Callable[[aiohttp.StreamReader], Awaitable[bytes]]) -> bytes:
         try:
             # aiohttp's own limit ends where it gives up on the framing of a body, whose reader it then does not wake.
             async with asyncio.timeout(self._timeouts.silence):
-                return await _next_chunk(self._raw.content)
+                return await read(self._raw.content)
         except fault_kinds() as exc:
             fault = explain(exc, what=self._what, url=self.url, timeouts=self._timeouts)
         raise fault  # outside of the handler, so that it has no context
 
-    async def read(self, limit: int) -> bytes:
-        """Read the whole body. Its bytes are counted, whatever its headers say.
+    async def read(self, limit: int, *, seconds: float | None = None) -> bytes:
+        """Read the whole body. Its bytes are counted, whatever its headers say, and so is the time that it takes.
+
+        Args:
+            limit: How many bytes it may have.
+            seconds: How long it may take; by default as long as a document may.
 
         Raises:
             ContentTooLargeError: It has more than ``limit`` bytes.
-            InterruptedTransfer: It broke off.
+            InterruptedTransfer: It broke off, or is too slow.
         """
         parts: list[bytes] = []
         size = 0
-        while chunk := await self.chunk():
-            size += len(chunk)
-            if size > limit:
-                raise ContentTooLargeError(limit, what=f"{self._what} from {shown_url(self.url)}")
-            parts.append(chunk)
-        return b"".join(parts)
+        clock = asyncio.get_running_loop().time
+        begun = clock()
+        try:
+            async with asyncio.timeout(None) as end:
+                while True:
+                    longest = self._timeouts.longest_document(size) if seconds is None else seconds
+                    end.reschedule(begun + longest)
+                    # All that has come at once: HTTP's chunks may have a byte each, of which 10^5 would hold the loop up.
+                    chunk = await self._receive(_read_any)
+                    if not chunk:
+                        return b"".join(parts)
+                    size += len(chunk)
+                    if size > limit:
+                        raise ContentTooLargeError(limit, what=f"{self._what} from {shown_url(self.url)}")
+                    parts.append(chunk)
+        except TimeoutError:  # not of silence, which is told as an interruption
+            pass
+        raise InterruptedTransfer(self.error(f"it is too slow: {size} bytes came in {clock() - begun:.3g} s"))
 
     async def failure(self, secrets: Collection[str] = ()) -> InterruptedTransfer | DockerSaveError:
         """Read the body of an answer that is none, and return what is to be raised.
@@ -159,7 +192,8 @@ class Response:
         length = self.content_length
         try:
             if length is not None and length <= _DRAINED:
-                await self.read(_DRAINED)
+                # A new connection takes no longer.
+                await self.read(_DRAINED, seconds=self._timeouts.connect)
         except (InterruptedTransfer, ContentTooLargeError):
             pass  # what was needed of this answer is known
         finally:
@@ -193,8 +227,12 @@ class Transport:
             fault = explain(exc, what=request.what, url=request.url, timeouts=self._timeouts)
         raise fault  # outside of the handler, so that it has no context
 
-    async def open(self, request: Request) -> Response:
+    async def open(self, request: Request, by: AddressClass | None = None) -> Response:
         """Send a request and follow its redirects; return the last answer, of which status and headers are there.
+
+        Args:
+            request: The request.
+            by: The class of whoever said that this should be asked; None where that is the user.
 
         Raises:
             InterruptedTransfer: The connection failed; another attempt may help.
@@ -202,70 +240,93 @@ class Transport:
 
         Cancel: nothing stays open.
         """
-        url = request.url
+        url, is_own = request.url, True
         for _ in range(MAX_REDIRECTS + 1):
-            response = await self._send_or_fail(request, url)
+            response = await self._send_or_fail(request, url, is_own=is_own, by=by)
             if response.status not in _REDIRECTS:
                 return response
             location = response.header("Location")
             await response.discard()
-            url = self._next_hop(request, url, location)
+            url, by = self._next_hop(request, url, location, response.by), response.by
+            # For good: whoever is asked elsewhere may lead back, to a path of its own choice.
+            is_own = is_own and origin(url) == origin(request.url)
         raise request.error(f"there are more than {MAX_REDIRECTS} redirects", at=url)
 
-    def _next_hop(self, request: Request, url: str, location: str | None) -> str:
+    def _next_hop(self, request: Request, url: str, location: str | None, by: AddressClass) -> str:
         target = redirect_target(url, location)
         found = origin(target) if target else None
         if target is None or found is None:
             raise request.error("it redirects to no proper URL", at=url)
         if request.form is not None:
             raise request.error("it redirects a request that holds a secret", at=url)
-        if found[0] == "http" and urlsplit(url).scheme == "https" and not self.may_be_plain(found):
+        if found[0] == "http" and urlsplit(url).scheme == "https" and not _may_be_plain(found, by):
             raise request.error(f"it redirects from https to http, at {shown(found[1])}", at=url)
         return target
 
-    def may_be_plain(self, target: Origin) -> bool:
-        """Tell whether http will do where https is the rule: inside one machine."""
-        return is_loopback_name(target[1]) and self.dialler.registry_class is AddressClass.LOOPBACK
-
-    async def _send_or_fail(self, request: Request, url: str) -> Response:
+    async def _send_or_fail(
+        self, request: Request, url: str, *, is_own: bool, by: AddressClass | None
+    ) -> Response:
         headers = dict(request.headers)
-        if request.authorization is not None and origin(url) == origin(request.url):
+        if request.authorization is not None and is_own:
             headers["Authorization"] = request.authorization
         try:
-            return await self._send(request, url, headers)
+            return await self._send(request, url, headers, is_own=is_own, by=by)
         except _TlsRefusal:
             pass
         raise request.error(
             "it does not speak TLS; where that is right, plain http must be asked for", at=url
         )
 
-    async def _send(self, request: Request, url: str, headers: Mapping[str, str]) -> Response:
+    async def _send(
+        self, request: Request, url: str, headers: Mapping[str, str], *, is_own: bool, by: AddressClass | None
+    ) -> Response:
         target = origin(url)
         if target is None:
             raise request.error("this is no proper URL", at=url)
         own = {"Accept-Encoding": "identity", "User-Agent": f"aiodockersave/{__version__}"}
         if request.form is not None:
             own["Content-Type"] = "application/x-www-form-urlencoded"
-        options = await _while_importing(self.dialler.options(target))
+        options = await _while_importing(self.dialler.options(target, is_own=is_own))
         kinds = fault_kinds()
+        making = asyncio.timeout(None)  # set for as long as a caller's connector makes a connection
         try:
-            session = await self.dialler.choose(target)
-            raw = await session.request(
-                request.method,
-                _encoded(url),
-                headers={**own, **headers, **options.pop("headers", {})},
-                data=request.form,
-                allow_redirects=False,
-                **options,
-            )
+            session = await self.dialler.choose(target, by)
+            async with making:
+                raw: Any = await session.request(
+                    request.method,
+                    _encoded(url),
+                    headers={**own, **headers, **options.pop("headers", {})},
+                    data=request.form,
+                    allow_redirects=False,
+                    trace_request_ctx=making,
+                    **options,
+                )
+        except HeadError as exc:
+            is_refusal = False
+            fault = _own_fault(request.error(str(exc), at=url), is_lasting=exc.is_lasting)
         except kinds as exc:
             is_refusal = target[0] == "https" and is_tls_refusal(exc)
-            fault = explain(exc, what=request.what, url=url, timeouts=self._timeouts)
+            if making.expired():
+                error = request.error("the caller's session makes no connection in time", at=url)
+                fault = _own_fault(error, is_lasting=False)
+            else:
+                fault = explain(exc, what=request.what, url=url, timeouts=self._timeouts)
         else:
-            response = Response(raw, request, url, self._timeouts)
+            kind = self.dialler.class_of(target, raw.peer)
+            by = kind if by in (None, kind) else AddressClass.PUBLIC
+            response = Response(raw, request, url, self._timeouts, is_own=is_own, by=by)
             self.dialler.set_portion(raw.connection, response.content_length)
             return response
         raise _TlsRefusal if is_refusal else fault  # outside of the handler, so that it has no context
+
+
+def _own_fault(error: RegistryError, *, is_lasting: bool) -> InterruptedTransfer | DockerSaveError:
+    return error if is_lasting else InterruptedTransfer(error)
+
+
+def _may_be_plain(target: Origin, by: AddressClass) -> bool:
+    """Tell whether http will do where https is the rule: inside one machine."""
+    return is_loopback_name(target[1]) and by is AddressClass.LOOPBACK
 
 
 async def _next_chunk(content: aiohttp.StreamReader) -> bytes:
@@ -274,6 +335,10 @@ async def _next_chunk(content: aiohttp.StreamReader) -> bytes:
         chunk, _ = await content.readchunk()
         if chunk or content.at_eof():  # empty where only the end of one of HTTP's chunks came
             return chunk
+
+
+async def _read_any(content: aiohttp.StreamReader) -> bytes:
+    return await content.readany()
 
 
 async def _while_importing(awaitable: Awaitable[T]) -> T:

@@ -1,5 +1,7 @@
 """Whom a registry's TLS is trusted by, and what it is shown: certificates as Docker and podman lay them out.
 
+As with them, a certificate is for the hosts that it has as subject alternative names, and its common name is not one.
+
 ::
 
     ~/.config/containers/certs.d/HOST[:PORT]/     the first of these directories that is there (podman's order);
@@ -19,7 +21,8 @@ import os
 import re
 import ssl
 from collections.abc import Sequence
-from typing import NoReturn
+from contextlib import suppress
+from typing import Any, NoReturn
 
 from aiodockersave._aio import Worker, running_task
 from aiodockersave._text import one_line
@@ -42,6 +45,13 @@ _REGISTRY = re.compile(
 
 # What OpenSSL says of a key that is not the certificate's: one of the same algorithm, and one of another.
 _OTHER_CERTIFICATE = frozenset({"KEY_VALUES_MISMATCH", "NO_CERTIFICATE_ASSIGNED"})
+
+# What OpenSSL says where the host, or the address, is none of the certificate's names (x509_vfy.h).
+_OTHER_HOST = frozenset({62, 64})
+# Go's crypto/x509: "certificate relies on legacy Common Name field, use SANs instead".
+_NAMELESS = (
+    "it has no subject alternative name, and a common name alone does not count; the registry needs a new one"
+)
 
 logger = logging.getLogger("aiodockersave")
 
@@ -95,6 +105,9 @@ def _make_context(
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # the name is checked, a certificate is required
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    if ssl.HAS_NEVER_CHECK_COMMON_NAME:  # nor do Go's clients take it for a name; RFC 9525 § 2
+        context.hostname_checks_common_name = False
+    context.sslobject_class = _Connection
     context.set_alpn_protocols(["http/1.1"])
     context.load_default_certs()
     if ca_file is not None:
@@ -105,6 +118,25 @@ def _make_context(
     else:
         _load_default_directory(context, registry, home or os.path.expanduser("~"))
     return context
+
+
+class _Connection(ssl.SSLObject):
+    """One side of a TLS connection. If a certificate is not for the host as it has no names, it says so."""
+
+    def do_handshake(self) -> None:
+        try:
+            super().do_handshake()
+        except ssl.SSLCertVerificationError as error:
+            if error.verify_code in _OTHER_HOST and self._has_nameless_certificate():
+                error.verify_message = _NAMELESS
+            raise
+
+    def _has_nameless_certificate(self) -> bool:
+        # From Python 3.13 there is a public method of this name. OpenSSL before 3 has no certificate after a fault.
+        own: Any = getattr(self, "_sslobj", None)
+        with suppress(AttributeError, OSError, ValueError):  # it is only for the message
+            return any("subjectAltName" not in each.get_info() for each in own.get_unverified_chain()[:1])
+        return False
 
 
 def _load_default_directory(context: ssl.SSLContext, registry: str, home: str) -> None:

@@ -9,9 +9,9 @@
     open_blob(layer)
         GET /v2/library/alpine/blobs/sha256:…          with ranges, as often as it takes
 
-What a digest names is kept, so that the same image costs one request the next time. A HEAD does not count against the
-limits that registries have for pulls. Where nothing is kept yet, and no mirror may have it, a GET by the tag brings the
-document too, and saves a round trip.
+What a digest names in a repository is kept, so that the same image costs one request the next time. A HEAD does not
+count against the limits that registries have for pulls. Where nothing is kept yet, and no mirror may have it, a GET by
+the tag brings the document too, and saves a round trip.
 
 How it is asked is told by the modules beside: ``_endpoint`` (an address, and its scheme), ``_auth`` (logging in),
 ``_transport`` (redirects), ``_dialling`` and ``_addresses`` (what may be connected to), ``_retrying`` and ``_blobs``
@@ -49,6 +49,7 @@ from ._blobs import BlobReader, Wanted
 from ._dialling import Settings, Timeouts
 from ._documents import fetch_config, fetch_digest, fetch_manifest
 from ._endpoint import Endpoint, Place
+from ._kept import Kept
 from ._proxies import Proxies
 from ._recent import Recent
 from ._retrying import Retries, Sleep, Turns
@@ -63,12 +64,8 @@ __all__ = ["DialGuard", "RegistrySource", "Retries", "Timeouts"]
 
 _MAX_DEPTH: Final = 4
 """Indexes, one in the other; real ones have one."""
-_CACHE_SIZE: Final = 32 << 20
-"""Bytes of manifests and configs that are kept."""
-_MAX_BLOBS: Final = 1 << 16
-"""Blobs of which is kept where they are."""
-_MAX_HOLDERS: Final = 8
 _MAX_CONTEXTS: Final = 64
+_MAX_URLS: Final = 8
 _FEW_BYTES: Final = 64 << 10
 """Bytes that may be received in vain for a few at a blob's end."""
 _NOT_FOUND = 404
@@ -80,21 +77,27 @@ T = TypeVar("T")
 class RegistrySource:
     """The images of any number of registries, and of their mirrors.
 
-    Leave it by ``async with``, or call :meth:`aclose`. It belongs to the event loop on which it is used first. Blobs are
-    looked for in the repositories of the images that were resolved with the same source.
+    Leave it by ``async with``, or call :meth:`aclose`. It belongs to the event loop on which it is used first.
+
+    A layer's descriptor out of a manifest that was resolved here is looked for in the repository of that manifest; one
+    that you made yourself in all repositories of images that were resolved with the same source. What is kept is kept for
+    its repository, so that nobody gets by a digest what the registry would not give from there. Whether somebody may
+    read a repository with the credentials of a source that several people share is for you to decide.
 
     Args:
         credentials: Knows usernames and passwords; by default what Docker and podman keep.
         session: A session of the caller's, whose connector is used. Nothing else of it is, and it is neither changed nor
             closed. Its connector dials by itself, so whether a registry may point at a host is checked by resolving the
-            name just before: a resolver that then changes its mind is not noticed, as it is without a session.
+            name just before, and, if it is a plain ``TCPConnector``, at the other end of the connection before anything
+            is sent. With another one a resolver that then changes its mind is not noticed. Where neither ``ca_file`` nor
+            ``cert_dir`` is given, its own TLS settings decide which certificates are accepted.
         plain_http: Whether registries are asked by http. Without it, only ``localhost`` and loopback addresses are, where
             they refuse TLS and no authority is given.
         ca_file: More certificate authorities, in PEM.
         cert_dir: A directory of authorities and of a client certificate, laid out as Docker does.
         mirrors: URLs of mirrors, which are asked first, in this order, for what is named by a digest; a path is what
             stands before the names of repositories. What a tag means is asked of the registry itself.
-        timeouts: How long nothing may happen.
+        timeouts: How long things may take.
         retries: How often is asked again.
         guard: The rules for addresses that a registry points at.
         sleep: Waits for seconds between attempts.
@@ -137,11 +140,7 @@ class RegistrySource:
         self._contexts: Recent[tuple[str, bool], ssl.SSLContext] = Recent(_MAX_CONTEXTS)
         self._mirrors = [Endpoint.of_mirror(url, self._settings, self._credentials) for url in mirrors]
         self._registries: dict[str, Endpoint] = {}
-        self._manifests: Recent[Digest, ImageManifest | ImageIndex] = Recent(
-            _CACHE_SIZE, lambda document: len(document.raw)
-        )
-        self._configs: Recent[Digest, bytes] = Recent(_CACHE_SIZE, len)
-        self._holders: Recent[Digest, tuple[Reference, ...]] = Recent(_MAX_BLOBS)
+        self._kept = Kept()
         self._is_closed = False
 
     async def __aenter__(self) -> Self:
@@ -202,8 +201,7 @@ class RegistrySource:
         what = f"{image} (manifest {manifest.digest})"
         # Before the config is fetched, which may be anything where this is no image.
         check_supported(manifest, what)
-        for blob in manifest.layers:
-            self._remember(blob.digest, image)
+        self._kept.put_layers(image, manifest)
         # A lent session may have few connections: what waits unread there could keep all of them from the config.
         if self._settings.session is None:
             found(manifest)
@@ -224,7 +222,7 @@ class RegistrySource:
     async def _tagged(self, image: Reference) -> ImageManifest | ImageIndex:
         """Return what a tag means now."""
         registry, tag, what = self._registry(image), str(image.tag), f"manifest {image}"
-        is_digest_enough = bool(self._manifests) or len(self._places(image)) > 1
+        is_digest_enough = self._kept.has_manifests or len(self._places(image)) > 1
 
         async def ask(place: Place) -> ImageManifest | ImageIndex | Digest:
             nonlocal is_digest_enough
@@ -238,7 +236,7 @@ class RegistrySource:
         found = await self._fetch(image, what, [registry], ask)
         if isinstance(found, Digest):
             return await self._document(image, _by_digest(found))
-        self._manifests.put(found.digest, found)
+        self._kept.put_manifest(image, found)
         return found
 
     async def _document(self, image: Reference, expected: Descriptor) -> ImageManifest | ImageIndex:
@@ -246,7 +244,7 @@ class RegistrySource:
         what = f"{what} ({expected.digest})" if expected.digest != image.digest else what
         _check_manifest_type(expected, what)
         check_document_size(expected, what)
-        known = self._manifests.get(expected.digest)
+        known = self._kept.manifest(image, expected.digest)
         if known is not None and expected.size in (None, len(known.raw)):
             return _of_type(known, expected, what)
 
@@ -254,7 +252,7 @@ class RegistrySource:
             return await fetch_manifest(place, str(expected.digest), what, expected)
 
         document = await self._fetch(image, what, self._places(image), ask)
-        self._manifests.put(expected.digest, document)
+        self._kept.put_manifest(image, document)
         return _of_type(document, expected, what)
 
     async def _fetch(
@@ -270,7 +268,7 @@ class RegistrySource:
     async def _config(self, image: Reference, descriptor: Descriptor) -> bytes:
         what = f"config {descriptor.digest} of {image}"
         check_document_size(descriptor, what)
-        known = self._configs.get(descriptor.digest)
+        known = self._kept.config(image, descriptor.digest)
         if known is not None and descriptor.size == len(known):
             return known
 
@@ -283,7 +281,7 @@ class RegistrySource:
             if exc.status != _NOT_FOUND:
                 raise
             raise BlobNotFoundError(descriptor.digest, f"{image.name} ({exc.url})") from exc
-        self._configs.put(descriptor.digest, config)
+        self._kept.put_config(image, descriptor.digest, config)
         return config
 
     # ── blobs ──
@@ -327,8 +325,8 @@ class RegistrySource:
     async def _reading(
         self, descriptor: Descriptor, wanted: Wanted, *, max_skip: int | None = None
     ) -> AsyncGenerator[BlobReader, None]:
-        images = self._holders.get(descriptor.digest)
-        if images is None:
+        images = self._kept.repositories(descriptor)
+        if not images:
             raise BlobNotFoundError(
                 descriptor.digest, "any image that was resolved here; resolve its image first"
             )
@@ -341,11 +339,6 @@ class RegistrySource:
             yield reader
         finally:
             reader.close()
-
-    def _remember(self, digest: Digest, image: Reference) -> None:
-        known = self._holders.get(digest) or ()
-        others = tuple(each for each in known if each.name != image.name)
-        self._holders.put(digest, (*others, Reference(image.registry, image.repository))[-_MAX_HOLDERS:])
 
     # ── places ──
 
@@ -427,7 +420,7 @@ async def _open(reader: BlobReader, descriptor: Descriptor, names: str) -> None:
         if exc.status != _NOT_FOUND:
             raise
         if descriptor.urls:
-            elsewhere = ", ".join(shown_url(url) for url in descriptor.urls[:_MAX_HOLDERS])
+            elsewhere = ", ".join(shown_url(url) for url in descriptor.urls[:_MAX_URLS])
             reason = f"it is a foreign layer, which the registry does not have; it is at {elsewhere}, which is not asked"
             error = UnsupportedImageError(f"layer {descriptor.digest} of {names} ({exc.url})", reason)
         else:

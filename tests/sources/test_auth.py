@@ -14,6 +14,7 @@ import pytest
 from aiohttp import web
 
 from aiodockersave import AuthenticationError, ContentTooLargeError, RateLimitedError, RegistryError
+from aiodockersave.sources._addresses import AddressClass
 from aiodockersave.sources._auth import (
     MAX_TOKEN_BODY,
     Authorizer,
@@ -313,6 +314,26 @@ async def test_a_token_is_kept_until_it_expires(service: TokenService) -> None:
         ("GET", "/token?service=s&scope=repository%3Aapp%3Apull")
     ] * 2
     assert keyring.asked == [("r.example", "app")] * 2
+
+
+async def test_a_realm_is_judged_by_the_answer_that_named_it(service: TokenService) -> None:
+    """Also when the token has expired, whatever was connected to meanwhile; and by the name where that is all there is."""
+    clock = Clock()
+    transport = Transport("registry.example", 5000, Settings(tls=no_tls))
+    ask = Request("manifest app", "http://registry.example:5000/v2/app/manifests/1")
+    auth = Authorizer("registry.example", transport, Keyring(GORDON), clock)
+    try:
+        for by in (None, AddressClass.PUBLIC, AddressClass.PRIVATE):
+            with pytest.raises(AuthenticationError, match="is not https"):
+                await auth.answer(ask, "app", [service.challenge], refused=None, by=by)
+        assert service.asks == []
+        service.answers = [token("one"), token("two")]
+        given = await auth.answer(ask, "app", [service.challenge], refused=None, by=AddressClass.LOOPBACK)
+        assert given == ("Bearer one", True)
+        clock.now += 1000
+        assert await auth.header(ask, "app") == "Bearer two"
+    finally:
+        await transport.dialler.aclose()
 
 
 async def test_a_token_that_is_refused_is_fetched_anew(service: TokenService) -> None:

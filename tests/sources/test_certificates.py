@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime as dt
+import ipaddress
 import logging
 import os
 import pickle
@@ -13,9 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import trustme
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -23,7 +28,9 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
+from cryptography.x509.oid import NameOID
 
+from aiodockersave import Platform, RegistryError, RegistrySource
 from aiodockersave.errors import ConfigurationError, InvalidInputError
 from aiodockersave.sources import certificates
 from aiodockersave.sources._answers import Origin
@@ -137,6 +144,7 @@ async def test_defaults_are_secure(keys: Keys, home: Path) -> None:
     assert context.verify_mode is ssl.CERT_REQUIRED
     assert context.minimum_version is ssl.TLSVersion.TLSv1_2
     assert not context.verify_flags & ssl.VERIFY_X509_STRICT
+    assert not context.hostname_checks_common_name
     assert context.cert_store_stats()["x509"] == ssl.create_default_context().cert_store_stats()["x509"]
 
 
@@ -185,6 +193,118 @@ async def test_a_file_may_have_several_authorities_and_words_between(
     path.write_bytes("# Prüfstelle\n".encode() + other + b"# ours\n" + keys.authority.cert_pem.bytes())
     async with registry(keys) as port:
         assert await client_at(port, await tls_context(HOST, ca_file=path, home=home)) == ANONYMOUS
+
+
+# ── whose certificate it is ──
+
+
+def signed(keys: Keys, folder: Path, *names: x509.GeneralName, common_name: str) -> ssl.SSLContext:
+    """A server whose certificate has a common name, and these alternative names, if any."""
+    issuer = x509.load_pem_x509_certificate(keys.authority.cert_pem.bytes())
+    issuer_key: Any = load_pem_private_key(keys.authority.private_key_pem.bytes(), None)
+    key = ec.generate_private_key(ec.SECP256R1())
+    now = dt.datetime.now(dt.UTC)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)]))
+        .issuer_name(issuer.subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+    )
+    if names:
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    certificate = builder.sign(issuer_key, hashes.SHA256())
+    path = folder / "server.pem"
+    secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    path.write_bytes(certificate.public_bytes(Encoding.PEM) + secret)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(path)
+    return context
+
+
+@contextlib.asynccontextmanager
+async def talking_tls(context: ssl.SSLContext) -> AsyncIterator[int]:
+    """A server that closes what it accepts; give its port."""
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=context)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+@dataclass(frozen=True)
+class Named:
+    """A certificate's names, and the host that it is shown for."""
+
+    id: str
+    host: str
+    fits: bool
+    names: tuple[x509.GeneralName, ...] = ()
+    common_name: str = "a.example.com"
+    says: str = "mismatch"
+
+
+NAMELESS = "it has no subject alternative name, and a common name alone does not count"
+ADDRESS = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+NAMED = [
+    Named("a common name alone", "a.example.com", False, says=NAMELESS),
+    Named("a common name alone, of another host", "b.example.com", False, says=NAMELESS),
+    Named("a common name that is the address", "127.0.0.1", False, common_name="127.0.0.1", says=NAMELESS),
+    Named("a wildcard as common name", "a.example.com", False, common_name="*.example.com", says=NAMELESS),
+    Named("a common name beside an address", "a.example.com", False, (ADDRESS,)),
+    Named("a common name beside another name", "a.example.com", False, (x509.DNSName("b.example.com"),)),
+    Named("an alternative name", "a.example.com", True, (x509.DNSName("a.example.com"),), "z"),
+    Named("an alternative address", "127.0.0.1", True, (ADDRESS,), "z"),
+    Named("an address as a name", "127.0.0.1", False, (x509.DNSName("127.0.0.1"),), "z"),
+    # as OpenSSL, Go and browsers have it: one whole label, the first one
+    Named("a wildcard", "a.example.com", True, (x509.DNSName("*.example.com"),), "z"),
+    Named("a wildcard for two labels", "b.a.example.com", False, (x509.DNSName("*.example.com"),), "z"),
+    Named("a wildcard for no label", "example.com", False, (x509.DNSName("*.example.com"),), "z"),
+    Named("a part of a label", "app.example.com", False, (x509.DNSName("a*.example.com"),), "z"),
+    Named("a wildcard that is not first", "a.b.example.com", False, (x509.DNSName("a.*.example.com"),), "z"),
+]
+
+
+@pytest.mark.parametrize("case", NAMED, ids=lambda case: case.id)
+async def test_which_names_of_a_certificate_count(
+    keys: Keys, home: Path, tmp_path: Path, case: Named
+) -> None:
+    """As Go's clients, that is Docker and podman, decide."""
+    server = signed(keys, tmp_path, *case.names, common_name=case.common_name)
+    context = await tls_context(HOST, ca_file=write_authority(keys, tmp_path / "ca.pem"), home=home)
+    async with talking_tls(server) as port:
+        if case.fits:
+            assert await client_at(port, context, case.host) == ""
+            return
+        with pytest.raises(ssl.SSLCertVerificationError) as caught:
+            await client_at(port, context, case.host)
+    assert case.says in caught.value.verify_message
+
+
+@pytest.mark.parametrize("is_lent", [False, True], ids=["own session", "lent session"])
+async def test_a_registry_with_a_common_name_alone_is_refused_and_told_why(
+    keys: Keys, tmp_path: Path, is_lent: bool
+) -> None:
+    """Also with a caller's session, where authorities are given: then the context is ours."""
+    server = signed(keys, tmp_path, common_name="localhost")
+    async with contextlib.AsyncExitStack() as stack:
+        port = await stack.enter_async_context(talking_tls(server))
+        session = await stack.enter_async_context(aiohttp.ClientSession()) if is_lent else None
+        source = RegistrySource(ca_file=write_authority(keys, tmp_path / "ca.pem"), session=session)
+        await stack.enter_async_context(source)
+        with pytest.raises(RegistryError, match=f"certificate is not valid: {NAMELESS}"):
+            await source.resolve(f"localhost:{port}/app:1", Platform("linux", "amd64"))
+
+
+async def test_a_proxy_with_a_common_name_alone_is_refused(
+    keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = signed(keys, tmp_path, common_name="localhost")
+    async with talking_tls(server) as port:
+        monkeypatch.setenv("HTTPS_PROXY", f"https://localhost:{port}")
+        async with RegistrySource(ca_file=write_authority(keys, tmp_path / "ca.pem")) as source:
+            with pytest.raises(RegistryError, match=f"certificate is not valid: {NAMELESS}"):
+                await source.resolve("registry.example/app:1", Platform("linux", "amd64"))
 
 
 # ── the places ──

@@ -26,6 +26,7 @@ from aiodockersave import (
     ImageIndex,
     ImageManifest,
     ImageNotFoundError,
+    ImageRequest,
     InvalidDocumentError,
     InvalidInputError,
     InvalidReferenceError,
@@ -36,6 +37,7 @@ from aiodockersave import (
     Source,
     TransferError,
     UnsupportedImageError,
+    save,
 )
 from aiodockersave.model import DOCKER_MANIFEST, DOCKER_MANIFEST_LIST, OCI_INDEX, OCI_LAYER_GZIP, OCI_MANIFEST
 from aiodockersave.sources._documents import Stated, read_manifest
@@ -444,6 +446,102 @@ async def test_a_blob_is_looked_for_wherever_it_may_be(build: Build) -> None:
     two.blobs.clear()
     with pytest.raises(BlobNotFoundError, match=two.address):
         await read(source, layer.descriptor)
+
+
+# ── what is kept is its repository's ──
+
+
+def only_in(repository: str, *digests: Digest) -> Fault:
+    """Have these documents and blobs in one repository alone, as a registry does."""
+    wanted = tuple(map(str, digests))
+    return Fault(
+        f"only in {repository}",
+        lambda *_: refuse(404).change(*_),
+        when=lambda ask, _: (
+            not ask.path.startswith(f"/v2/{repository}/") and ask.path.rpartition("/")[2] in wanted
+        ),
+        kinds=("manifest", "config", "blob"),
+    )
+
+
+def names_config_of(image: Image) -> bytes:
+    """A manifest with the config of an image, and no layers."""
+    document = json.loads(image.manifest_bytes)
+    return to_json(document | {"layers": [], "annotations": {"by": "a stranger"}})
+
+
+def names_layers_of(image: Image, *, twice: bool = False) -> Image:
+    """Another image, with the layers of an image."""
+    config = to_json(json.loads(image.config) | {"author": "a stranger"})
+    document = json.loads(image.manifest_bytes)
+    document["config"] |= {"digest": str(Digest.of(config)), "size": len(config)}
+    document["layers"] *= 1 + twice
+    return replace(image, config=config, manifest_bytes=to_json(document), layers=())
+
+
+@pytest.mark.parametrize("what", ["manifest", "index", "index in an index", "config"])
+async def test_a_digest_is_no_key_to_another_repository(build: Build, what: str) -> None:
+    """Who may read one repository must not be given what another has, because somebody asked for that before."""
+    index = to_json({"schemaVersion": 2, "manifests": [to_document(IMAGE.manifest.descriptor)]})
+    outer = to_json(
+        {"schemaVersion": 2, "manifests": [to_document(Descriptor(OCI_INDEX, Digest.of(index), len(index)))]}
+    )
+    secret = (IMAGE.manifest.digest, Digest.of(index), Digest.of(outer), IMAGE.image_id)
+    registry, source = await build({}, only_in("team/private", *secret))
+    registry.add("team/private:1", IMAGE)
+    registry.add_document("team/private:index", index, OCI_INDEX)
+    registry.add_document("team/private:outer", outer, OCI_INDEX)
+    for tag in ("1", "index", "outer"):
+        await source.resolve(f"{registry.address}/team/private:{tag}", AMD64)
+    wanted = {
+        "manifest": f"@{IMAGE.manifest.digest}",
+        "index": f"@{Digest.of(index)}",
+        "index in an index": ":1",
+        "config": ":1",
+    }[what]
+    if what == "config":
+        registry.add_document("team/public:1", names_config_of(IMAGE))
+    if what == "index in an index":
+        registry.add_document("team/public:1", outer.replace(b"{", b"{ ", 1), OCI_INDEX)
+    with pytest.raises(BlobNotFoundError if what == "config" else ImageNotFoundError):
+        await source.resolve(f"{registry.address}/team/public{wanted}", AMD64)
+    registry.asks.clear()
+    await source.resolve(f"{registry.address}/team/private@{IMAGE.manifest.digest}", AMD64)
+    assert registry.asks == [], "there it is still kept"
+
+
+async def test_another_registry_is_not_answered_for(build: Build) -> None:
+    one, source = await build()
+    two, _ = await build({})
+    await source.resolve(f"{one.address}/team/app:1", AMD64)
+    with pytest.raises(ImageNotFoundError, match=two.address):
+        await source.resolve(f"{two.address}/team/app@{IMAGE.manifest.digest}", AMD64)
+
+
+@pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])
+@pytest.mark.parametrize("is_first", [False, True], ids=["resolved later", "resolved first"])
+async def test_a_manifest_that_names_the_layers_of_another_repository_does_not_get_them(
+    build: Build, tmp_path: Path, is_first: bool, twice: bool
+) -> None:
+    """The layer is looked for in the repository of the manifest alone, and the other's readers are not disturbed."""
+    secret = [layer.descriptor.digest for layer in IMAGE.layers]
+    strange = names_layers_of(IMAGE, twice=twice)
+    registry, source = await build({}, only_in("team/private", *secret))
+    registry.add("team/private:1", IMAGE)
+    registry.add("team/public:1", strange)
+    names = [f"{registry.address}/team/{name}:1" for name in ("private", "public")]
+    private, public = [await source.resolve(name, AMD64) for name in (names[::-1] if is_first else names)][
+        :: -1 if is_first else 1
+    ]
+    for layer in public.manifest.layers:
+        with pytest.raises(BlobNotFoundError, match="team/public"):
+            await read(source, layer)
+    assert await read(source, private.manifest.layers[0]) == IMAGE.layers[0].blob
+    if not twice:  # else its config does not fit, which is said first
+        with pytest.raises(BlobNotFoundError, match="team/public"):
+            await save([ImageRequest(source, names[1])], tmp_path / "app.tar", platform=AMD64, fsync=False)
+    report = await save([ImageRequest(source, names[0])], tmp_path / "app.tar", platform=AMD64, fsync=False)
+    assert report.size > 0
 
 
 async def test_foreign_layers_are_not_fetched_from_their_urls(build: Build) -> None:

@@ -11,7 +11,10 @@ S4 to S7 and S10 are in ``test_security_of_content.py``.
 
 from __future__ import annotations
 
+import asyncio
 import json
+import socket
+from asyncio import selector_events
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +26,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from aiodockersave import AuthenticationError, DockerSaveError, RegistryError, SourceError
-from aiodockersave.sources.registry import Retries
+from aiodockersave.sources.registry import Retries, Timeouts
 from tests.images import Image, make_image, to_json
 from tests.support.attempts import DOCUMENTS, FOREIGN, IMAGE, LAYER, Keyring, attempt, challenge, everything
 from tests.support.faulty_registry import (
@@ -35,6 +38,7 @@ from tests.support.faulty_registry import (
     Fault,
     FaultyRegistry,
     Kind,
+    drop,
     redirect,
     refuse,
 )
@@ -255,6 +259,90 @@ async def test_s1_origin_of_a_challenge(tmp_path: Path, scheme: str, auth: Auth)
         assert isinstance(error, AuthenticationError), everything(error)
         assert {ask.kind for ask in registry.other.asks} == {"blob"}, "a token was asked for there"
         assert not [ask for ask in registry.other.asks if "Authorization" in ask.headers]
+
+
+def away_and_back(registry: FaultyRegistry, *kinds: Kind) -> list[Fault]:
+    """Lead to the other host, which leads back, to what it likes."""
+    return [
+        Fault(
+            "away",
+            lambda ask, _: Answer(307).saying(Location=f"{ask.elsewhere}{ask.path}"),
+            when=lambda ask, answer: answer.is_content and not ask.is_elsewhere and "chosen" not in ask.path,
+            kinds=kinds,
+        ),
+        Fault(
+            "back",
+            lambda ask, _: Answer(307).saying(Location=f"{registry.here.url}{ask.path}?chosen=1"),
+            when=lambda ask, _: ask.is_elsewhere,
+            kinds=kinds,
+        ),
+    ]
+
+
+@pytest.mark.parametrize("kind", DOCUMENTS)
+@pytest.mark.parametrize("auth", ["none", "basic", "bearer"])
+async def test_s1_origin_that_was_left(tmp_path: Path, auth: Auth, kind: Kind) -> None:
+    """What a stranger leads back to gets no credentials, and is given none when it asks for them."""
+    registry = FaultyRegistry({"team/app:1": IMAGE}, auth=auth)
+    async with registry:
+        registry.faults = away_and_back(registry, kind)
+        error = await attempt(f"{registry.address}/team/app:1", tmp_path / "app.tar", credentials=Keyring())
+        chosen = [ask for ask in registry.asks if "chosen" in ask.path]
+        assert chosen
+        assert not [ask for ask in chosen if "Authorization" in ask.headers]
+        assert len([ask for ask in registry.asks if ask.kind == "token"]) == (auth == "bearer")
+    assert (error is None) == (auth == "none"), everything(error)
+    assert error is None or isinstance(error, AuthenticationError)
+
+
+@pytest.mark.parametrize("auth", ["none", "bearer"])
+async def test_s1_origin_of_a_challenge_after_coming_back(tmp_path: Path, auth: Auth) -> None:
+    """Nor does it choose who is shown the password."""
+    registry = FaultyRegistry({"team/app:1": IMAGE}, auth=auth)
+    async with registry:
+        realm = f'Bearer realm="{registry.other.url}/token",service="s"'
+        registry.faults = [
+            *away_and_back(registry, "manifest"),
+            Fault(
+                "another realm",
+                lambda *_: Answer(401).saying(WWW_Authenticate=realm),
+                when=lambda ask, _: "chosen" in ask.path,
+                kinds=("manifest",),
+            ),
+        ]
+        error = await attempt(f"{registry.address}/team/app:1", tmp_path / "app.tar", credentials=Keyring())
+        assert isinstance(error, AuthenticationError), everything(error)
+        assert {ask.kind for ask in registry.other.asks} == {"manifest"}
+        assert not [ask for ask in registry.other.asks if "Authorization" in ask.headers]
+
+
+async def test_s1_origin_of_a_token_server_that_was_left(tmp_path: Path) -> None:
+    registry = FaultyRegistry({"team/app:1": IMAGE}, auth="bearer")
+    async with registry:
+        registry.faults = away_and_back(registry, "token")
+        error = await attempt(f"{registry.address}/team/app:1", tmp_path / "app.tar", credentials=Keyring())
+        tokens = [ask for ask in [*registry.asks, *registry.other.asks] if ask.kind == "token"]
+    assert isinstance(error, DockerSaveError), everything(error)
+    assert [
+        (ask.path.partition("?")[0], "Authorization" in ask.headers) for ask in tokens if "chosen" in ask.path
+    ]
+    assert not [ask for ask in tokens if "Authorization" in ask.headers and "chosen" in ask.path]
+    assert not [ask for ask in registry.other.asks if "Authorization" in ask.headers]
+
+
+async def test_s1_origin_is_asked_anew_for_the_rest_of_a_layer(tmp_path: Path) -> None:
+    """With credentials, which the host that it redirects to does not get, whatever breaks off there."""
+    registry = FaultyRegistry({"team/app:1": IMAGE}, auth="bearer")
+    async with registry:
+        at_other = replace(
+            drop(0.5, "close").often(1), when=lambda ask, answer: answer.is_content and ask.is_elsewhere
+        )
+        registry.faults = [at_other, redirect("{elsewhere}{path}")]
+        error = await attempt(f"{registry.address}/team/app:1", tmp_path / "app.tar", credentials=Keyring())
+        assert error is None, everything(error)
+        blobs = [ask for ask in registry.asks if ask.kind == "blob"]
+    assert ["Authorization" in ask.headers for ask in blobs] == [True, True]
+    assert not [ask for ask in registry.other.asks if "Authorization" in ask.headers]
 
 
 @pytest.mark.parametrize(
@@ -574,6 +662,44 @@ async def test_s3_dial_of_an_address(
     error, _ = await led_astray(public_registry, authority, Names(NAMES), way, url, tmp_path / "app.tar")
     assert (error is None) == (way == "Link"), everything(error)
     assert {address for address, _ in dials} == {PUBLIC}
+
+
+@pytest.mark.parametrize("way", ["realm", "redirect"])
+@pytest.mark.parametrize("is_public_first", [True, False], ids=["public first", "loopback first"])
+async def test_s3_dial_of_a_name_with_addresses_of_two_classes(
+    monkeypatch: pytest.MonkeyPatch, keyring: Keyring, tmp_path: Path, is_public_first: bool, way: str
+) -> None:
+    """Addresses are tried side by side, if the first takes its time. What was tried does not count, but what answers."""
+    connect, tried = selector_events.BaseSelectorEventLoop.sock_connect, asyncio.Event()
+    dead = "127.0.0.9"  # nobody listens there
+
+    async def connect_late(loop: Any, sock: socket.socket, address: Any) -> None:
+        if address[0] == dead:
+            tried.set()
+        if address[0] == PUBLIC:
+            await tried.wait()
+        await connect(loop, sock, address)
+
+    monkeypatch.setattr(selector_events.BaseSelectorEventLoop, "sock_connect", connect_late)
+    addresses = [PUBLIC, dead] if is_public_first else [dead, PUBLIC]
+    names = Names({"evil.test": [addresses]})
+    registry, inner = FaultyRegistry(ip=PUBLIC, elsewhere=PUBLIC_TOO), FaultyRegistry()
+    async with registry, inner:
+        image, faults, auth = elsewhere_by(way, inner.here.url)
+        registry.add("team/app:1", image)
+        registry.faults, registry.auth = faults, auth
+        error = await attempt(
+            f"evil.test:{registry.here.port}/team/app:1",
+            tmp_path / "app.tar",
+            credentials=keyring,
+            guard=names.guard,
+            timeouts=Timeouts(connect=10, silence=10),
+            retries=Retries(attempts=3),
+        )
+        assert isinstance(error, RegistryError), everything(error)
+        assert registry.asks
+        assert inner.asks == []
+    assert keyring.asked == [], "credentials were looked up for it"
 
 
 async def test_s3_dial_of_what_the_user_names(dials: list[tuple[str, int]], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import itertools
 import socket
 import ssl
 import sys
@@ -17,6 +18,7 @@ import aiohttp
 import pytest
 import trustme
 from aiohttp import web
+from aiohttp.abc import AbstractResolver, ResolveResult
 
 from aiodockersave import (
     ContentTooLargeError,
@@ -64,7 +66,7 @@ class Server:
 async def serving(server: Server, tls: ssl.SSLContext | None = None) -> AsyncIterator[Server]:
     runner = web.ServerRunner(web.Server(server.handle), shutdown_timeout=0.1)
     await runner.setup()
-    await web.TCPSite(runner, server.host, 0, ssl_context=tls).start()
+    await web.TCPSite(runner, server.host, server.port, ssl_context=tls).start()
     server.scheme = "https" if tls else "http"
     server.port = runner.addresses[0][1]
     try:
@@ -187,6 +189,25 @@ async def test_credentials_stay_at_their_origin(stack: AsyncExitStack, connect: 
     response.close()
 
 
+@pytest.mark.parametrize("hops", [1, 2], ids=["away and back", "twice"])
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_credentials_are_gone_once_their_origin_was_left(
+    stack: AsyncExitStack, connect: Connect, status: int, hops: int
+) -> None:
+    """Whoever is asked elsewhere chooses what is asked when it leads back."""
+    other = await stack.enter_async_context(serving(Server()))
+    server = await stack.enter_async_context(serving(Server()))
+    away = redirect(f"{other.url}/x", status)
+    server.answer = sequence(redirect("/same", status), *[away] * hops, lambda _: web.Response(text="ok"))
+    other.answer = redirect(f"{server.url}/chosen", status)
+    response = await connect(server.url).open(Request("blob", f"{server.url}/x", {}, AUTHORIZATION))
+    assert (await response.read(10), response.is_own, response.url) == (b"ok", False, f"{server.url}/chosen")
+    response.close()
+    given = [ask.headers.get("Authorization") for ask in server.asks]
+    assert given == [AUTHORIZATION] * 2 + [None] * hops
+    assert not [ask for ask in other.asks if "Authorization" in ask.headers]
+
+
 async def test_cookies_are_not_kept(stack: AsyncExitStack, connect: Connect) -> None:
     server = await stack.enter_async_context(serving(Server()))
     server.answer = lambda _: web.Response(headers={"Set-Cookie": "a=b; Path=/"})
@@ -298,6 +319,225 @@ async def test_a_registry_leads_to_itself_whatever_its_address(
         return AddressClass.RESERVED
 
     assert await fetch(connect(server.url, guard=DialGuard(classify_oddly)), server.url) == b"ok"
+
+
+# ── whose class it is that decides ──
+
+
+@dataclass
+class Held(Server):
+    """Answers when it is let.
+
+    Attributes:
+        is_asked: Set when a request has come.
+        let: Set it to let requests be answered.
+    """
+
+    is_asked: asyncio.Event = field(default_factory=asyncio.Event)
+    let: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        self.is_asked.set()
+        await self.let.wait()
+        return await super().handle(request)
+
+
+async def serve_at_one_port(stack: AsyncExitStack, *servers: Server) -> None:
+    """Start servers at different addresses, at the same port."""
+    for _ in range(20):
+        async with AsyncExitStack() as attempt:
+            port = 0
+            try:
+                for server in servers:
+                    server.port = port
+                    port = (await attempt.enter_async_context(serving(server))).port
+            except OSError:  # somebody has it at one of the addresses
+                continue
+            stack.push_async_callback(attempt.pop_all().aclose)
+            return
+    raise AssertionError("no port is free at all addresses")
+
+
+def in_turn(*answers: Sequence[str]) -> DialGuard:
+    """Make names resolve to something else each time, at last to the last; 127.0.0.2 and .5 count as public."""
+    left = list(answers)
+
+    async def resolve(host: str, port: int) -> Sequence[str]:
+        if host[0].isdigit():
+            return [host]
+        return left.pop(0) if len(left) > 1 else left[0]
+
+    def kind(address: str) -> AddressClass:
+        return AddressClass.PUBLIC if address in ("127.0.0.2", "127.0.0.5") else classify(address)
+
+    return DialGuard(kind, resolve)
+
+
+NOT_DIALLED = r"the loopback address 127\.0\.0\.1 is not dialled"
+
+
+@pytest.mark.parametrize("is_public_last", [False, True], ids=["loopback is dialled last", "public last"])
+async def test_each_answer_is_judged_by_its_own_connection(
+    stack: AsyncExitStack, connect: Connect, is_public_last: bool
+) -> None:
+    """A name is at a public address and in this machine: only what answers from in here may point in here."""
+    inner = await stack.enter_async_context(serving(Server()))
+    public, loopback = Held(host="127.0.0.2"), Held(host="127.0.0.3")
+    await serve_at_one_port(stack, public, loopback)
+    public.answer = loopback.answer = redirect(inner.url)
+    dialled = [loopback, public] if is_public_last else [public, loopback]
+    url = f"http://registry.example:{public.port}/"
+    transport = connect(url.rstrip("/"), guard=in_turn(*([server.host] for server in dialled)))
+    fetches: dict[str, asyncio.Task[bytes]] = {}
+    for server in dialled:  # nothing is answered before both are asked
+        fetches[server.host] = asyncio.create_task(fetch(transport, url))
+        await server.is_asked.wait()
+    for server in dialled:
+        server.let.set()
+        await asyncio.wait([fetches[server.host]])
+    assert fetches[loopback.host].result() == b"ok"
+    with pytest.raises(RegistryError, match=NOT_DIALLED):
+        fetches[public.host].result()
+    # Their connections are kept, and used again in this order.
+    outcomes = await asyncio.gather(*(fetch(transport, url) for _ in dialled), return_exceptions=True)
+    assert [isinstance(each, RegistryError) for each in outcomes] == [each is public for each in dialled]
+    assert {len({ask.transport for ask in server.asks}) for server in dialled} == {1}, "they were kept"
+
+
+# Who redirects to whom, the registry first, and whether the last is asked.
+CHAINS = {
+    "inside": (["127.0.0.3", "127.0.0.4", "127.0.0.1"], True),
+    "outside": (["127.0.0.2", "127.0.0.5"], True),
+    "from inside to outside": (["127.0.0.3", "127.0.0.2"], True),
+    "from outside to inside": (["127.0.0.2", "127.0.0.1"], False),
+    "out and in": (["127.0.0.3", "127.0.0.2", "127.0.0.1"], False),
+    "from outside to outside to inside": (["127.0.0.2", "127.0.0.5", "127.0.0.1"], False),
+}
+
+
+@pytest.mark.parametrize(("hosts", "works"), CHAINS.values(), ids=CHAINS)
+async def test_chains_of_redirects(
+    stack: AsyncExitStack, connect: Connect, hosts: Sequence[str], works: bool
+) -> None:
+    """Each may point where all before it may."""
+    servers = [await stack.enter_async_context(serving(Server(host=host))) for host in hosts]
+    for server, following in itertools.pairwise(servers):
+        server.answer = redirect(following.url)
+    transport = connect(servers[0].url, guard=in_turn([]))
+    if works:
+        assert await fetch(transport, servers[0].url) == b"ok"
+    else:
+        with pytest.raises(RegistryError, match=NOT_DIALLED):
+            await fetch(transport, servers[0].url)
+        assert servers[-1].asks == []
+
+
+async def test_a_registry_that_moves_inside_does_not_point_inside(
+    stack: AsyncExitStack, connect: Connect
+) -> None:
+    """It redirects to itself, and then its name is that of this machine: that answer is a stranger's too."""
+    inner = await stack.enter_async_context(serving(Server()))
+    outside, inside = Server(host="127.0.0.2"), Server(host="127.0.0.3")
+    await serve_at_one_port(stack, outside, inside)
+    closing = {"Location": "/again", "Connection": "close"}
+    outside.answer = lambda _: web.Response(status=307, headers=closing)
+    inside.answer = redirect(inner.url)
+    url = f"http://registry.example:{outside.port}/"
+    with pytest.raises(RegistryError, match=NOT_DIALLED):
+        await fetch(connect(url.rstrip("/"), guard=in_turn([outside.host], [inside.host])), url)
+    assert (len(outside.asks), len(inside.asks), len(inner.asks)) == (1, 1, 0)
+
+
+class TableResolver(AbstractResolver):
+    """A caller's resolver, which says the same of every name."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        return [ResolveResult(hostname=host, host=self._address, port=port, family=family, proto=0, flags=0)]
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+class OwnConnector(aiohttp.TCPConnector):
+    """A caller's connector, which might go through a proxy of its own."""
+
+
+# What our resolver says of the registry's name, what the caller's connector dials, and whether it may point inside.
+LENT: dict[str, tuple[str, str, type[aiohttp.TCPConnector], bool]] = {
+    "both inside": ("127.0.0.3", "127.0.0.3", aiohttp.TCPConnector, True),
+    "we are told inside": ("127.0.0.3", "127.0.0.2", aiohttp.TCPConnector, False),
+    "the connector is told inside": ("127.0.0.2", "127.0.0.3", aiohttp.TCPConnector, False),
+    "both outside": ("127.0.0.2", "127.0.0.2", aiohttp.TCPConnector, False),
+    "it is not sure whom the connector dials": ("127.0.0.3", "127.0.0.3", OwnConnector, False),
+}
+
+
+@pytest.mark.parametrize(("ours", "theirs", "kind", "works"), LENT.values(), ids=LENT)
+async def test_where_a_registry_may_point_over_a_lent_session(
+    stack: AsyncExitStack,
+    connect: Connect,
+    ours: str,
+    theirs: str,
+    kind: type[aiohttp.TCPConnector],
+    works: bool,
+) -> None:
+    """A name server may tell us one thing, and the caller's connector another."""
+    inner = await stack.enter_async_context(serving(Server()))
+    server = await stack.enter_async_context(serving(Server(redirect(inner.url), host=theirs)))
+    session = aiohttp.ClientSession(connector=kind(resolver=TableResolver(theirs)))
+    await stack.enter_async_context(session)
+    url = f"http://registry.example:{server.port}"
+    transport = connect(url, guard=in_turn([ours]), session=session)
+    if works:
+        assert await fetch(transport, url) == b"ok"
+        return
+    with pytest.raises(RegistryError, match=NOT_DIALLED):
+        await fetch(transport, url)
+    assert (len(server.asks), len(inner.asks)) == (1, 0)
+
+
+async def test_an_address_is_what_it_is_over_any_connector(stack: AsyncExitStack, connect: Connect) -> None:
+    inner = await stack.enter_async_context(serving(Server()))
+    server = await stack.enter_async_context(serving(Server(redirect(inner.url), host="127.0.0.3")))
+    session = await stack.enter_async_context(aiohttp.ClientSession(connector=OwnConnector()))
+    assert await fetch(connect(server.url, guard=in_turn([]), session=session), server.url) == b"ok"
+
+
+async def test_over_a_lent_session_nothing_is_sent_to_where_a_name_has_moved(
+    stack: AsyncExitStack, connect: Connect
+) -> None:
+    """It was public when it was checked. The caller's connector asks once more, and dials."""
+    inner = await stack.enter_async_context(serving(Server()))
+    server = await stack.enter_async_context(serving(Server(host="127.0.0.2")))
+    server.answer = redirect(f"http://rebound.example:{inner.port}/")
+    connector = aiohttp.TCPConnector(resolver=TableResolver(inner.host))
+    session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
+    transport = connect(server.url, guard=in_turn(["127.0.0.5"]), session=session)
+    with pytest.raises(RegistryError, match=NOT_DIALLED):
+        await fetch(transport, server.url)
+    assert inner.asks == []
+
+
+async def test_a_proxy_is_not_the_registry(stack: AsyncExitStack, connect: Connect) -> None:
+    """It is in this machine, and so is the registry by its name; whoever answers is behind it."""
+    inner = await stack.enter_async_context(serving(Server()))
+    proxy = await stack.enter_async_context(serving(Server(redirect(inner.url))))
+    url = "http://registry.example:80"
+    for session in (None, await stack.enter_async_context(aiohttp.ClientSession())):
+        transport = connect(
+            url,
+            guard=in_turn(["127.0.0.1"]),
+            session=session,
+            proxies=Proxies.read({"HTTP_PROXY": proxy.url}),
+        )
+        with pytest.raises(RegistryError, match=NOT_DIALLED):
+            await fetch(transport, url)
+    assert (len(proxy.asks), len(inner.asks)) == (2, 0)
 
 
 # ── a lent session ──
@@ -526,6 +766,14 @@ async def test_certificates_are_for_the_host_that_is_asked(
 
     assert await fetch(connect(server.url, tls=tls), server.url) == b"ok"
     assert asked == [(f"127.0.0.1:{server.port}", True), (f"127.0.0.2:{other.port}", False)]
+
+    # A client certificate is a credential: it is not shown to what the other host leads to, be it the registry.
+    asked.clear()
+    server.answer = sequence(redirect(other.url), lambda _: web.Response(text="ok"))
+    other.answer = redirect(server.url)
+    assert await fetch(connect(server.url, tls=tls), server.url) == b"ok"
+    names = [f"127.0.0.1:{server.port}", f"127.0.0.2:{other.port}", f"127.0.0.1:{server.port}"]
+    assert asked == list(zip(names, (True, False, False), strict=True))
 
 
 # ── faults of a connection ──

@@ -1,0 +1,89 @@
+"""What a source of registries keeps: documents, and where blobs are.
+
+It is kept by repository, though digests say what is right wherever it comes from: whoever may read one repository need not
+be allowed to read what another one has, and knowing a digest is no permission.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from aiodockersave.documents import ImageIndex, ImageManifest
+from aiodockersave.model import Descriptor, Digest
+from aiodockersave.reference import Reference
+
+from ._recent import Recent
+
+__all__ = ["Kept"]
+
+_CACHE_SIZE: Final = 32 << 20
+"""Bytes of manifests and of configs that are kept."""
+_MAX_BLOBS: Final = 1 << 16
+"""Blobs of which is kept where they are."""
+_MAX_HOLDERS: Final = 8
+
+_Key = tuple[str, Digest]
+"""A repository, by its whole name with the registry's, and a digest in it."""
+
+
+class _Holder(NamedTuple):
+    """A repository that has a blob, and the very objects that the descriptors of the blob in a manifest from there have.
+
+    Objects, since nothing else tells a descriptor from an equal one out of another repository.
+    """
+
+    image: Reference
+    digests: tuple[Digest, ...]
+
+
+class Kept:
+    """What was learnt from registries, up to a bound; what was not used for longest is forgotten."""
+
+    def __init__(self) -> None:
+        self._manifests: Recent[_Key, ImageManifest | ImageIndex] = Recent(
+            _CACHE_SIZE, lambda document: len(document.raw)
+        )
+        self._configs: Recent[_Key, bytes] = Recent(_CACHE_SIZE, len)
+        self._holders: Recent[Digest, tuple[_Holder, ...]] = Recent(_MAX_BLOBS)
+
+    @property
+    def has_manifests(self) -> bool:
+        """Whether there is any manifest or index."""
+        return bool(self._manifests)
+
+    def manifest(self, image: Reference, digest: Digest) -> ImageManifest | ImageIndex | None:
+        """Return a manifest or index that a repository has; None if it is not known to."""
+        return self._manifests.get((image.name, digest))
+
+    def put_manifest(self, image: Reference, document: ImageManifest | ImageIndex) -> None:
+        """Keep a manifest or index that a repository has."""
+        self._manifests.put((image.name, document.digest), document)
+
+    def config(self, image: Reference, digest: Digest) -> bytes | None:
+        """Return a config that a repository has; None if it is not known to."""
+        return self._configs.get((image.name, digest))
+
+    def put_config(self, image: Reference, digest: Digest, config: bytes) -> None:
+        """Keep a config that a repository has."""
+        self._configs.put((image.name, digest), config)
+
+    def put_layers(self, image: Reference, manifest: ImageManifest) -> None:
+        """Keep that a repository should have the layers that a manifest from there names."""
+        repository = Reference(image.registry, image.repository)
+        digests: dict[Digest, list[Digest]] = {}
+        for layer in manifest.layers:
+            digests.setdefault(layer.digest, []).append(layer.digest)
+        for digest, objects in digests.items():
+            known = self._holders.get(digest) or ()
+            others = [each for each in known if each.image.name != image.name]
+            self._holders.put(digest, (*others, _Holder(repository, tuple(objects)))[-_MAX_HOLDERS:])
+
+    def repositories(self, descriptor: Descriptor) -> list[Reference]:
+        """Return where to look for a layer: only in its own repository, if a manifest from there gave the descriptor.
+
+        Else a manifest could name a layer of another repository, for those who may not read that. Of a descriptor that a
+        caller has made, only the caller knows who may have it, and all repositories with such a layer are returned.
+        """
+        holders = self._holders.get(descriptor.digest) or ()
+        own = [each.image for each in holders if any(known is descriptor.digest for known in each.digests)]
+        return own or [each.image for each in holders]

@@ -72,7 +72,7 @@ async def ask_helper(
     """
     program = await Worker("aiodockersave-helper").run(_find_program, name, environ.get("PATH", ""))
     status, output = await _converse(program, server.encode(), environ, time_limit)
-    return _read_answer(status, output)
+    return await Worker("aiodockersave-helper").run(_read_answer, status, output)
 
 
 def _find_program(name: str, search: str) -> str:
@@ -194,7 +194,7 @@ def _read_answer(status: int, output: bytes) -> HelperAnswer | None:
     if not isinstance(answer, dict):
         raise HelperError("it answers something that is no JSON object")
     # Go reads names whatever their case, so helpers exist that write them in lower case.
-    fields = {name.casefold(): value for name, value in answer.items()}
+    fields = {gojson.fold(name): value for name, value in answer.items()}
     username, secret = fields.get("username", ""), fields.get("secret", "")
     if not (is_text(username) and is_text(secret)):
         raise HelperError("its Username or Secret is no text")

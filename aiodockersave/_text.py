@@ -51,8 +51,8 @@ _URL_SECRETS: Final = re.compile(
 
 SHORTEST_SECRET: Final = 4
 """Characters; shorter secrets are not hidden: they would make holes in ordinary words."""
-_MAX_SECRETS: Final = 2048
-"""Secrets that are looked for: a source keeps what it was granted for 1024 repositories."""
+_MAX_SECRETS: Final = 512
+"""Secrets that are looked for, of which those count that were used last."""
 _PERCENT: Final = re.compile(rb"%([0-9A-Fa-f]{2})")
 _MARKS: Final = re.compile(re.escape(_CUT.encode()) + rb"|\?\*\*\*")
 """What stands where text was taken away."""
@@ -77,7 +77,7 @@ class Secrets:
         self.add(*secrets)
 
     def add(self, *secrets: str | bytes) -> None:
-        """Hide these too. Very many are too many: then what was added first is forgotten."""
+        """Hide these too, from now on. Very many are too many: then those are forgotten that were not added again for longest."""
         for secret in secrets:
             raw = secret.encode("utf-8", "surrogatepass") if isinstance(secret, str) else secret
             if len(raw) < SHORTEST_SECRET:

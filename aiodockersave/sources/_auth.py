@@ -21,11 +21,11 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, NamedTuple
-from urllib.parse import quote_plus, urlencode
+from urllib.parse import urlencode
 
-from aiodockersave._text import shown, shown_url
+from aiodockersave._text import Secrets, shown, shown_url
 from aiodockersave.errors import AuthenticationError
 
 from ._addresses import AddressClass, AddressRefusedError, is_loopback_name
@@ -46,8 +46,9 @@ __all__ = [
     "token_request",
 ]
 
-MAX_TOKEN_BODY: Final = 1 << 20
-"""Bytes of a token server's answer (containers/image has the same limit)."""
+MAX_TOKEN_BODY: Final = 64 << 10
+"""Bytes of a token server's answer. It is read at once, in at most 3 ms; tokens have some thousands, and what stands in a
+header of more than these, no server takes."""
 _CLIENT_ID = "aiodockersave"
 _MAX_SCOPES = 1024
 _MAX_HEADER = 16 << 10
@@ -57,7 +58,6 @@ _LONGEST_LIFE = 1e9
 _OK = 200
 _NO_GET = frozenset({404, 405})
 """What a token server that only knows POST says to a GET."""
-_SHORTEST_SECRET = 4  # shorter ones are not hidden in messages: they would make holes in ordinary words
 
 # ── challenges ──
 
@@ -175,8 +175,11 @@ def _encoded(parameters: Mapping[str, str]) -> str:
 
 def basic(credentials: Credentials) -> str:
     """Return the header that shows username and password."""
-    pair = f"{credentials.username}:{credentials.password}".encode()
-    return f"Basic {base64.b64encode(pair).decode()}"
+    return f"Basic {base64.b64encode(_pair(credentials).encode()).decode()}"
+
+
+def _pair(credentials: Credentials) -> str:
+    return f"{credentials.username}:{credentials.password}"
 
 
 def parse_token(body: bytes) -> Token | None:
@@ -205,6 +208,7 @@ class _Grant:
     header: str = field(repr=False)
     expires: float
     challenge: Challenge
+    secrets: tuple[str, ...] = field(repr=False)
 
 
 @dataclass(slots=True)
@@ -213,7 +217,6 @@ class _Access:
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     grant: _Grant | None = None
-    secrets: frozenset[str] = field(default=frozenset(), repr=False)
 
 
 class Authorizer:
@@ -224,6 +227,10 @@ class Authorizer:
         transport: Sends requests on the registry's behalf.
         credentials: Knows credentials.
         clock: Tells seconds, from any start.
+        secrets: Is told what is sent in confidence.
+
+    Attributes:
+        secrets: What must not be seen in a message, should the registry repeat it.
     """
 
     def __init__(
@@ -232,17 +239,14 @@ class Authorizer:
         transport: Transport,
         credentials: CredentialStore,
         clock: Callable[[], float] = time.monotonic,
+        secrets: Secrets | None = None,
     ) -> None:
+        self.secrets = Secrets() if secrets is None else secrets
         self._registry = registry
         self._transport = transport
         self._credentials = credentials
         self._clock = clock
         self._accesses: Recent[str, _Access] = Recent(_MAX_SCOPES)
-
-    @property
-    def secrets(self) -> frozenset[str]:
-        """What must not be seen in a message, should the registry repeat it."""
-        return frozenset().union(*(access.secrets for access in self._accesses.values()))
 
     async def header(self, request: Request, repository: str) -> str | None:
         """Return the header that was granted last, fetched anew if it has expired; None if there was none.
@@ -252,6 +256,8 @@ class Authorizer:
         """
         access = self._access(repository)
         grant = access.grant
+        if grant is not None:
+            self.secrets.add(*grant.secrets)  # they are in use
         if grant is None or grant.expires > self._clock():
             return None if grant is None else grant.header
         # Not as one that was refused: some token servers give the same token for as long as they like.
@@ -278,7 +284,7 @@ class Authorizer:
             grant = access.grant
             if grant is not None and grant.header != refused and grant.expires > self._clock():
                 return grant.header, False
-            access.grant = grant = await self._obtain(access, request, repository, challenges)
+            access.grant = grant = await self._obtain(request, repository, challenges)
         if grant.header == refused:
             raise _failed(request, "the credentials are refused")
         return grant.header, True
@@ -290,32 +296,32 @@ class Authorizer:
             self._accesses.put(repository, access)
         return access
 
-    async def _obtain(
-        self, access: _Access, request: Request, repository: str, challenges: Sequence[Challenge]
-    ) -> _Grant:
+    async def _obtain(self, request: Request, repository: str, challenges: Sequence[Challenge]) -> _Grant:
         by_scheme = {challenge.scheme: challenge for challenge in reversed(challenges)}
         has_realm = "bearer" in by_scheme and by_scheme["bearer"].parameters.get("realm")
         if has_realm or list(by_scheme) == ["bearer"]:
-            return await self._bearer(access, request, repository, by_scheme["bearer"])
+            return await self._bearer(request, repository, by_scheme["bearer"])
         if "basic" not in by_scheme:
-            schemes = shown(", ".join(sorted(by_scheme)), limit=80) or "nothing that can be read"
+            schemes = (
+                shown(", ".join(sorted(by_scheme)), secrets=self.secrets, limit=80)
+                or "nothing that can be read"
+            )
             raise _failed(request, f"it asks for {schemes}; only Bearer and Basic are known")
-        credentials = await self._credentials_for(access, repository)
+        credentials, kept = await self._credentials_for(repository)
         if credentials is None or not credentials.password:
             raise _failed(request, f"a password is needed; log in with: docker login {self._registry}")
-        return _Grant(basic(credentials), math.inf, by_scheme["basic"])
+        return _Grant(basic(credentials), math.inf, by_scheme["basic"], kept)
 
-    async def _bearer(
-        self, access: _Access, request: Request, repository: str, challenge: Challenge
-    ) -> _Grant:
+    async def _bearer(self, request: Request, repository: str, challenge: Challenge) -> _Grant:
         realm = challenge.parameters.get("realm", "")
         await self._check_realm(request, realm)
-        credentials = await self._credentials_for(access, repository)
+        credentials, kept = await self._credentials_for(repository)
         if credentials is not None and credentials.registry_token:
-            return _Grant(f"Bearer {credentials.registry_token}", math.inf, challenge)
-        token = await self._fetch(access, request, challenge, f"repository:{repository}:pull", credentials)
-        access.secrets |= {token.text}
-        return _Grant(f"Bearer {token.text}", self._clock() + token.lifetime, challenge)
+            return _Grant(f"Bearer {credentials.registry_token}", math.inf, challenge, kept)
+        token = await self._fetch(request, challenge, f"repository:{repository}:pull", credentials)
+        self.secrets.add(token.text)
+        until = self._clock() + token.lifetime
+        return _Grant(f"Bearer {token.text}", until, challenge, (*kept, token.text))
 
     async def _check_realm(self, request: Request, realm: str) -> None:
         """Refuse a realm before anything is looked up for it."""
@@ -332,29 +338,28 @@ class Authorizer:
             pass  # a name that cannot be resolved now: asking it will tell
         if fault is not None:
             where = (
-                f"its token server {shown_url(realm)}"
+                f"its token server {shown_url(realm, secrets=self.secrets)}"
                 if realm
                 else "the token server, which it does not name,"
             )
             raise _failed(request, f"{where} {fault}")
 
-    async def _credentials_for(self, access: _Access, repository: str) -> Credentials | None:
+    async def _credentials_for(self, repository: str) -> tuple[Credentials | None, tuple[str, ...]]:
+        """Look credentials up; return them, and what of them is sent in confidence."""
         credentials = await self._credentials.get(self._registry, repository)
-        access.secrets = frozenset()  # those of before are used no more
-        if credentials is not None:
-            kept = (
-                credentials.password,
-                credentials.identity_token,
-                credentials.registry_token,
-                basic(credentials).removeprefix("Basic "),
-            )
-            long = [secret for secret in kept if len(secret) >= _SHORTEST_SECRET]
-            access.secrets = frozenset([*long, *map(quote_plus, long)])  # and as they stand in a form
-        return credentials
+        if credentials is None:
+            return None, ()
+        kept = (
+            credentials.password,
+            credentials.identity_token,
+            credentials.registry_token,
+            _pair(credentials),
+        )
+        self.secrets.add(*kept)
+        return credentials, kept
 
     async def _fetch(
         self,
-        access: _Access,
         request: Request,
         challenge: Challenge,
         scope: str,
@@ -362,20 +367,23 @@ class Authorizer:
     ) -> Token:
         realm, service = challenge.parameters["realm"], challenge.parameters.get("service", "")
         what = f"token for {request.what}"
-        ask = token_request(realm, service, scope, credentials, what=what)
+        ask = self._told(token_request(realm, service, scope, credentials, what=what))
         response = await self._transport.open(ask)
         if response.status in _NO_GET and ask.form is None and credentials is not None:
             await response.discard()
-            response = await self._transport.open(
-                password_request(realm, service, scope, credentials, what=what)
-            )
+            ask = password_request(realm, service, scope, credentials, what=what)
+            response = await self._transport.open(self._told(ask))
         with contextlib.closing(response):
             if response.status != _OK:
-                raise await response.failure(access.secrets)
+                raise await response.failure()
             token = parse_token(await response.read(MAX_TOKEN_BODY))
         if token is None:
-            raise AuthenticationError(what, "it answers without a token", url=shown_url(response.url))
+            raise AuthenticationError(what, "it answers without a token", url=response.place)
         return token
+
+    def _told(self, request: Request) -> Request:
+        """Return a request to a realm, as one whose URL is the registry's and whose answer may repeat secrets."""
+        return replace(request, secrets=self.secrets, is_told=True)
 
 
 def _failed(request: Request, reason: str) -> AuthenticationError:

@@ -115,7 +115,7 @@ def test_error_bodies(body: bytes, expected: ErrorBody) -> None:
 
 
 def test_error_bodies_are_cut_and_hold_no_secret() -> None:
-    entry = {"code": "C" * 1000, "message": "Authorization: Basic Zm9vOmJhcg== " + "m" * 100_000}
+    entry = {"code": "C" * 1000, "message": "Authorization: Basic Zm9vOmJhcg== " + "m" * 10_000}
     found = parse_error_body(errors(*[entry] * 1000), ["Zm9vOmJhcg=="])
     assert len(found.message) <= 200
     assert len(found.codes) == 5

@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ._aio import Worker, run_together, running_task
-from ._text import one_line
+from ._text import cut, one_line
 from .errors import DockerSaveError, InvalidInputError
 from .model import Descriptor, Digest, Format, Layers, Platform, check_choice
 from .reference import parse_repo_tags
@@ -190,5 +190,5 @@ def naming(request: ImageRequest) -> Generator[None, None, None]:
     try:
         yield
     except DockerSaveError as exc:
-        exc.add_note(f"image {one_line(str(request)):.300}")
+        exc.add_note(f"image {cut(one_line(str(request)), 300)}")
         raise

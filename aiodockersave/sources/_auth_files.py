@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from aiodockersave import gojson
-from aiodockersave._text import one_line
+from aiodockersave._text import MAX_LISTED, cut, one_line
 from aiodockersave.errors import ConfigurationError, ContentTooLargeError, InvalidDocumentError
 
 from ._files import is_text, read_file
@@ -165,7 +165,10 @@ def _parse(raw: bytes, place: Place) -> AuthFile:
 
 
 def _located(faults: list[str], place: Place) -> tuple[str, ...]:
-    return tuple(f"{one_line(place.path)}: {fault}" for fault in faults)
+    more = (
+        [f"{len(faults) - MAX_LISTED} more of its entries are not used"] if len(faults) > MAX_LISTED else []
+    )
+    return tuple(f"{one_line(place.path)}: {fault}" for fault in [*faults[:MAX_LISTED], *more])
 
 
 def _all(document: Mapping[str, object], name: str) -> list[object]:
@@ -269,4 +272,4 @@ def _decode_auth(auth: str) -> tuple[str, str]:
 
 def _shown_key(key: str) -> str:
     """Return a key for a message, without what stands before the host of an address."""
-    return one_line(key.rpartition("@")[2][:200])
+    return cut(one_line(key.rpartition("@")[2]))

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from aiodockersave._aio import Worker, running_task
-from aiodockersave._text import one_line
+from aiodockersave._text import one_line, quoted
 from aiodockersave.errors import ConfigurationError, ContentTooLargeError, InvalidInputError
 
 from ._files import read_file
@@ -73,7 +73,7 @@ async def tls_context(
     """
     running_task()
     if not _REGISTRY.fullmatch(registry):  # it becomes a path
-        raise InvalidInputError(f"no name of a registry: {registry!r:.200}")
+        raise InvalidInputError(f"no name of a registry: {quoted(registry, 200)}")
     return await Worker("aiodockersave-tls").run(
         _make_context,
         registry,

@@ -25,7 +25,7 @@ from typing import Final, TypeAlias
 
 from aiodockersave import gojson
 from aiodockersave._aio import Worker, wait_out
-from aiodockersave._text import one_line
+from aiodockersave._text import cut, one_line
 from aiodockersave.errors import InvalidDocumentError
 
 from ._files import is_text
@@ -203,4 +203,4 @@ def _read_answer(status: int, output: bytes) -> HelperAnswer | None:
 
 def described(name: str) -> str:
     """Return a helper's program as it may stand in a message."""
-    return one_line(f"docker-credential-{name}"[:100])
+    return cut(one_line(f"docker-credential-{name}"), 100)

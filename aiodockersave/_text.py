@@ -38,6 +38,7 @@ MAX_MESSAGE: Final = 2000
 """Characters of a whole message."""
 MAX_LISTED: Final = 20
 """Items of a foreign list in a message."""
+_LONGEST_LIST: Final = 500
 _HIDDEN: Final = "***"
 _CUT: Final = "…"
 _SPACES: Final = re.compile(r"\s+")
@@ -115,6 +116,10 @@ class Secrets:
             return self.hide(text, own=others, limit=limit) if others else self._hide(text, limit)
         return first.join(self.hide(part, own=others) for part in text.split(first))[:limit]
 
+    def hide_beginning(self, text: str) -> str:
+        """Return a text without them which may end in the middle of one, as something was taken off its end."""
+        return self.hide(text + _CUT).removesuffix(_CUT) if self._forms else text
+
     def _hide(self, text: str, limit: int | None) -> str:
         forms = self._every_form()
         data = (text if limit is None else text[: limit + self._longest]).encode("utf-8", "surrogatepass")
@@ -155,6 +160,7 @@ def _forms_of(raw: bytes) -> tuple[bytes, ...]:
         json.dumps(text)[1:-1],
         json.dumps(text, ensure_ascii=False)[1:-1],
         repr(text)[1:-1],
+        repr(f"{text}'\"")[1:-4],  # in a text that has both quotes
         html.escape(text),
         printable(_SPACES.sub(" ", text).strip()),
     }
@@ -250,8 +256,11 @@ def quoted(value: object, limit: int = 100) -> str:
 def listed(names: Iterable[str], limit: int = 100) -> str:
     """Return a list as it may stand in a message: each once, cut, and not too many."""
     different = list(dict.fromkeys(names))
-    more = f" and {len(different) - MAX_LISTED} more" if len(different) > MAX_LISTED else ""
-    return ", ".join(cut(one_line(name), limit) for name in different[:MAX_LISTED]) + more
+    parts: list[str] = []
+    while len(parts) < min(len(different), MAX_LISTED) and sum(map(len, parts)) < _LONGEST_LIST:
+        parts.append(cut(one_line(different[len(parts)]), limit))
+    more = f" and {len(different) - len(parts)} more" if len(different) > len(parts) else ""
+    return ", ".join(parts) + more
 
 
 def shown(text: str, *, secrets: Secrets | Iterable[str] = NO_SECRETS, limit: int = MAX_SHOWN) -> str:
@@ -290,7 +299,7 @@ def shown_url(url: str, *, secrets: Secrets = NO_SECRETS) -> str:
         url: The URL.
         secrets: Credentials that it may repeat, if somebody else made it.
     """
-    text = secrets.hide(url).partition("#")[0].partition("?")[0]
+    text = secrets.hide_beginning(url).partition("#")[0].partition("?")[0]
     scheme, separator, rest = text.partition("://")
     host, slash, path = rest.partition("/")
     return shown(f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}")

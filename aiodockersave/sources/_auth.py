@@ -302,10 +302,9 @@ class Authorizer:
         if has_realm or list(by_scheme) == ["bearer"]:
             return await self._bearer(request, repository, by_scheme["bearer"])
         if "basic" not in by_scheme:
-            schemes = (
-                shown(", ".join(sorted(by_scheme)), secrets=self.secrets, limit=80)
-                or "nothing that can be read"
-            )
+            # What stands there may be no names at all; a text of any kind is cut where a name would end.
+            names = ", ".join(map(self.secrets.hide_beginning, sorted(by_scheme)))
+            schemes = shown(names, secrets=self.secrets, limit=80) or "nothing that can be read"
             raise _failed(request, f"it asks for {schemes}; only Bearer and Basic are known")
         credentials, kept = await self._credentials_for(repository)
         if credentials is None or not credentials.password:

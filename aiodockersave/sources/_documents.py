@@ -41,6 +41,7 @@ SCHEMA_1_TYPES: Final = frozenset(
 _ACCEPT: Final = ", ".join([*sorted(MANIFEST_TYPES | INDEX_TYPES), *sorted(SCHEMA_1_TYPES)])
 # What servers of plain files say of any document: it is no statement about this one.
 _VAGUE_TYPES: Final = frozenset({"", "application/json", "application/octet-stream", "text/plain"})
+_KNOWN_TYPES: Final = MANIFEST_TYPES | INDEX_TYPES | SCHEMA_1_TYPES | _VAGUE_TYPES
 _OK = 200
 
 
@@ -167,6 +168,8 @@ def read_manifest(
     for text in dict.fromkeys(stated.digests):
         _check_stated_digest(raw, text, what)
     claimed = media_type(stated.content_type)
+    if claimed not in _KNOWN_TYPES:
+        claimed = (stated.content_type or "").strip()  # as it came, without a part that is taken off
     if claimed in SCHEMA_1_TYPES:
         raise _schema_1(what)
     try:

@@ -100,8 +100,10 @@ def _hide(exc: BaseException, secrets: Secrets, own: tuple[str, ...]) -> None:
     def hidden(value: object) -> Any:
         if isinstance(value, str):
             return secrets.hide(value, own=own)
-        if type(value) is tuple:
-            return tuple(map(hidden, value))
+        if type(value) is tuple:  # an item that is no text, such as a platform, is left out with what it says
+            return tuple(
+                hidden(each) for each in value if isinstance(each, str) or hidden(str(each)) == str(each)
+            )
         return list(map(hidden, value)) if type(value) is list else value
 
     seen: list[BaseException] = []

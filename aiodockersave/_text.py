@@ -39,6 +39,7 @@ MAX_MESSAGE: Final = 2000
 MAX_LISTED: Final = 20
 """Items of a foreign list in a message."""
 _LONGEST_LIST: Final = 500
+_LONGEST_URL: Final = 8192
 _HIDDEN: Final = "***"
 _CUT: Final = "…"
 _SPACES: Final = re.compile(r"\s+")
@@ -299,7 +300,8 @@ def shown_url(url: str, *, secrets: Secrets = NO_SECRETS) -> str:
         url: The URL.
         secrets: Credentials that it may repeat, if somebody else made it.
     """
-    text = secrets.hide_beginning(url).partition("#")[0].partition("?")[0]
+    # Behind so many characters nothing is shown of any.
+    text = secrets.hide_beginning(url[:_LONGEST_URL]).partition("#")[0].partition("?")[0]
     scheme, separator, rest = text.partition("://")
     host, slash, path = rest.partition("/")
     return shown(f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}")

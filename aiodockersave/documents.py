@@ -53,6 +53,8 @@ LEGACY_ATTRIBUTES: Final = (
 )
 """What a docker archive's legacy metadata copies from the config (containers/image, docker/internal/tarfile)."""
 
+_UNKNOWN = Platform("unknown", "unknown")
+
 _FIELDS = {
     gojson.fold(name): name
     for name in (
@@ -282,7 +284,7 @@ def _is_attestation(manifest: Descriptor) -> bool:
     """Tell BuildKit's provenance from images; buildx marks it both ways (moby/buildkit, attestation-storage.md)."""
     if manifest.annotations.get("vnd.docker.reference.type") == "attestation-manifest":
         return True
-    return manifest.platform == Platform("unknown", "unknown")
+    return manifest.platform == _UNKNOWN
 
 
 def parse_document(raw: bytes, media_type: str | None = None) -> ImageManifest | ImageIndex:

@@ -255,7 +255,13 @@ class Platform:
 
     def runs(self, image: Platform) -> bool:
         """Tell whether an image is for exactly this platform; without ``os_version`` any will do."""
-        return image == (self if self.os_version else replace(self, os_version=image.os_version))
+        # Field by field: an index may list thousands.
+        return (
+            self.architecture == image.architecture
+            and self.os == image.os
+            and self.variant == image.variant
+            and self.os_version in ("", image.os_version)
+        )
 
 
 def _normalise(architecture: str, variant: str) -> tuple[str, str]:

@@ -52,6 +52,7 @@ header of more than these, no server takes."""
 _CLIENT_ID = "aiodockersave"
 _MAX_SCOPES = 1024
 _MAX_HEADER = 16 << 10
+_MAX_CHALLENGES = 32
 _SHORTEST_LIFE = 60.0
 """Seconds that a token is taken to live if it does not say: the specification's default, and its minimum."""
 _LONGEST_LIFE = 1e9
@@ -83,15 +84,21 @@ class Challenge(NamedTuple):
 def parse_challenges(headers: Iterable[str]) -> list[Challenge]:
     """Read ``WWW-Authenticate`` headers, each of which may hold several challenges (RFC 9110 § 11.6.1).
 
-    What cannot be read ends the header; what stands before it counts.
+    What cannot be read ends the header; what stands before it counts. Of very much, only the beginning is read.
     """
-    return [challenge for header in headers for challenge in _challenges(header[:_MAX_HEADER])]
+    found: list[Challenge] = []
+    left = _MAX_HEADER
+    for header in headers:
+        if len(found) < _MAX_CHALLENGES:
+            found += _challenges(header[:left])
+        left -= min(left, len(header))
+    return found[:_MAX_CHALLENGES]
 
 
 def _challenges(header: str) -> list[Challenge]:
     found: list[tuple[str, dict[str, str]]] = []
     at = 0
-    while name := _NAME.match(header, _end(_SKIPPED, header, at)):
+    while len(found) <= _MAX_CHALLENGES and (name := _NAME.match(header, _end(_SKIPPED, header, at))):
         at = name.end()
         if name["equals"] is None:
             found.append((name[1].lower(), {}))

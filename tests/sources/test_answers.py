@@ -184,7 +184,7 @@ HOSTILE_HEADERS: dict[str, str] = {
     "brackets": "http://[" * 2000,
 }
 READERS: dict[str, Callable[[str], object]] = {
-    "challenges": lambda text: parse_challenges([text] * 8),
+    "challenges": lambda text: parse_challenges([text] * 100),
     "retry_after": lambda text: retry_after(text, NOW),
     "content_range": lambda text: content_range([text]),
     "unsatisfied_total": lambda text: unsatisfied_total([text]),

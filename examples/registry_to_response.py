@@ -82,9 +82,8 @@ async def archive(request: web.Request) -> web.StreamResponse:
     """
     name, tag = request.match_info["name"], request.match_info["tag"]
     try:
-        Reference(
-            "registry.example", name, tag
-        )  # "..", say, is no name: it would lead to other parts of the registry
+        # ".." is no name, say: it would lead to other parts of the registry.
+        Reference("registry.example", name, tag)
         repository = Repository(request.app[SESSION], request.app[REGISTRY], name)
         image = await repository.manifest(tag)
         config = await repository.config(image)

@@ -126,8 +126,9 @@ def test_error_bodies_are_cut_and_hold_no_secret() -> None:
     assert "Zm9v" not in found.message
 
 
-TOO_MUCH = 1 << 20
+TOO_MUCH = 8 << 20
 HOSTILE_BODIES: dict[str, Callable[[], bytes]] = {
+    "codes of a small body": lambda: b'{"errors":[' + b'{"code":"A"},' * 4000 + b"0]}",
     "codes": lambda: b'{"errors":[' + b'{"code":"A"},' * (TOO_MUCH // 13) + b"0]}",
     "messages": lambda: b'{"errors":[' + b'{"message":"http://a b?c"},' * (TOO_MUCH // 27) + b"0]}",
     "lists": lambda: b'{"errors":[' + b"[]," * (TOO_MUCH // 3) + b"0]}",
@@ -152,13 +153,18 @@ def test_the_body_of_an_error_costs_little(name: str) -> None:
     start = time.process_time()
     found = parse_error_body(body, secrets)
     assert time.process_time() - start < MOST_SECONDS
-    assert found.codes == (("A",) * 5 if name == "codes" else ())
+    assert found.codes == (("A",) * 5 if "codes" in name else ())
 
 
 @pytest.mark.parametrize("size", [100, 4096, 65_536, 65_537, 1 << 20])
 def test_the_first_entries_of_an_error_count_whatever_its_size(size: int) -> None:
     body = errors({"code": "A", "message": "a"}, {"code": "B"}, {"detail": "x" * size})
     assert parse_error_body(body) == ErrorBody(("A", "B"), "a (A); B")
+
+
+def test_challenges_have_an_end() -> None:
+    assert len(parse_challenges(["Basic, " * 100] * 100)) == 32
+    assert parse_challenges(["x " * 8192, 'Basic realm="late"'])[-1].parameters == {}
 
 
 HOSTILE_HEADERS: dict[str, str] = {

@@ -28,7 +28,7 @@ from tests.images import make_config, to_json
 from tests.support.attempts import FOREIGN, IMAGE, attempt, everything
 from tests.support.faulty_registry import Answer, Ask, Change, Fault, FaultyRegistry, Kind
 
-USER, PASSWORD = "gordon", "Hunter2/+geheim&x,y=Zs"
+USER, PASSWORD = "gordon", "Hunter2/+geheim&x,y=Zs~>"  # with what base64 and base64url write differently
 IDENTITY, TOKEN = "identity/Token+1?of=gordon", "eyJhbGciOi.Bearer-Token_1/2+3==.signature"
 PAIR = f"{USER}:{PASSWORD}"
 HARMLESS = "harmless-text"

@@ -98,23 +98,25 @@ async def test_what_is_no_file_has_no_credentials_and_no_certificates(kind: str,
             await tls_context("registry.example", ca_file=path)
 
 
-def test_what_is_no_file_is_not_even_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_file_is_not_even_opened(tmp_path: Path) -> None:
     """Some devices do something then: rewind a tape, arm a watchdog."""
     os.mkfifo(tmp_path / "pipe")
     opened: list[object] = []
-    monkeypatch.setattr(os, "open", lambda *args: opened.append(args))
-    with pytest.raises(OSError, match="not a regular file"):
-        open_regular(str(tmp_path / "pipe"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "open", lambda *args: opened.append(args))
+        with pytest.raises(OSError, match="not a regular file"):
+            open_regular(str(tmp_path / "pipe"))
     assert opened == []
 
 
-def test_what_becomes_a_pipe_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_becomes_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "file").touch()
     regular = (tmp_path / "file").stat()
-    monkeypatch.setattr(os, "stat", lambda _: regular)
-    with pytest.raises(OSError, match="not a regular file"):
-        open_regular(str(tmp_path / "pipe"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "stat", lambda _: regular)
+        with pytest.raises(OSError, match="not a regular file"):
+            open_regular(str(tmp_path / "pipe"))
 
 
 # ── files that say of themselves what is not so ──

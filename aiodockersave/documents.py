@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Final, cast
 
 from . import gojson
+from ._text import quoted
 from .errors import (
     ContentTooLargeError,
     InvalidDigestError,
@@ -52,8 +53,10 @@ LEGACY_ATTRIBUTES: Final = (
 )
 """What a docker archive's legacy metadata copies from the config (containers/image, docker/internal/tarfile)."""
 
+_UNKNOWN = Platform("unknown", "unknown")
+
 _FIELDS = {
-    name.casefold(): name
+    gojson.fold(name): name
     for name in (
         *(
             "annotations",
@@ -81,7 +84,7 @@ class _Fields:
         self._values: dict[str, object] = {}
         self._twice: set[str] = set()
         for key, value in obj.items():
-            name = _FIELDS.get(key.casefold())
+            name = _FIELDS.get(gojson.fold(key))
             if name in self._values:
                 self._twice.add(name)
             elif name is not None:
@@ -281,7 +284,7 @@ def _is_attestation(manifest: Descriptor) -> bool:
     """Tell BuildKit's provenance from images; buildx marks it both ways (moby/buildkit, attestation-storage.md)."""
     if manifest.annotations.get("vnd.docker.reference.type") == "attestation-manifest":
         return True
-    return manifest.platform == Platform("unknown", "unknown")
+    return manifest.platform == _UNKNOWN
 
 
 def parse_document(raw: bytes, media_type: str | None = None) -> ImageManifest | ImageIndex:
@@ -312,7 +315,7 @@ def _open_document(raw: bytes, media_type: str | None, accepted: frozenset[str])
     _check_size(raw, "manifest")
     if media_type not in (None, *MANIFEST_TYPES, *INDEX_TYPES):
         raise InvalidDocumentError(
-            OCI_MANIFEST, f"{media_type!r:.100} is no manifest's or index's media type"
+            OCI_MANIFEST, f"{quoted(media_type)} is no manifest's or index's media type"
         )
     label = media_type or (OCI_INDEX if accepted <= INDEX_TYPES else OCI_MANIFEST)
     fields = _Fields(gojson.parse(raw, label, unique=True), label, "the document")
@@ -341,7 +344,7 @@ def _agreed_type(fields: _Fields, media_type: str | None) -> str:
     found = media_type or (OCI_INDEX if is_index else OCI_MANIFEST) if own in (None, "") else own
     known = INDEX_TYPES if is_index else MANIFEST_TYPES
     if not isinstance(found, str) or found not in known or media_type not in (None, found):
-        raise fields.fault("mediaType", f"is {own!r:.100}, which does not agree with what the document is")
+        raise fields.fault("mediaType", f"is {quoted(own)}, which does not agree with what the document is")
     return found
 
 

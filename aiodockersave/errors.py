@@ -42,9 +42,10 @@ Exceptions of the caller's own source or sink are not wrapped and not in this tr
 from __future__ import annotations
 
 import errno
+from copyreg import __newobj__  # type: ignore[attr-defined]  # which pickle knows by this name
 from typing import TYPE_CHECKING
 
-from ._text import one_line
+from ._text import cut, listed, message_line, one_line, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,11 +54,19 @@ if TYPE_CHECKING:
 
 
 class DockerSaveError(Exception):
-    """Root of every error that this package raises; ``str()`` is one line."""
+    """Root of every error that this package raises; ``str()`` is one line, of at most 2000 characters."""
+
+    def __init__(self, *args: object) -> None:
+        # The limit that nothing gets past. What others wrote is cut before, where a message is made of it.
+        super().__init__(*(message_line(arg) if isinstance(arg, str) else arg for arg in args))
+
+    def add_note(self, note: str) -> None:
+        """Add a note, which is one line too."""
+        super().add_note(message_line(note))
 
     def __reduce__(self) -> tuple[object, ...]:
         # Constructors of subclasses take facts, not a message: the default, the class called with ``args``, fails.
-        return _rebuild, (type(self), self.args, self.__dict__)
+        return __newobj__, (type(self), *self.args), {**self.__dict__, "args": self.args}
 
 
 class _FileError(DockerSaveError):
@@ -72,15 +81,6 @@ class _FileError(DockerSaveError):
         super().__init__(f"{one_line(path)}: {reason}")
         self.path = path
         self.reason = reason
-
-
-def _rebuild(
-    cls: type[DockerSaveError], args: tuple[object, ...], state: dict[str, object]
-) -> DockerSaveError:
-    error = cls.__new__(cls, *args)
-    error.args = args
-    error.__dict__.update(state)
-    return error
 
 
 # ── the caller's argument ──
@@ -102,7 +102,7 @@ class _MalformedError(InvalidInputError):
     _limit = 200
 
     def __init__(self, text: str, reason: str) -> None:
-        super().__init__(f"invalid {self._kind} {text!r:.{self._limit}}: {reason}")
+        super().__init__(f"invalid {self._kind} {quoted(text, self._limit)}: {reason}")
         self.text = text
         self.reason = reason
 
@@ -135,7 +135,7 @@ class InvalidDocumentError(DockerSaveError, ValueError):
     """
 
     def __init__(self, media_type: str, reason: str) -> None:
-        super().__init__(f"invalid document ({media_type}): {reason}")
+        super().__init__(f"invalid document ({cut(media_type)}): {reason}")
         self.media_type = media_type
         self.reason = reason
 
@@ -205,7 +205,7 @@ class DecompressionError(ContentError):
     """
 
     def __init__(self, what: str, media_type: str, reason: str) -> None:
-        super().__init__(f"cannot decompress {what} ({media_type}): {reason}")
+        super().__init__(f"cannot decompress {what} ({cut(media_type)}): {reason}")
         self.what = what
         self.media_type = media_type
         self.reason = reason
@@ -309,9 +309,9 @@ class PlatformNotFoundError(SourceError, LookupError):
     """
 
     def __init__(self, wanted: Platform, available: Sequence[Platform], advice: str = "") -> None:
-        names = ", ".join(dict.fromkeys(str(platform) for platform in available)) or "none"
+        names = listed(str(platform) for platform in available) or "none"
         what_to_do = f"; {advice}" if advice else ""
-        super().__init__(f"no image for platform {wanted}; there are: {names}{what_to_do}")
+        super().__init__(f"no image for platform {cut(str(wanted))}; there are: {names}{what_to_do}")
         self.wanted = wanted
         self.available = tuple(available)
 

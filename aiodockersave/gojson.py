@@ -19,9 +19,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn, TypeAlias
 
+from ._text import quoted
 from .errors import InvalidDocumentError
 
-__all__ = ["Raw", "Struct", "Value", "encode", "parse", "raw_object"]
+__all__ = ["Raw", "Struct", "Value", "encode", "fold", "parse", "raw_object"]
 
 _MAX_DEPTH = 10_000
 """Levels of nesting that ``encoding/json`` reads (its ``maxNestingDepth``)."""
@@ -36,6 +37,8 @@ _STRING = r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?'
 _GAPS = re.compile(rf"({_STRING})|[ \t\n\r]+")
 _BRACKETS = re.compile(rf"{_STRING}|([\[{{])|([\]}}])")
 _SURROGATES = re.compile("[\ud800-\udfff]")
+# What becomes a letter of ASCII: its upper case, and the two of Unicode that have no other lower case.
+_FOLDED = {code: code + 32 for code in range(ord("A"), ord("Z") + 1)} | {0x17F: "s", 0x212A: "k"}
 _HTML = {ord(char): f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"}
 _ESCAPES = (
     {code: f"\\u{code:04x}" for code in range(0x20)}
@@ -181,6 +184,16 @@ def _expect_end(text: str, at: int) -> None:
 # ── reading values ──
 
 
+def fold(name: str) -> str:
+    """Return a name so that it equals a folded name in ASCII exactly where ``encoding/json`` takes one for the other.
+
+    It does so letter by letter (``foldName``, by ``unicode.SimpleFold``): besides upper case only the long s (U+017F) and the
+    Kelvin sign (U+212A) become letters of ASCII. ``str.casefold`` would take ligatures apart too, so that a field were read
+    that every consumer passes over.
+    """
+    return name.translate(_FOLDED)
+
+
 def parse(data: bytes, media_type: str, *, unique: bool = False) -> object:
     """Parse a whole document into Python values.
 
@@ -236,7 +249,7 @@ def _unique_object(members: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(members)
     if len(found) != len(members):
         twice = next(name for name, count in Counter(name for name, _ in members).items() if count > 1)
-        raise ValueError(f"the name {twice!r:.100} stands twice in one object")
+        raise ValueError(f"the name {quoted(twice)} stands twice in one object")
     return found
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, get_args
 
+from ._text import quoted
 from .errors import InvalidDigestError, InvalidInputError, InvalidPlatformError
 
 if TYPE_CHECKING:
@@ -288,7 +289,13 @@ class Platform:
 
     def runs(self, image: Platform) -> bool:
         """Tell whether an image is for exactly this platform; without ``os_version`` any will do."""
-        return image == (self if self.os_version else replace(self, os_version=image.os_version))
+        # Field by field: an index may list thousands.
+        return (
+            self.architecture == image.architecture
+            and self.os == image.os
+            and self.variant == image.variant
+            and self.os_version in ("", image.os_version)
+        )
 
 
 def _normalise(architecture: str, variant: str) -> tuple[str, str]:
@@ -334,7 +341,7 @@ class Descriptor:
         _check_type(self.annotations, Mapping, "annotations")
         _check_type(self.urls, (tuple, list), "urls")
         if not self.media_type or not self.media_type.isascii() or not self.media_type.isprintable():
-            raise InvalidInputError(f"not a media type: {self.media_type!r:.100}")
+            raise InvalidInputError(f"not a media type: {quoted(self.media_type)}")
         if self.size is not None and not 0 <= self.size < 2**63:
             raise InvalidInputError("the size is negative or has more than 63 bits")
         object.__setattr__(self, "annotations", dict(self.annotations))

@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ._aio import Worker, run_together, running_task
-from ._text import one_line
+from ._text import cut, one_line
 from .errors import DockerSaveError, InvalidInputError, NameConflictError, PlatformNotFoundError
 from .model import Descriptor, Digest, Format, Layers, Platform, check_choice
 from .reference import parse_repo_tags
@@ -198,7 +198,7 @@ def _warn_of_platforms(images: Sequence[PreparedImage], platform: Platform, *, i
     for each in images:
         config = each.image.config
         if config.contradicts(platform):
-            name = f"{one_line(str(each.request)):.300}"
+            name = cut(one_line(str(each.request)), 300)
             logger.warning(
                 "image %s is for %s, not for %s%s; it is taken all the same",
                 *(name, config.platform, platform, whose),
@@ -260,4 +260,4 @@ def naming(request: ImageRequest) -> Generator[None, None, None]:
 
 
 def _note(error: DockerSaveError, request: ImageRequest) -> None:
-    error.add_note(f"image {one_line(str(request)):.300}")
+    error.add_note(f"image {cut(one_line(str(request)), 300)}")

@@ -6,7 +6,8 @@ Needs aioregistry (pip install aioregistry). Run it, with a file of authorities 
     python examples/aioregistry_source.py registry.local:5000/team/app:1.0 app.tar ca.pem
 
 You will see what was written. The client checks no digest: of manifests the source does, of everything else the library,
-so a wrong byte never reaches the file. What the client raises passes through as it is.
+so a wrong byte never reaches the file. Nor does it limit what it reads of a manifest into memory: use it with registries that
+you trust. What the client raises passes through as it is.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from aioregistry import (
 )
 
 from aiodockersave import (
+    ContentTooLargeError,
     Descriptor,
     Digest,
     DigestMismatchError,
@@ -39,7 +41,7 @@ from aiodockersave import (
     ResolvedImage,
     save,
 )
-from aiodockersave.documents import parse_document
+from aiodockersave.documents import MAX_DOCUMENT_SIZE, parse_document
 
 
 class AioregistrySource:
@@ -60,10 +62,14 @@ class AioregistrySource:
         if isinstance(manifest, ImageIndex):
             chosen = manifest.select(platform)
             manifest = ImageManifest.parse(await self._document(str(chosen.digest)), chosen.media_type)
+        config = bytearray()
         async with self.open_blob(manifest.config) as chunks:
-            config = b"".join([chunk async for chunk in chunks])
+            async for chunk in chunks:  # counted, since what is said of its size may be wrong
+                config += chunk
+                if len(config) > MAX_DOCUMENT_SIZE:
+                    raise ContentTooLargeError(MAX_DOCUMENT_SIZE, what=f"config of {self._name}")
         tags = () if ":" in reference else (f"{self._name}:{reference}",)
-        return ResolvedImage(reference, manifest, config, tags)
+        return ResolvedImage(reference, manifest, bytes(config), tags)
 
     async def _document(self, reference: str) -> bytes:
         ref = RegistryManifestRef(registry=self._registry, repo=self._repository, ref=reference)

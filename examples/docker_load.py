@@ -59,7 +59,8 @@ async def load(socket: str, plan: Plan, source: Source, say: Callable[[str], obj
         session.post("http://docker/images/load", data=body, headers=headers) as response,
     ):
         if response.status != 200:
-            raise LoadError(f"status {response.status}: {await response.text()}")
+            said = await response.content.read(1000)  # it may be anybody who answers there
+            raise LoadError(f"status {response.status}: {said.decode(errors='replace')!r}")
         # Status 200 comes before the daemon has read much; how it went is in the lines that follow.
         async for line in response.content:
             message = json.loads(line)

@@ -23,6 +23,7 @@ from oci.client_async import Client
 from oci.model import MimeTypes
 
 from aiodockersave import (
+    ContentTooLargeError,
     Descriptor,
     Digest,
     DigestMismatchError,
@@ -34,7 +35,7 @@ from aiodockersave import (
     ResolvedImage,
     save,
 )
-from aiodockersave.documents import parse_document
+from aiodockersave.documents import MAX_DOCUMENT_SIZE, parse_document
 
 
 class GardenerSource:
@@ -51,7 +52,7 @@ class GardenerSource:
             chosen = manifest.select(platform)
             manifest = ImageManifest.parse(await self._document(str(chosen.digest)), chosen.media_type)
         async with self.open_blob(manifest.config) as chunks:
-            config = b"".join([chunk async for chunk in chunks])
+            config = await self._read(chunks)
         tags = () if ":" in reference else (f"{self._name}:{reference}",)
         return ResolvedImage(reference, manifest, config, tags)
 
@@ -59,10 +60,19 @@ class GardenerSource:
         image = f"{self._name}{'@' if ':' in reference else ':'}{reference}"
         # The client leaves its answers open: who asked closes them.
         async with await self._client.manifest_raw(image, accept=MimeTypes.prefer_multiarch) as response:
-            raw: bytes = await response.read()
+            raw = await self._read(response.content.iter_any())
         if ":" in reference and (wanted := Digest.parse(reference)) != Digest.of(raw, wanted.algorithm):
             raise DigestMismatchError(wanted, Digest.of(raw, wanted.algorithm), what="manifest")
         return raw
+
+    async def _read(self, chunks: AsyncIterator[bytes]) -> bytes:
+        """Read a document. Its bytes are counted, since what is said of its size may be wrong."""
+        document = bytearray()
+        async for chunk in chunks:
+            document += chunk
+            if len(document) > MAX_DOCUMENT_SIZE:
+                raise ContentTooLargeError(MAX_DOCUMENT_SIZE, what=f"a document of {self._name}")
+        return bytes(document)
 
     @asynccontextmanager
     async def open_blob(

@@ -1,4 +1,4 @@
-"""Stream an image into an HTTP response, from a registry that is asked by a client of some thirty lines.
+"""Stream an image into an HTTP response, from a registry that is asked by a client of some forty lines.
 
 It shows how little a client needs to do. It does not log in, choose a platform or try again: ``RegistrySource`` does, in
 ``stream_to_client.py``. Needs aiohttp, and a registry such as Debian's docker-registry. Run it::
@@ -6,7 +6,8 @@ It shows how little a client needs to do. It does not log in, choose a platform 
     python examples/registry_to_response.py http://127.0.0.1:5000 8080
     curl -s http://127.0.0.1:8080/app:1.0 | podman load
 
-curl begins to receive as soon as the manifest is known. Each blob goes from the registry through the writer to the
+What a client asks for is checked before it becomes a part of a URL, and what a registry answers is not read into memory without
+a limit. curl begins to receive as soon as the manifest is known. Each blob goes from the registry through the writer to the
 client, chunk by chunk: the client's pace is the registry's. Stop curl, and the transfer ends with the next chunk.
 """
 
@@ -17,9 +18,18 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
-from aiohttp import ClientSession, web
+from aiohttp import ClientError, ClientResponse, ClientSession, web
 
-from aiodockersave import ArchiveWriter, Descriptor, ImageManifest
+from aiodockersave import (
+    ArchiveWriter,
+    ContentTooLargeError,
+    Descriptor,
+    DockerSaveError,
+    ImageManifest,
+    InvalidReferenceError,
+    Reference,
+)
+from aiodockersave.documents import MAX_DOCUMENT_SIZE
 
 MANIFESTS = "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json"
 REGISTRY, SESSION = web.AppKey("registry", str), web.AppKey("session", ClientSession)
@@ -36,7 +46,7 @@ class Repository:
         """Return the manifest of a tag or digest."""
         url = f"{self._url}/manifests/{reference}"
         async with self._session.get(url, headers={"Accept": MANIFESTS}, raise_for_status=True) as response:
-            return ImageManifest.parse(await response.read(), response.content_type)
+            return ImageManifest.parse(await read(response), response.content_type)
 
     @asynccontextmanager
     async def open_blob(self, descriptor: Descriptor) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -48,8 +58,20 @@ class Repository:
 
     async def config(self, manifest: ImageManifest) -> bytes:
         """Return the config of an image; it is checked where it is used."""
-        async with self.open_blob(manifest.config) as chunks:
-            return b"".join([chunk async for chunk in chunks])
+        url = f"{self._url}/blobs/{manifest.config.digest}"
+        headers = {"Accept-Encoding": "identity"}
+        async with self._session.get(url, headers=headers, raise_for_status=True) as response:
+            return await read(response)
+
+
+async def read(response: ClientResponse) -> bytes:
+    """Read a document. Its bytes are counted: what headers and manifests say of its size may be wrong."""
+    document = bytearray()
+    async for chunk in response.content.iter_any():
+        document += chunk
+        if len(document) > MAX_DOCUMENT_SIZE:
+            raise ContentTooLargeError(MAX_DOCUMENT_SIZE, what="a document of the registry")
+    return bytes(document)
 
 
 async def archive(request: web.Request) -> web.StreamResponse:
@@ -59,9 +81,16 @@ async def archive(request: web.Request) -> web.StreamResponse:
     complete.
     """
     name, tag = request.match_info["name"], request.match_info["tag"]
-    repository = Repository(request.app[SESSION], request.app[REGISTRY], name)
-    image = await repository.manifest(tag)
-    config = await repository.config(image)
+    try:
+        # ".." is no name, say: it would lead to other parts of the registry.
+        Reference("registry.example", name, tag)
+        repository = Repository(request.app[SESSION], request.app[REGISTRY], name)
+        image = await repository.manifest(tag)
+        config = await repository.config(image)
+    except InvalidReferenceError as error:
+        raise web.HTTPNotFound(text=str(error)) from error
+    except (ClientError, DockerSaveError) as error:
+        raise web.HTTPBadGateway(text="the registry does not give this image") from error
 
     response = web.StreamResponse(headers={"Content-Type": "application/x-tar"})
     await response.prepare(request)

@@ -240,6 +240,45 @@ def test_invalid_document(document: Any, media_type: str | None, reason: str) ->
             read(raw, media_type)
 
 
+OTHER_NAMES = {
+    "config": "conﬁg",
+    "digest": "digeﬆ",
+    "layers": "layerß",
+    "mediaType": "medıaType",
+    "size": "ｓize",
+}
+
+
+@pytest.mark.parametrize("name", OTHER_NAMES)
+def test_a_name_that_go_does_not_know_is_not_read(name: str) -> None:
+    raw = dump(MANIFEST).replace(f'"{name}"'.encode(), f'"{OTHER_NAMES[name]}"'.encode())
+    assert raw != dump(MANIFEST)
+    if name == "mediaType":  # of which the document's own may be missing, but not a descriptor's
+        raw = raw.replace(f'"{OTHER_NAMES[name]}"'.encode(), b'"mediaType"', 1)
+    with pytest.raises(InvalidDocumentError, match=f"the field {name} is"):
+        ImageManifest.parse(raw)
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [("digest", "digeſt"), ("layers", "LAYERS"), ("manifests", "manifeﬆs"), ("config", "conﬁg")],
+)
+def test_a_name_in_two_spellings_stands_twice_where_go_takes_it_so(name: str, other: str) -> None:
+    fields = json.loads(dump(MANIFEST))
+    where = fields if name != "digest" else fields["layers"][0]
+    where[other] = where.get(name, [])
+    if gojson.fold(other) == name:
+        with pytest.raises(InvalidDocumentError, match=f"the field {name} stands twice, in two spellings"):
+            ImageManifest.parse(dump(fields))
+    else:
+        assert ImageManifest.parse(dump(fields)).layers == ImageManifest.parse(dump(MANIFEST)).layers
+
+
+def test_a_config_has_no_diff_ids_under_a_name_that_go_does_not_know() -> None:
+    assert ImageConfig.parse('{"rootfs":{"diﬀ_ids":["x"]}}'.encode()).diff_ids == ()
+    assert ImageConfig.parse('{"rootﬆ":{"diff_ids":["x"]}}'.encode()).diff_ids == ()
+
+
 @pytest.mark.parametrize(
     ("raw", "reason"),
     [

@@ -16,12 +16,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from .images import archive_of, make_image, make_layer
 from .interop.programs import run
-from .support.faulty_registry import Fault, FaultyRegistry, drop, flip, refuse
+from .support.faulty_registry import Fault, FaultyRegistry, drop, endless, flip, refuse
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 LIMIT = 30.0  # seconds for anything that is waited for
@@ -188,3 +189,51 @@ async def test_stream_to_client_says_what_it_cannot(
             answer = await asyncio.to_thread(server.ask, path)
     assert answer[0] == status
     assert text in answer[1].decode()
+
+
+LEADING_AWAY = [
+    "/a/../../admin/x:1",
+    "/../../x:1",
+    "/a/%2e%2e/%2e%2e/x:1",
+    "/./x:1",
+    "/a//b:1",
+    "/a/..:1",
+    "/-a:1",
+    "/a:..",
+    "/a:.b",
+]
+
+
+@pytest.mark.parametrize("path", LEADING_AWAY)
+async def test_registry_to_response_stays_where_images_are(path: str) -> None:
+    async with FaultyRegistry({"team/app:1.0": APP}) as registry:
+        with serving("registry_to_response.py", f"http://{registry.address}") as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            with contextlib.closing(writer):
+                # By hand, since a client would tidy the path.
+                writer.write(f"GET {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n".encode())
+                async with asyncio.timeout(LIMIT):
+                    status = (await reader.read()).split(b" ", 2)[1]
+            body = await asyncio.to_thread(server.get, "/team/app:1.0")
+        assert status == b"404"
+        assert {ask.path.rpartition("/")[0] for ask in registry.asks} <= {
+            "/v2/team/app/manifests",
+            "/v2/team/app/blobs",
+        }
+    assert body == await archive_of([APP.tagged("team/app:1.0")])
+
+
+@pytest.mark.parametrize("kind", ["manifest", "config"])
+async def test_registry_to_response_does_not_read_without_end(kind: Literal["manifest", "config"]) -> None:
+    async with FaultyRegistry({"team/app:1.0": APP}, [endless().of(kind)]) as registry:
+        with serving("registry_to_response.py", f"http://{registry.address}") as server:
+            status, _ = await asyncio.to_thread(server.ask, "/team/app:1.0")
+    assert status == 502
+
+
+async def test_registry_to_response_says_what_it_cannot() -> None:
+    async with FaultyRegistry({"team/app:1.0": APP}, [refuse(403).of("manifest")]) as registry:
+        with serving("registry_to_response.py", f"http://{registry.address}") as server:
+            status, body = await asyncio.to_thread(server.ask, "/team/app:1.0")
+    assert status == 502
+    assert body == b"the registry does not give this image"

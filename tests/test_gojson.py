@@ -308,3 +308,37 @@ def test_recursion_limit_is_left_alone() -> None:
     with pytest.raises(InvalidDocumentError):
         gojson.parse(b"[" * 100_000, TYPE)
     assert sys.getrecursionlimit() == before
+
+
+# ── names ──
+
+FOLDED = {
+    "config": True,
+    "CONFIG": True,
+    "Config": True,
+    "conﬁg": False,  # a ligature, which str.casefold takes apart
+    "conﬁG": False,
+    "confıg": False,  # a dotless i
+    "confİg": False,  # a dotted I
+    "ｃonfig": False,  # a wide letter
+    "cönfig": False,
+    "config\0": False,
+    "config ": False,
+    "": False,
+}
+
+
+@pytest.mark.parametrize(("name", "is_same"), FOLDED.items())
+def test_names_are_folded_as_go_folds_them(name: str, is_same: bool) -> None:
+    assert (gojson.fold(name) == gojson.fold("config")) is is_same
+
+
+@pytest.mark.parametrize(("name", "field"), [("digeſt", "digest"), ("\u212aelvin", "kelvin"), ("oſ", "os")])
+def test_two_letters_of_unicode_are_letters_of_ascii(name: str, field: str) -> None:
+    """As ``unicode.SimpleFold`` has it: the long s and the Kelvin sign."""
+    assert gojson.fold(name) == field
+
+
+def test_every_other_letter_is_none_of_ascii() -> None:
+    like_ascii = [chr(code) for code in range(0x80, 0x110000) if gojson.fold(chr(code)).isascii()]
+    assert like_ascii == ["\u017f", "\u212a"]

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from aiodockersave._text import cut
 from aiodockersave.errors import InvalidInputError
 from aiodockersave.reference import Reference
 
@@ -24,6 +25,9 @@ _OTHER_KINDS = (
     "docker-daemon:",
     "oci-archive:",
 )
+_LONGEST_PATH = 4096
+_MAX_SHOWN = 300
+_MAX_CHOICES = 5
 
 
 class RegistryImage(NamedTuple):
@@ -90,7 +94,9 @@ def _parse_registry(text: str) -> RegistryImage:
         Reference.parse(reference)
     except InvalidInputError as error:
         if reference.startswith((".", "/")):
-            raise InvalidInputError(f"{error} (an OCI image layout is written oci:{reference})") from None
+            raise InvalidInputError(
+                f"{error} (an OCI image layout is written oci:{cut(reference, _MAX_SHOWN)})"
+            ) from None
         raise
     image = RegistryImage(reference, _split_tags(tags) if equals else None)
     for tag in image.tags or ():
@@ -103,11 +109,12 @@ def _split_tags(text: str) -> tuple[str, ...]:
 
 
 def _parse_layout(text: str, is_directory: Callable[[str], bool]) -> LayoutImage:
-    wanted, *others = _readings(text.removeprefix(_KIND))
-    others = [other for other in others if is_directory(other.directory)]
+    readings = _readings(text.removeprefix(_KIND))
+    wanted = next(readings)
+    others = [other for other in readings if is_directory(other.directory)]
     if others:
         known = [wanted, *others] if is_directory(wanted.directory) else others
-        choices = " or ".join(each.written_out() for each in known)
+        choices = " or ".join(cut(each.written_out(), _MAX_SHOWN) for each in known[:_MAX_CHOICES])
         raise InvalidInputError(f"it can be read in several ways; write {choices}")
     if not wanted.directory:
         raise InvalidInputError("the directory is missing: oci:DIR[:REF]")
@@ -135,7 +142,9 @@ def _splits(text: str) -> list[tuple[str, str]]:
     if digest := _split_digest(text):
         return [digest]
     whole = (text, "")
-    splits = [(text[:i], text[i + 1 :]) for i, character in enumerate(text) if character == ":"]
+    # Behind so many characters no directory ends. (And with thousands of colons, all splits would be very much text.)
+    places = [i for i, character in enumerate(text[:_LONGEST_PATH]) if character == ":"]
+    splits = [(text[:i], text[i + 1 :]) for i in places]
     wanted = splits[-1] if splits and "/" not in splits[-1][1] else whole
     return [wanted, *(split for split in (whole, *splits) if split != wanted)]
 
@@ -154,5 +163,5 @@ def _check_tags(image: LayoutImage) -> None:
         try:
             _ = Reference.parse(tag).repo_tag
         except InvalidInputError as error:
-            whole = f"{image}={','.join(image.tags or ())}="
+            whole = cut(f"{image}={','.join(image.tags or ())}=", _MAX_SHOWN)
             raise InvalidInputError(f"{error} (if '=' belongs to the directory, write {whole})") from None

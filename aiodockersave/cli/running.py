@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 
+from aiodockersave._text import message_line
 from aiodockersave.errors import DockerSaveError
 
 from .terminal import Terminal
@@ -67,7 +68,8 @@ def _run(work: Callable[[], Awaitable[None]], terminal: Terminal, target: str | 
             give_up_output()
         terminal.fail(_reason(error, target or "standard output"), error, code)
     except Exception as error:  # noqa: BLE001 - whatever it is, it ends in one line
-        line = f"internal error: {type(error).__name__}: {error}; please report it with what --verbose shows"
+        said = message_line(f"{type(error).__name__}: {error}")
+        line = f"internal error: {said}; please report it with what --verbose shows"
         terminal.fail(_with_notes(line, error), error, code)
     else:
         return 0

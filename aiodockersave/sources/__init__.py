@@ -24,6 +24,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol, TypeGuard, runtime_checkable
 
+from aiodockersave._text import cut
 from aiodockersave.documents import MAX_DOCUMENT_SIZE, ImageManifest
 from aiodockersave.errors import (
     ContentTooLargeError,
@@ -167,10 +168,10 @@ def check_supported(manifest: ImageManifest, what: str) -> None:
     config = manifest.config.media_type
     strange = [layer.media_type for layer in manifest.layers if not is_layer_media_type(layer.media_type)]
     if config not in _CONFIG_TYPES:
-        raise UnsupportedImageError(what, f"it is an artifact, not an image: its config is {config:.200}")
+        raise UnsupportedImageError(what, f"it is an artifact, not an image: its config is {cut(config)}")
     if strange:
         raise UnsupportedImageError(
-            what, f"it is an artifact, not an image: it has a layer {strange[0]:.200}"
+            what, f"it is an artifact, not an image: it has a layer {cut(strange[0])}"
         )
 
 

@@ -16,7 +16,7 @@ import ipaddress
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 __all__ = ["AddressClass", "AddressRefusedError", "DialGuard", "classify", "is_loopback_name"]
 
@@ -39,32 +39,105 @@ class AddressRefusedError(OSError):
         super().__init__(errno.EACCES, f"the {kind.value} address {address} is not dialled for a registry")
 
 
-_TRANSLATED = ipaddress.IPv6Network("64:ff9b::/96")  # NAT64: the last 32 bits are an IPv4 address
+# ── what kind of address ──
+
+# The registries of special-purpose addresses (IANA, iana-ipv4-special-registry and iana-ipv6-special-registry), here in
+# full, since what Python's `ipaddress` says of them differs from version to version. What is for some purpose but no network
+# that anybody serves from, such as documentation, is PRIVATE: it is not for a stranger to point at.
+_SPECIAL: Final = (
+    ("0.0.0.0/8", AddressClass.RESERVED),  # "this network"; 0.0.0.0 is this machine to connect() (RFC 791)
+    ("10.0.0.0/8", AddressClass.PRIVATE),  # private use (RFC 1918)
+    ("100.64.0.0/10", AddressClass.PRIVATE),  # between carriers; clouds have services there (RFC 6598)
+    ("127.0.0.0/8", AddressClass.LOOPBACK),  # loopback (RFC 1122)
+    ("169.254.0.0/16", AddressClass.LINK_LOCAL),  # link-local; clouds' metadata services (RFC 3927)
+    ("172.16.0.0/12", AddressClass.PRIVATE),  # private use (RFC 1918)
+    (
+        "192.0.0.0/24",
+        AddressClass.PRIVATE,
+    ),  # IETF protocols, DS-Lite (RFC 6890); two anycasts in it are no registries
+    ("192.0.2.0/24", AddressClass.PRIVATE),  # documentation (RFC 5737)
+    ("192.88.99.0/24", AddressClass.PRIVATE),  # relays of 6to4, given up (RFC 7526)
+    ("192.168.0.0/16", AddressClass.PRIVATE),  # private use (RFC 1918)
+    ("198.18.0.0/15", AddressClass.PRIVATE),  # benchmarks (RFC 2544)
+    ("198.51.100.0/24", AddressClass.PRIVATE),  # documentation (RFC 5737)
+    ("203.0.113.0/24", AddressClass.PRIVATE),  # documentation (RFC 5737)
+    ("224.0.0.0/4", AddressClass.RESERVED),  # multicast (RFC 5771)
+    ("240.0.0.0/4", AddressClass.RESERVED),  # for the future, and broadcast (RFC 1112, RFC 919)
+    ("0.0.0.0/0", AddressClass.PUBLIC),
+    ("::/128", AddressClass.RESERVED),  # unspecified (RFC 4291)
+    ("::1/128", AddressClass.LOOPBACK),  # loopback (RFC 4291)
+    ("fe80::/10", AddressClass.LINK_LOCAL),  # link-local (RFC 4291)
+    ("ff00::/8", AddressClass.RESERVED),  # multicast (RFC 4291)
+    ("fec0::/10", AddressClass.PRIVATE),  # site-local, given up (RFC 3879)
+    ("fc00::/7", AddressClass.PRIVATE),  # unique local; clouds' metadata services too (RFC 4193)
+    ("100::/64", AddressClass.PRIVATE),  # discarded (RFC 6666)
+    ("100:0:0:1::/64", AddressClass.PRIVATE),  # a prefix that is none (RFC 9780)
+    ("5f00::/16", AddressClass.PRIVATE),  # identifiers of segment routing (RFC 9602)
+    # IETF protocols (RFC 2928): Teredo 2001::/32, benchmarks 2001:2::/48, ORCHID 2001:10::/28 and 2001:20::/28, identifiers of
+    # drones 2001:30::/28; also AMT 2001:3::/32 and AS112 2001:4:112::/48, which are public, but no registries.
+    ("2001::/23", AddressClass.PRIVATE),
+    ("2001:db8::/32", AddressClass.PRIVATE),  # documentation (RFC 3849)
+    ("3fff::/20", AddressClass.PRIVATE),  # documentation (RFC 9637)
+    ("2000::/3", AddressClass.PUBLIC),  # all that is given out of global unicast (RFC 4291)
+    ("::/0", AddressClass.PRIVATE),  # not given out; there are networks in it that only their members reach
+)
+_NETWORKS: Final = tuple((ipaddress.ip_network(network), kind) for network, kind in _SPECIAL)
+
+# IPv6 addresses that lead to an IPv4 address, and how far that stands from their end, in bits.
+_EMBEDDING: Final = tuple(
+    (ipaddress.IPv6Network(network), shift)
+    for network, shift in (
+        ("::ffff:0:0/96", 0),  # mapped (RFC 4291)
+        ("::ffff:0:0:0/96", 0),  # translated, SIIT (RFC 2765)
+        ("64:ff9b::/96", 0),  # NAT64 (RFC 6052)
+        ("2002::/16", 80),  # 6to4 (RFC 3056)
+        ("::/96", 0),  # compatible, given up (RFC 4291); looked at behind :: and ::1, which are not
+    )
+)
+_LOCAL_NAT64: Final = ipaddress.IPv6Network("64:ff9b:1::/48")
+_NEITHER: Final = frozenset({ipaddress.IPv6Address("::"), ipaddress.IPv6Address("::1")})
 
 
 def classify(address: str) -> AddressClass:
     """Tell the class of a numeric address, as ``getaddrinfo`` returns it.
 
-    IPv4 addresses inside IPv6 ones (mapped, 6to4, NAT64) count as themselves: that is where packets go.
+    IPv4 addresses inside IPv6 ones (mapped, compatible, translated, 6to4, NAT64) count as themselves: that is where packets
+    go.
 
     Raises:
         ValueError: It is a name.
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        embedded = ip.ipv4_mapped or ip.sixtofour
-        if embedded is None and ip in _TRANSLATED:
-            embedded = ipaddress.IPv4Address(int(ip) & 0xFFFF_FFFF)
-        ip = embedded or ip
-    if ip.is_loopback:
-        return AddressClass.LOOPBACK
-    if ip.is_link_local:
-        return AddressClass.LINK_LOCAL
-    if ip.is_multicast or ip.is_unspecified or (ip.is_reserved and ip.version == 4):
-        return AddressClass.RESERVED
-    # What is neither, such as 100.64.0.0/10 between carriers, is not for a stranger to point at either.
-    is_public = ip.is_global and not getattr(ip, "is_site_local", False)
-    return AddressClass.PUBLIC if is_public else AddressClass.PRIVATE
+    if isinstance(ip, ipaddress.IPv4Address):
+        return _class_of(ip)
+    if ip in _LOCAL_NAT64:
+        return _class_of_translated(int(ip))
+    for network, shift in _EMBEDDING:
+        if ip in network and ip not in _NEITHER:
+            return _class_of(ipaddress.IPv4Address(int(ip) >> shift & 0xFFFF_FFFF))
+    return _class_of(ip)
+
+
+def _class_of(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> AddressClass:
+    return next(kind for network, kind in _NETWORKS if ip.version == network.version and ip in network)
+
+
+def _class_of_translated(number: int) -> AddressClass:
+    """Tell the class of an address for a translator that a network has for itself; it is never public.
+
+    The IPv4 address stands behind 48, 56, 64 or 96 bits (RFC 6052 § 2.2), which the address does not tell; what follows it,
+    translators pass over. So it is read at each place, and what could lead to a machine itself counts.
+    """
+    above, below = number >> 64, number & 0xFF_FFFF_FFFF_FFFF  # bits 64 to 71 are left out
+    readings = [number, *(above << 56 - shift | below >> shift for shift in (40, 32, 24))]
+    kinds = {_class_of(ipaddress.IPv4Address(each & 0xFFFF_FFFF)) for each in readings}
+    return next(
+        (kind for kind in (AddressClass.LINK_LOCAL, AddressClass.LOOPBACK) if kind in kinds),
+        AddressClass.PRIVATE,
+    )
+
+
+# ── hosts ──
 
 
 def numeric(host: str) -> str | None:

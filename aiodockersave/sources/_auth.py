@@ -21,11 +21,11 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, NamedTuple
-from urllib.parse import quote_plus, urlencode
+from urllib.parse import urlencode
 
-from aiodockersave._text import shown, shown_url
+from aiodockersave._text import Secrets, shown, shown_url
 from aiodockersave.errors import AuthenticationError
 
 from ._addresses import AddressClass, AddressRefusedError, is_loopback_name
@@ -46,18 +46,19 @@ __all__ = [
     "token_request",
 ]
 
-MAX_TOKEN_BODY: Final = 1 << 20
-"""Bytes of a token server's answer (containers/image has the same limit)."""
+MAX_TOKEN_BODY: Final = 64 << 10
+"""Bytes of a token server's answer. It is read at once, in at most 3 ms; tokens have some thousands, and what stands in a
+header of more than these, no server takes."""
 _CLIENT_ID = "aiodockersave"
 _MAX_SCOPES = 1024
 _MAX_HEADER = 16 << 10
+_MAX_CHALLENGES = 32
 _SHORTEST_LIFE = 60.0
 """Seconds that a token is taken to live if it does not say: the specification's default, and its minimum."""
 _LONGEST_LIFE = 1e9
 _OK = 200
 _NO_GET = frozenset({404, 405})
 """What a token server that only knows POST says to a GET."""
-_SHORTEST_SECRET = 4  # shorter ones are not hidden in messages: they would make holes in ordinary words
 
 # ── challenges ──
 
@@ -83,15 +84,21 @@ class Challenge(NamedTuple):
 def parse_challenges(headers: Iterable[str]) -> list[Challenge]:
     """Read ``WWW-Authenticate`` headers, each of which may hold several challenges (RFC 9110 § 11.6.1).
 
-    What cannot be read ends the header; what stands before it counts.
+    What cannot be read ends the header; what stands before it counts. Of very much, only the beginning is read.
     """
-    return [challenge for header in headers for challenge in _challenges(header[:_MAX_HEADER])]
+    found: list[Challenge] = []
+    left = _MAX_HEADER
+    for header in headers:
+        if len(found) < _MAX_CHALLENGES:
+            found += _challenges(header[:left])
+        left -= min(left, len(header))
+    return found[:_MAX_CHALLENGES]
 
 
 def _challenges(header: str) -> list[Challenge]:
     found: list[tuple[str, dict[str, str]]] = []
     at = 0
-    while name := _NAME.match(header, _end(_SKIPPED, header, at)):
+    while len(found) <= _MAX_CHALLENGES and (name := _NAME.match(header, _end(_SKIPPED, header, at))):
         at = name.end()
         if name["equals"] is None:
             found.append((name[1].lower(), {}))
@@ -175,8 +182,11 @@ def _encoded(parameters: Mapping[str, str]) -> str:
 
 def basic(credentials: Credentials) -> str:
     """Return the header that shows username and password."""
-    pair = f"{credentials.username}:{credentials.password}".encode()
-    return f"Basic {base64.b64encode(pair).decode()}"
+    return f"Basic {base64.b64encode(_pair(credentials).encode()).decode()}"
+
+
+def _pair(credentials: Credentials) -> str:
+    return f"{credentials.username}:{credentials.password}"
 
 
 def parse_token(body: bytes) -> Token | None:
@@ -206,6 +216,7 @@ class _Grant:
     expires: float
     challenge: Challenge
     by: AddressClass
+    secrets: tuple[str, ...] = field(repr=False)
 
 
 @dataclass(slots=True)
@@ -214,7 +225,6 @@ class _Access:
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     grant: _Grant | None = None
-    secrets: frozenset[str] = field(default=frozenset(), repr=False)
 
 
 class Authorizer:
@@ -225,6 +235,10 @@ class Authorizer:
         transport: Sends requests on the registry's behalf.
         credentials: Knows credentials.
         clock: Tells seconds, from any start.
+        secrets: Is told what is sent in confidence.
+
+    Attributes:
+        secrets: What must not be seen in a message, should the registry repeat it.
     """
 
     def __init__(
@@ -233,17 +247,14 @@ class Authorizer:
         transport: Transport,
         credentials: CredentialStore,
         clock: Callable[[], float] = time.monotonic,
+        secrets: Secrets | None = None,
     ) -> None:
+        self.secrets = Secrets() if secrets is None else secrets
         self._registry = registry
         self._transport = transport
         self._credentials = credentials
         self._clock = clock
         self._accesses: Recent[str, _Access] = Recent(_MAX_SCOPES)
-
-    @property
-    def secrets(self) -> frozenset[str]:
-        """What must not be seen in a message, should the registry repeat it."""
-        return frozenset().union(*(access.secrets for access in self._accesses.values()))
 
     async def header(self, request: Request, repository: str) -> str | None:
         """Return the header that was granted last, fetched anew if it has expired; None if there was none.
@@ -253,6 +264,8 @@ class Authorizer:
         """
         access = self._access(repository)
         grant = access.grant
+        if grant is not None:
+            self.secrets.add(*grant.secrets)  # they are in use
         if grant is None or grant.expires > self._clock():
             return None if grant is None else grant.header
         # Not as one that was refused: some token servers give the same token for as long as they like.
@@ -293,7 +306,7 @@ class Authorizer:
             if grant is not None and grant.header != refused and grant.expires > self._clock():
                 return grant.header, False
             by = self._transport.dialler.class_by_name if by is None else by
-            access.grant = grant = await self._obtain(access, request, repository, challenges, by)
+            access.grant = grant = await self._obtain(request, repository, challenges, by)
         if grant.header == refused:
             raise _failed(request, "the credentials are refused")
         return grant.header, True
@@ -306,37 +319,34 @@ class Authorizer:
         return access
 
     async def _obtain(
-        self,
-        access: _Access,
-        request: Request,
-        repository: str,
-        challenges: Sequence[Challenge],
-        by: AddressClass,
+        self, request: Request, repository: str, challenges: Sequence[Challenge], by: AddressClass
     ) -> _Grant:
         by_scheme = {challenge.scheme: challenge for challenge in reversed(challenges)}
         has_realm = "bearer" in by_scheme and by_scheme["bearer"].parameters.get("realm")
         if has_realm or list(by_scheme) == ["bearer"]:
-            return await self._bearer(access, request, repository, by_scheme["bearer"], by)
+            return await self._bearer(request, repository, by_scheme["bearer"], by)
         if "basic" not in by_scheme:
-            schemes = shown(", ".join(sorted(by_scheme)), limit=80) or "nothing that can be read"
+            # What stands there may be no names at all; a text of any kind is cut where a name would end.
+            names = ", ".join(map(self.secrets.hide_beginning, sorted(by_scheme)))
+            schemes = shown(names, secrets=self.secrets, limit=80) or "nothing that can be read"
             raise _failed(request, f"it asks for {schemes}; only Bearer and Basic are known")
-        credentials = await self._credentials_for(access, repository)
+        credentials, kept = await self._credentials_for(repository)
         if credentials is None or not credentials.password:
             raise _failed(request, f"a password is needed; log in with: docker login {self._registry}")
-        return _Grant(basic(credentials), math.inf, by_scheme["basic"], by)
+        return _Grant(basic(credentials), math.inf, by_scheme["basic"], by, kept)
 
     async def _bearer(
-        self, access: _Access, request: Request, repository: str, challenge: Challenge, by: AddressClass
+        self, request: Request, repository: str, challenge: Challenge, by: AddressClass
     ) -> _Grant:
         realm = challenge.parameters.get("realm", "")
         await self._check_realm(request, realm, by)
-        credentials = await self._credentials_for(access, repository)
+        credentials, kept = await self._credentials_for(repository)
         if credentials is not None and credentials.registry_token:
-            return _Grant(f"Bearer {credentials.registry_token}", math.inf, challenge, by)
-        scope = f"repository:{repository}:pull"
-        token = await self._fetch(access, request, challenge, scope, credentials, by)
-        access.secrets |= {token.text}
-        return _Grant(f"Bearer {token.text}", self._clock() + token.lifetime, challenge, by)
+            return _Grant(f"Bearer {credentials.registry_token}", math.inf, challenge, by, kept)
+        token = await self._fetch(request, challenge, f"repository:{repository}:pull", credentials, by)
+        self.secrets.add(token.text)
+        until = self._clock() + token.lifetime
+        return _Grant(f"Bearer {token.text}", until, challenge, by, (*kept, token.text))
 
     async def _check_realm(self, request: Request, realm: str, by: AddressClass) -> None:
         """Refuse a realm before anything is looked up for it."""
@@ -352,29 +362,28 @@ class Authorizer:
             pass  # a name that cannot be resolved now: asking it will tell
         if fault is not None:
             where = (
-                f"its token server {shown_url(realm)}"
+                f"its token server {shown_url(realm, secrets=self.secrets)}"
                 if realm
                 else "the token server, which it does not name,"
             )
             raise _failed(request, f"{where} {fault}")
 
-    async def _credentials_for(self, access: _Access, repository: str) -> Credentials | None:
+    async def _credentials_for(self, repository: str) -> tuple[Credentials | None, tuple[str, ...]]:
+        """Look credentials up; return them, and what of them is sent in confidence."""
         credentials = await self._credentials.get(self._registry, repository)
-        access.secrets = frozenset()  # those of before are used no more
-        if credentials is not None:
-            kept = (
-                credentials.password,
-                credentials.identity_token,
-                credentials.registry_token,
-                basic(credentials).removeprefix("Basic "),
-            )
-            long = [secret for secret in kept if len(secret) >= _SHORTEST_SECRET]
-            access.secrets = frozenset([*long, *map(quote_plus, long)])  # and as they stand in a form
-        return credentials
+        if credentials is None:
+            return None, ()
+        kept = (
+            credentials.password,
+            credentials.identity_token,
+            credentials.registry_token,
+            _pair(credentials),
+        )
+        self.secrets.add(*kept)
+        return credentials, kept
 
     async def _fetch(
         self,
-        access: _Access,
         request: Request,
         challenge: Challenge,
         scope: str,
@@ -383,20 +392,23 @@ class Authorizer:
     ) -> Token:
         realm, service = challenge.parameters["realm"], challenge.parameters.get("service", "")
         what = f"token for {request.what}"
-        ask = token_request(realm, service, scope, credentials, what=what)
+        ask = self._told(token_request(realm, service, scope, credentials, what=what))
         response = await self._transport.open(ask, by)
         if response.status in _NO_GET and ask.form is None and credentials is not None:
             await response.discard()
-            response = await self._transport.open(
-                password_request(realm, service, scope, credentials, what=what), by
-            )
+            ask = password_request(realm, service, scope, credentials, what=what)
+            response = await self._transport.open(self._told(ask), by)
         with contextlib.closing(response):
             if response.status != _OK:
-                raise await response.failure(access.secrets)
+                raise await response.failure()
             token = parse_token(await response.read(MAX_TOKEN_BODY))
         if token is None:
-            raise AuthenticationError(what, "it answers without a token", url=shown_url(response.url))
+            raise AuthenticationError(what, "it answers without a token", url=response.place)
         return token
+
+    def _told(self, request: Request) -> Request:
+        """Return a request to a realm, as one whose URL is the registry's and whose answer may repeat secrets."""
+        return replace(request, secrets=self.secrets, is_told=True)
 
 
 def _failed(request: Request, reason: str) -> AuthenticationError:

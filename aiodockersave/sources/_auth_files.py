@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from aiodockersave import gojson
-from aiodockersave._text import one_line
+from aiodockersave._text import MAX_LISTED, cut, one_line
 from aiodockersave.errors import ConfigurationError, ContentTooLargeError, InvalidDocumentError
 
 from ._files import is_text, read_file
@@ -157,7 +157,7 @@ def _parse(raw: bytes, place: Place) -> AuthFile:
         return AuthFile(_entries(document, faults), faults=_located(faults, place))
     entries = _entries(_object(document, "auths", faults), faults)
     helpers = _helpers(_object(document, "credHelpers", faults), faults)
-    store = document.get("credsStore") or ""
+    store = _last(document, "credsStore") or ""
     if not isinstance(store, str):
         faults.append('"credsStore" is not used: it is no name')
         store = ""
@@ -165,15 +165,33 @@ def _parse(raw: bytes, place: Place) -> AuthFile:
 
 
 def _located(faults: list[str], place: Place) -> tuple[str, ...]:
-    return tuple(f"{one_line(place.path)}: {fault}" for fault in faults)
+    more = (
+        [f"{len(faults) - MAX_LISTED} more of its entries are not used"] if len(faults) > MAX_LISTED else []
+    )
+    return tuple(f"{one_line(place.path)}: {fault}" for fault in [*faults[:MAX_LISTED], *more])
+
+
+def _all(document: Mapping[str, object], name: str) -> list[object]:
+    """Return the values of a field in every spelling, as Go reads them: without regard to case, one after the other."""
+    wanted = gojson.fold(name)
+    return [value for key, value in document.items() if gojson.fold(key) == wanted]
+
+
+def _last(document: Mapping[str, object], name: str) -> object:
+    # What is null changes nothing, in Go, where a text is wanted.
+    return next((value for value in reversed(_all(document, name)) if value is not None), None)
 
 
 def _object(document: Mapping[str, object], name: str, faults: list[str]) -> Mapping[str, object]:
-    value = document.get(name)
-    if value is None or isinstance(value, dict):
-        return value or {}
-    faults.append(f'"{name}" is not used: it is no object')
-    return {}
+    found: dict[str, object] = {}
+    for value in _all(document, name):
+        if value is None:  # which empties a map, in Go; the next spelling adds to what is there
+            found = {}
+        elif isinstance(value, dict):
+            found |= value
+        else:
+            faults.append(f'"{name}" is not used: it is no object')
+    return found
 
 
 def _entries(auths: Mapping[str, object], faults: list[str]) -> Mapping[str, Credentials]:
@@ -229,7 +247,7 @@ def _parse_entry(entry: object) -> Credentials | None:
 
 
 def _text(entry: Mapping[str, object], name: str) -> str:
-    value = entry.get(name)
+    value = _last(entry, name)
     if value is None:
         return ""
     if not is_text(value):
@@ -254,4 +272,4 @@ def _decode_auth(auth: str) -> tuple[str, str]:
 
 def _shown_key(key: str) -> str:
     """Return a key for a message, without what stands before the host of an address."""
-    return one_line(key.rpartition("@")[2][:200])
+    return cut(one_line(key.rpartition("@")[2]))

@@ -25,8 +25,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple, Self
 
-from aiodockersave._text import shown
-from aiodockersave.errors import SizeMismatchError, TransferError
+from aiodockersave._text import NO_SECRETS, Secrets, shown
+from aiodockersave.errors import InvalidInputError, SizeMismatchError, TransferError
 from aiodockersave.model import Descriptor
 
 from ._answers import content_range, media_type, number, unsatisfied_total
@@ -48,6 +48,21 @@ class Wanted(NamedTuple):
     start: int
     stop: int
     size: int
+
+    @classmethod
+    def of(cls, descriptor: Descriptor, start: int, stop: int | None) -> Wanted:
+        """Return which bytes of a blob a caller wants.
+
+        Raises:
+            InvalidInputError: There are no such bytes, or the blob's size is not known.
+        """
+        size = descriptor.size
+        if size is None:
+            raise InvalidInputError(f"the size of blob {descriptor.digest} is not known")
+        stop = size if stop is None else min(stop, size)
+        if start < 0 or stop < start:
+            raise InvalidInputError(f"no range of a blob of {size} bytes: start={start}, stop={stop}")
+        return cls(start, stop, size)
 
     @property
     def range(self) -> str | None:
@@ -81,6 +96,7 @@ def judge(
     length: str | None = None,
     content_type: str | None = None,
     encoding: str | None = None,
+    secrets: Secrets = NO_SECRETS,
 ) -> Verdict | None:
     """Decide what an answer is good for.
 
@@ -91,6 +107,7 @@ def judge(
         length: Its ``Content-Length``.
         content_type: Its ``Content-Type``.
         encoding: Its ``Content-Encoding``.
+        secrets: What its headers may repeat.
 
     Returns:
         The verdict; None for a status that says nothing about bytes.
@@ -100,9 +117,8 @@ def judge(
     if status not in (200, 206):
         return None
     if encoding is not None and encoding.strip().lower() not in ("", "identity"):
-        return Verdict(
-            refusal=f"it answers with Content-Encoding {shown(encoding, limit=40)}, which was not asked for"
-        )
+        name = shown(encoding, secrets=secrets, limit=40)
+        return Verdict(refusal=f"it answers with Content-Encoding {name}, which was not asked for")
     announced = None if length is None else number(length.strip())
     if length is not None and announced is None:
         return Verdict(refusal="its Content-Length is no number")
@@ -289,6 +305,7 @@ class BlobReader:
                 length=response.header("Content-Length"),
                 content_type=response.header("Content-Type"),
                 encoding=response.header("Content-Encoding"),
+                secrets=response.secrets,
             )
             if verdict is None:
                 raise await place.endpoint.failure(response)

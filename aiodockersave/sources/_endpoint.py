@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import urlsplit
 
-from aiodockersave._text import shown_url
+from aiodockersave._text import Secrets, shown_url
 from aiodockersave.errors import DockerSaveError, InvalidInputError, InvalidReferenceError
 
 from ._addresses import is_loopback_name
 from ._answers import origin
 from ._auth import Authorizer, Challenge, parse_challenges
 from ._dialling import Settings
+from ._faults import discretion
 from ._retrying import InterruptedTransfer
 from ._transport import Request, Response, Transport
 
@@ -42,6 +44,10 @@ class Endpoint:
         settings: What all requests have in common.
         credentials: Knows credentials.
         prefix: What stands before the names of repositories at a mirror, such as ``hub/``.
+        secrets: Is told what is sent in confidence.
+
+    Attributes:
+        secrets: What must not be seen in a message, should the registry repeat it.
     """
 
     def __init__(
@@ -53,13 +59,16 @@ class Endpoint:
         credentials: CredentialStore,
         *,
         prefix: str = "",
+        secrets: Secrets | None = None,
     ) -> None:
+        self.secrets = Secrets() if secrets is None else secrets
+        self.secrets.add(*settings.proxies.secrets)
         parts = urlsplit(f"//{authority.lower()}")
         self._authority = authority.lower()
         self._scheme = scheme
         self._prefix = prefix
         self._transport = Transport(parts.hostname or "", parts.port, settings, name)
-        self._authorizer = Authorizer(name, self._transport, credentials)
+        self._authorizer = Authorizer(name, self._transport, credentials, secrets=self.secrets)
         self._silent_until = 0.0
 
     @property
@@ -76,6 +85,7 @@ class Endpoint:
         *,
         plain_http: bool,
         has_authorities: bool,
+        secrets: Secrets | None = None,
     ) -> Endpoint:
         """Make the endpoint of a registry by its name in references.
 
@@ -91,10 +101,12 @@ class Endpoint:
             scheme = "http"
         elif is_loopback_name(found[1]) and not has_authorities:
             scheme = None
-        return cls(name, authority, scheme, settings, credentials)
+        return cls(name, authority, scheme, settings, credentials, secrets=secrets)
 
     @classmethod
-    def of_mirror(cls, url: str, settings: Settings, credentials: CredentialStore) -> Endpoint:
+    def of_mirror(
+        cls, url: str, settings: Settings, credentials: CredentialStore, secrets: Secrets | None = None
+    ) -> Endpoint:
         """Make the endpoint of a mirror by its URL; a path is what stands before the names of repositories.
 
         Raises:
@@ -104,7 +116,15 @@ class Endpoint:
         parts = urlsplit(url)
         path = parts.path.strip("/")
         prefix = f"{path}/" if path else ""
-        return cls(parts.netloc, parts.netloc, parts.scheme, settings, credentials, prefix=prefix)
+        return cls(
+            parts.netloc,
+            parts.netloc,
+            parts.scheme,
+            settings,
+            credentials,
+            prefix=prefix,
+            secrets=secrets,
+        )
 
     def place(self, repository: str) -> Place:
         """Return where a repository is at this address."""
@@ -127,7 +147,9 @@ class Endpoint:
         """
         try:
             url = f"{await self._base(what)}{repository}/{path}"
-            return await self._open(Request(what, url, headers, is_head=is_head), repository)
+            with discretion(self.secrets, what, url):
+                request = Request(what, url, headers, is_head=is_head, secrets=self.secrets)
+                return await self._open(request, repository)
         except InterruptedTransfer as exc:
             fault = exc
             self._silent_until = time.monotonic() + _SHUNNED
@@ -152,7 +174,11 @@ class Endpoint:
 
     async def failure(self, response: Response) -> InterruptedTransfer | DockerSaveError:
         """Return what is to be raised for an answer with a status that is none of success."""
-        return await response.failure(self._authorizer.secrets)
+        return await response.failure()
+
+    def url(self, repository: str) -> str:
+        """Return the URL of a repository, as it may stand in a message."""
+        return f"{self._scheme or 'http'}://{self._authority}/v2/{repository}/"
 
     async def _base(self, what: str) -> str:
         scheme = self._scheme
@@ -187,6 +213,10 @@ class Place(NamedTuple):
     ) -> Response:
         """Ask for ``path`` in the repository; as :meth:`Endpoint.open`."""
         return await self.endpoint.open(what, self.repository, path, headers, is_head=is_head)
+
+    def discretion(self, what: str) -> AbstractContextManager[None]:
+        """Hide what was sent in confidence in the errors of ours that leave the block, but not in ``what``."""
+        return discretion(self.endpoint.secrets, what, self.endpoint.url(self.repository))
 
 
 def _is_expiry(challenge: Challenge) -> bool:

@@ -1,14 +1,17 @@
 """What the faults of a connection mean: the only place that reads aiohttp's exceptions.
 
-They are turned into ours, not chained: theirs may hold whole URLs, whose queries give access.
+They are turned into ours, not chained: theirs may hold whole URLs, whose queries give access. What ours say is looked
+through before anybody sees it, by :func:`discretion`: a registry may repeat what it was sent in all that is quoted of it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import socket
+from collections.abc import Iterator
 from typing import Any, Final
 
-from aiodockersave._text import shown, shown_url
+from aiodockersave._text import Secrets, shown, shown_url
 from aiodockersave.errors import AuthenticationError, DockerSaveError, RateLimitedError, RegistryError
 
 from ._addresses import AddressRefusedError
@@ -17,7 +20,7 @@ from ._importing import load_aiohttp
 from ._retrying import InterruptedTransfer
 from ._timeouts import Timeouts
 
-__all__ = ["explain", "explain_status", "fault_kinds", "is_tls_refusal"]
+__all__ = ["discretion", "explain", "explain_status", "fault_kinds", "is_tls_refusal"]
 
 _PHRASES: Final = {
     401: "access is not granted",
@@ -70,6 +73,49 @@ def explain_status(
     error = kind(what, reason, url=place, status=status, codes=said.codes)
     is_passing = status in _PASSING or status >= _OWN_LIMIT
     return InterruptedTransfer(error, retry_after=retry_after) if is_passing else error
+
+
+# ── what must not be seen ──
+
+
+@contextlib.contextmanager
+def discretion(secrets: Secrets, *own: str) -> Iterator[None]:
+    """Hide secrets in the errors of ours that leave the block: in messages, attributes, notes and causes.
+
+    It stands where the errors of a registry leave this room, and where they are logged.
+
+    Args:
+        secrets: What was sent in confidence.
+        own: What stands in messages and is not the registry's: the name that the user gave, the URL made of it.
+    """
+    try:
+        yield
+    except (DockerSaveError, InterruptedTransfer) as exc:
+        if secrets:
+            _hide(exc, secrets, own)
+        raise
+
+
+def _hide(exc: BaseException, secrets: Secrets, own: tuple[str, ...]) -> None:
+    def hidden(value: object) -> Any:
+        if isinstance(value, str):
+            return secrets.hide(value, own=own)
+        if type(value) is tuple:  # an item that is no text, such as a platform, is left out with what it says
+            return tuple(
+                hidden(each) for each in value if isinstance(each, str) or hidden(str(each)) == str(each)
+            )
+        return list(map(hidden, value)) if type(value) is list else value
+
+    seen: list[BaseException] = []
+    waiting: list[object] = [exc]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, DockerSaveError | InterruptedTransfer) and each not in seen:
+            seen.append(each)
+            each.args = hidden(each.args)
+            for name, value in vars(each).items():
+                setattr(each, name, hidden(value))
+            waiting += [each.__cause__, each.__context__, getattr(each, "error", None)]
 
 
 def is_tls_refusal(exc: Exception) -> bool:

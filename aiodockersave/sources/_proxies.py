@@ -8,9 +8,10 @@ with a port or without. This machine itself is always asked directly.
 from __future__ import annotations
 
 import base64
+import contextlib
 import ipaddress
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes, urlsplit, urlunsplit
@@ -60,6 +61,17 @@ class Proxies:
             http = ""
         names = [name.strip().lower() for name in exceptions.split(",")]
         return cls(_proxy_url(http), _proxy_url(https), tuple(filter(None, names)))
+
+    @property
+    def secrets(self) -> Sequence[bytes]:
+        """What logs in at the proxies: they must not be seen in a message, should a proxy repeat it."""
+        found: list[bytes] = []
+        for url in filter(None, (self.http, self.https)):
+            with contextlib.suppress(InvalidInputError):  # it is not used either
+                login = _split_login(url).authorization or ""
+                pair = base64.b64decode(login.removeprefix("Basic "))
+                found += [pair, pair.partition(b":")[2]]
+        return found
 
     def find(self, origin: Origin) -> Proxy | None:
         """Return the proxy for requests to an origin; None where it is asked directly.

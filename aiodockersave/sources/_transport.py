@@ -9,18 +9,18 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 from aiodockersave import __version__
-from aiodockersave._aio import Beside
-from aiodockersave._text import shown, shown_url
+from aiodockersave._aio import Beside, Worker
+from aiodockersave._text import NO_SECRETS, Secrets, shown, shown_url
 from aiodockersave.errors import ContentTooLargeError, DockerSaveError, RegistryError
 
 from ._addresses import AddressClass, is_loopback_name
-from ._answers import Origin, number, origin, parse_error_body, redirect_target, retry_after
+from ._answers import ErrorBody, Origin, number, origin, parse_error_body, redirect_target, retry_after
 from ._dialling import Dialler, Settings, Timeouts
 from ._faults import explain, explain_status, fault_kinds, is_tls_refusal
 from ._heads import HeadError
@@ -38,6 +38,8 @@ T = TypeVar("T")
 MAX_REDIRECTS: Final = 10
 MAX_ERROR_BODY: Final = 1 << 20
 """Bytes of an error's body that are read (containers/image has the same limit)."""
+_QUICK_BODY = 4 << 10
+"""Bytes of an error's body that are read at once, without a thread: under a millisecond, whatever they are."""
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _DRAINED = 16 << 10
 """A body that is not wanted is read if it is not larger, which is cheaper than a new connection."""
@@ -54,6 +56,8 @@ class Request:
         authorization: The header that only the origin of ``url`` may see.
         form: The body of a POST; None for a GET. It may hold secrets, so a redirect of it is not followed.
         is_head: Whether only status and headers are wanted, by HEAD instead of GET.
+        secrets: What must not be seen in a message, should an answer repeat it.
+        is_told: Whether a registry named the URL, and not the user.
     """
 
     what: str
@@ -62,6 +66,8 @@ class Request:
     authorization: str | None = field(default=None, repr=False)
     form: bytes | None = field(default=None, repr=False)
     is_head: bool = False
+    secrets: Secrets = field(default=NO_SECRETS, repr=False, compare=False)
+    is_told: bool = False
 
     @property
     def method(self) -> str:
@@ -72,7 +78,12 @@ class Request:
 
     def error(self, reason: str, *, at: str = "") -> RegistryError:
         """Return the error that this request fails with, at ``at`` where a redirect led elsewhere."""
-        return RegistryError(self.what, reason, url=shown_url(at or self.url))
+        return RegistryError(self.what, reason, url=self.shown(at or self.url))
+
+    def shown(self, url: str) -> str:
+        """Return the URL of a hop as it may stand in a message."""
+        is_own = url == self.url and not self.is_told
+        return shown_url(url) if is_own else shown_url(url, secrets=self.secrets)
 
 
 class Response:
@@ -103,6 +114,7 @@ class Response:
         self.by = by
         self._raw = raw
         self._what = request.what
+        self._request = request
         self._timeouts = timeouts
 
     def headers(self, name: str) -> Sequence[str]:
@@ -120,7 +132,17 @@ class Response:
 
     def error(self, reason: str) -> RegistryError:
         """Return the error that this answer is."""
-        return RegistryError(self._what, reason, url=shown_url(self.url), status=self.status)
+        return RegistryError(self._what, reason, url=self.place, status=self.status)
+
+    @property
+    def secrets(self) -> Secrets:
+        """What it may repeat."""
+        return self._request.secrets
+
+    @property
+    def place(self) -> str:
+        """Where it came from, as it may stand in a message."""
+        return self._request.shown(self.url)
 
     async def chunk(self) -> bytes:
         """Return what came since the last call; empty at the end.
@@ -136,7 +158,7 @@ class Response:
             async with asyncio.timeout(self._timeouts.silence):
                 return await read(self._raw.content)
         except fault_kinds() as exc:
-            fault = explain(exc, what=self._what, url=self.url, timeouts=self._timeouts)
+            fault = explain(exc, what=self._what, url=self.place, timeouts=self._timeouts)
         raise fault  # outside of the handler, so that it has no context
 
     async def read(self, limit: int, *, seconds: float | None = None) -> bytes:
@@ -165,18 +187,14 @@ class Response:
                         return b"".join(parts)
                     size += len(chunk)
                     if size > limit:
-                        raise ContentTooLargeError(limit, what=f"{self._what} from {shown_url(self.url)}")
+                        raise ContentTooLargeError(limit, what=f"{self._what} from {self.place}")
                     parts.append(chunk)
         except TimeoutError:  # not of silence, which is told as an interruption
             pass
         raise InterruptedTransfer(self.error(f"it is too slow: {size} bytes came in {clock() - begun:.3g} s"))
 
-    async def failure(self, secrets: Collection[str] = ()) -> InterruptedTransfer | DockerSaveError:
-        """Read the body of an answer that is none, and return what is to be raised.
-
-        Args:
-            secrets: What must not be seen in a message, should the body repeat it.
-        """
+    async def failure(self) -> InterruptedTransfer | DockerSaveError:
+        """Read the body of an answer that is none, and return what is to be raised."""
         try:
             body = await self.read(MAX_ERROR_BODY)
         except (InterruptedTransfer, ContentTooLargeError):
@@ -184,8 +202,8 @@ class Response:
         finally:
             self.close()
         delay = retry_after(self.header("Retry-After"), time.time())
-        said = parse_error_body(body, secrets)
-        return explain_status(self.status, said, what=self._what, url=self.url, retry_after=delay)
+        said = await _error_body(body, self.secrets)
+        return explain_status(self.status, said, what=self._what, url=self.place, retry_after=delay)
 
     async def discard(self) -> None:
         """Finish with a body that is not wanted; the connection is kept where that is cheap."""
@@ -260,7 +278,9 @@ class Transport:
         if request.form is not None:
             raise request.error("it redirects a request that holds a secret", at=url)
         if found[0] == "http" and urlsplit(url).scheme == "https" and not _may_be_plain(found, by):
-            raise request.error(f"it redirects from https to http, at {shown(found[1])}", at=url)
+            raise request.error(
+                f"it redirects from https to http, at {shown(found[1], secrets=request.secrets)}", at=url
+            )
         return target
 
     async def _send_or_fail(
@@ -310,7 +330,7 @@ class Transport:
                 error = request.error("the caller's session makes no connection in time", at=url)
                 fault = _own_fault(error, is_lasting=False)
             else:
-                fault = explain(exc, what=request.what, url=url, timeouts=self._timeouts)
+                fault = explain(exc, what=request.what, url=request.shown(url), timeouts=self._timeouts)
         else:
             kind = self.dialler.class_of(target, raw.peer)
             by = kind if by in (None, kind) else AddressClass.PUBLIC
@@ -327,6 +347,12 @@ def _own_fault(error: RegistryError, *, is_lasting: bool) -> InterruptedTransfer
 def _may_be_plain(target: Origin, by: AddressClass) -> bool:
     """Tell whether http will do where https is the rule: inside one machine."""
     return is_loopback_name(target[1]) and by is AddressClass.LOOPBACK
+
+
+async def _error_body(body: bytes, secrets: Secrets) -> ErrorBody:
+    if len(body) <= _QUICK_BODY:
+        return parse_error_body(body, secrets)
+    return await Worker("aiodockersave-document").run(parse_error_body, body, secrets)
 
 
 async def _next_chunk(content: aiohttp.StreamReader) -> bytes:

@@ -25,7 +25,7 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from aiodockersave._aio import Worker, running_task
-from aiodockersave._text import one_line
+from aiodockersave._text import one_line, quoted
 from aiodockersave.errors import ConfigurationError, ContentTooLargeError, InvalidInputError
 
 from ._files import read_file
@@ -83,7 +83,7 @@ async def tls_context(
     """
     running_task()
     if not _REGISTRY.fullmatch(registry):  # it becomes a path
-        raise InvalidInputError(f"no name of a registry: {registry!r:.200}")
+        raise InvalidInputError(f"no name of a registry: {quoted(registry, 200)}")
     return await Worker("aiodockersave-tls").run(
         _make_context,
         registry,

@@ -25,7 +25,7 @@ from typing import Final, TypeAlias
 
 from aiodockersave import gojson
 from aiodockersave._aio import Worker, wait_out
-from aiodockersave._text import one_line
+from aiodockersave._text import cut, one_line
 from aiodockersave.errors import InvalidDocumentError
 
 from ._files import is_text
@@ -72,7 +72,7 @@ async def ask_helper(
     """
     program = await Worker("aiodockersave-helper").run(_find_program, name, environ.get("PATH", ""))
     status, output = await _converse(program, server.encode(), environ, time_limit)
-    return _read_answer(status, output)
+    return await Worker("aiodockersave-helper").run(_read_answer, status, output)
 
 
 def _find_program(name: str, search: str) -> str:
@@ -207,7 +207,7 @@ def _read_answer(status: int, output: bytes) -> HelperAnswer | None:
     if not isinstance(answer, dict):
         raise HelperError("it answers something that is no JSON object")
     # Go reads names whatever their case, so helpers exist that write them in lower case.
-    fields = {name.casefold(): value for name, value in answer.items()}
+    fields = {gojson.fold(name): value for name, value in answer.items()}
     username, secret = fields.get("username", ""), fields.get("secret", "")
     if not (is_text(username) and is_text(secret)):
         raise HelperError("its Username or Secret is no text")
@@ -216,4 +216,4 @@ def _read_answer(status: int, output: bytes) -> HelperAnswer | None:
 
 def described(name: str) -> str:
     """Return a helper's program as it may stand in a message."""
-    return one_line(f"docker-credential-{name}"[:100])
+    return cut(one_line(f"docker-credential-{name}"), 100)

@@ -35,7 +35,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Final, Protocol, TypeVar, runtime_checkable
 
 from aiodockersave._aio import Worker, running_task
-from aiodockersave._text import one_line
+from aiodockersave._text import one_line, quoted
 from aiodockersave.errors import InvalidInputError
 
 from ._auth_files import AuthFile, Credentials, places
@@ -149,7 +149,7 @@ class DockerCredentials:
         """
         running_task()
         if not (registry.isascii() and registry.isprintable()) or " " in registry:
-            raise InvalidInputError(f"no name of a registry: {registry!r:.200}")
+            raise InvalidInputError(f"no name of a registry: {quoted(registry, 200)}")
         registry = _canonical(registry)
         worker = Worker("aiodockersave-credentials")
         with worker.held():

@@ -7,7 +7,8 @@
         blobs/<algorithm>/<encoded>
 
 OCI image-spec, image-layout.md. Symbolic links are followed, as build tools make layouts of links; whatever they
-lead to, its digest decides. Only regular files are read, so that a FIFO cannot hold a reader up.
+lead to, its digest decides. Only regular files are read, so that a FIFO cannot hold a reader up, up to the size that they
+have when they are opened.
 
 All file work is plain blocking code in threads: one call for a whole resolution, one thread for an open blob.
 """
@@ -23,7 +24,7 @@ from typing import Final, Self
 
 from aiodockersave import gojson
 from aiodockersave._aio import Worker, running_task
-from aiodockersave._text import one_line
+from aiodockersave._text import cut, listed, one_line, quoted
 from aiodockersave.documents import MAX_DOCUMENT_SIZE, ImageIndex, ImageManifest
 from aiodockersave.errors import (
     BlobNotFoundError,
@@ -37,7 +38,7 @@ from aiodockersave.errors import (
 from aiodockersave.model import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Digest, Platform
 
 from . import ResolvedImage, check_document, check_document_size, check_supported
-from ._files import open_regular, read_file
+from ._files import open_regular, read_file, shorter
 
 __all__ = ["OciLayoutSource"]
 
@@ -50,7 +51,6 @@ _VERSION = re.compile(r"1\.[0-9.]+")
 _MAX_HEADER = 64 << 10
 _MAX_DEPTH = 4
 """Indexes below ``index.json``, one in the other; real ones have one."""
-_MAX_LISTED = 20
 _MAX_NAME = 100
 
 
@@ -89,7 +89,7 @@ class OciLayoutSource:
         Raises:
             BlobNotFoundError: There is no such file.
             SizeMismatchError: The file has another size than the descriptor.
-            OSError: It cannot be read.
+            OSError: It cannot be read, or ends before its size.
 
         Cancel: nothing stays open.
         """
@@ -120,7 +120,7 @@ class OciLayoutSource:
             raw = self._read_document(descriptor, "index")
             descriptor = ImageIndex.parse(raw, descriptor.media_type).select(platform)
         if descriptor.media_type not in MANIFEST_TYPES:
-            raise UnsupportedImageError(self._name(reference), f"it is a {descriptor.media_type}")
+            raise UnsupportedImageError(self._name(reference), f"it is a {cut(descriptor.media_type)}")
         manifest = ImageManifest.parse(self._read_document(descriptor, "manifest"), descriptor.media_type)
         # Before the config is read, which may be anything where this is no image.
         check_supported(manifest, self._name(reference))
@@ -128,7 +128,7 @@ class OciLayoutSource:
 
     def _name(self, reference: str) -> str:
         return (
-            f"oci:{one_line(self._path)}:{one_line(reference)[:_MAX_NAME]}"
+            f"oci:{one_line(self._path)}:{cut(one_line(reference), _MAX_NAME)}"
             if reference
             else f"oci:{one_line(self._path)}"
         )
@@ -148,7 +148,7 @@ class OciLayoutSource:
         version = document.get("imageLayoutVersion") if isinstance(document, dict) else None
         if not isinstance(version, str) or not _VERSION.fullmatch(version):
             raise InvalidDocumentError(
-                _LAYOUT_TYPE, f"the version of the layout is {version!r:.100}, not 1.x"
+                _LAYOUT_TYPE, f"the version of the layout is {quoted(version)}, not 1.x"
             )
 
     def _find(self, reference: str) -> Descriptor:
@@ -197,13 +197,8 @@ def _matching(images: Iterable[Descriptor], reference: str) -> list[Descriptor]:
 
 
 def _listed(images: Iterable[Descriptor]) -> str:
-    names = list(
-        dict.fromkeys(
-            one_line(image.annotations.get(REF_NAME) or str(image.digest))[:_MAX_NAME] for image in images
-        )
-    )
-    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
-    return (", ".join(names[:_MAX_LISTED]) or "no images at all") + more
+    names = (image.annotations.get(REF_NAME) or str(image.digest) for image in images)
+    return listed(names, _MAX_NAME) or "no images at all"
 
 
 class _OpenBlob:
@@ -254,8 +249,9 @@ class _Chunks:
 
     async def __anext__(self) -> bytes:
         """Return the next chunk. A cancel is raised when the read has ended."""
-        size = CHUNK_SIZE if self._stop is None else min(CHUNK_SIZE, self._stop - self._position)
-        chunk = await self._worker.run(self._blob.read, self._position, size) if size else b""
+        stop = self._blob.size if self._stop is None else min(self._stop, self._blob.size)
+        size = min(CHUNK_SIZE, stop - self._position)
+        chunk = await self._worker.run(self._blob.read, self._position, size) if size > 0 else b""
         if not chunk:
             raise StopAsyncIteration
         self._position += len(chunk)
@@ -269,24 +265,28 @@ class _BlobFile:
         self._path = path
         self._descriptor = descriptor
         self._fd: int | None = None
+        self.size = 0
 
     def open(self) -> None:
         digest, size = self._descriptor.digest, self._descriptor.size
         try:
-            self._fd, actual = open_regular(self._path)
+            self._fd, self.size = open_regular(self._path)
         except (FileNotFoundError, NotADirectoryError):
             raise BlobNotFoundError(digest, one_line(self._path)) from None
-        if size not in (None, actual):
-            raise SizeMismatchError(size, actual, what=f"blob {digest} in {one_line(self._path)}")
+        if size not in (None, self.size):
+            raise SizeMismatchError(size, self.size, what=f"blob {digest} in {one_line(self._path)}")
 
     def read(self, position: int, size: int) -> bytes:
         if self._fd is None:
             raise RuntimeError("the blob is closed: read it inside the block that opened it")
         try:
-            return os.pread(self._fd, size, position)
+            chunk = os.pread(self._fd, size, position)
         except OSError as exc:
             exc.filename = self._path
             raise
+        if not chunk:
+            raise shorter(self._path, self.size, position)
+        return chunk
 
     def close(self) -> None:
         fd, self._fd = self._fd, None

@@ -29,14 +29,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from aiodockersave._aio import close_all, running_task
-from aiodockersave._text import shown_url
+from aiodockersave._text import Secrets, cut, shown_url
 from aiodockersave.documents import ImageIndex, ImageManifest
 from aiodockersave.errors import (
     BlobNotFoundError,
     DockerSaveError,
     ImageNotFoundError,
     InvalidDocumentError,
-    InvalidInputError,
     RegistryError,
     UnsupportedImageError,
 )
@@ -49,6 +48,7 @@ from ._blobs import BlobReader, Wanted
 from ._dialling import Settings, Timeouts
 from ._documents import fetch_config, fetch_digest, fetch_manifest
 from ._endpoint import Endpoint, Place
+from ._faults import discretion
 from ._kept import Kept
 from ._proxies import Proxies
 from ._recent import Recent
@@ -137,8 +137,11 @@ class RegistrySource:
             proxies=Proxies.read(os.environ),
             session=session,
         )
+        self._secrets = Secrets()
         self._contexts: Recent[tuple[str, bool], ssl.SSLContext] = Recent(_MAX_CONTEXTS)
-        self._mirrors = [Endpoint.of_mirror(url, self._settings, self._credentials) for url in mirrors]
+        self._mirrors = [
+            Endpoint.of_mirror(url, self._settings, self._credentials, self._secrets) for url in mirrors
+        ]
         self._registries: dict[str, Endpoint] = {}
         self._kept = Kept()
         self._is_closed = False
@@ -197,6 +200,16 @@ class RegistrySource:
         """
         self._check_open()
         image = Reference.parse(reference).with_default_tag()
+        with discretion(self._secrets, str(image)):
+            return await self._resolve(reference, image, platform, found)
+
+    async def _resolve(
+        self,
+        reference: str,
+        image: Reference,
+        platform: Platform,
+        found: Callable[[ImageManifest], None],
+    ) -> ResolvedImage:
         manifest = await self._image_manifest(image, platform)
         what = f"{image} (manifest {manifest.digest})"
         # Before the config is fetched, which may be anything where this is no image.
@@ -305,7 +318,7 @@ class RegistrySource:
         Cancel: nothing stays open.
         """
         self._check_open()
-        async with self._reading(descriptor, _wanted(descriptor, start, stop)) as reader:
+        async with self._reading(descriptor, Wanted.of(descriptor, start, stop)) as reader:
             yield reader
 
     async def last_bytes(self, descriptor: Descriptor, count: int) -> bytes | None:
@@ -317,7 +330,7 @@ class RegistrySource:
         Cancel: nothing stays open.
         """
         self._check_open()
-        wanted = _wanted(descriptor, max(0, (descriptor.size or 0) - count), None)
+        wanted = Wanted.of(descriptor, max(0, (descriptor.size or 0) - count), None)
         async with self._reading(descriptor, wanted, max_skip=_FEW_BYTES) as reader:
             return b"".join([chunk async for chunk in reader])
 
@@ -335,7 +348,8 @@ class RegistrySource:
         what = f"blob {descriptor.digest} of {names}"
         reader = BlobReader(what, descriptor, wanted, places, self._retries, self._sleep, max_skip=max_skip)
         try:
-            await _open(reader, descriptor, names)
+            with discretion(self._secrets, what, names):
+                await _open(reader, descriptor, names, self._secrets)
             yield reader
         finally:
             reader.close()
@@ -356,6 +370,7 @@ class RegistrySource:
                 self._credentials,
                 plain_http=self._plain_http,
                 has_authorities=self._ca_file is not None or self._cert_dir is not None,
+                secrets=self._secrets,
             )
         return endpoint.place(image.repository)
 
@@ -391,7 +406,7 @@ _ANY_TYPE = "*/*"
 
 def _check_manifest_type(expected: Descriptor, what: str) -> None:
     if expected.media_type not in {*MANIFEST_TYPES, *INDEX_TYPES, _ANY_TYPE}:
-        raise UnsupportedImageError(what, f"it is a {expected.media_type}, not an image")
+        raise UnsupportedImageError(what, f"it is a {cut(expected.media_type)}, not an image")
 
 
 def _of_type(
@@ -402,17 +417,7 @@ def _of_type(
     return document
 
 
-def _wanted(descriptor: Descriptor, start: int, stop: int | None) -> Wanted:
-    size = descriptor.size
-    if size is None:
-        raise InvalidInputError(f"the size of blob {descriptor.digest} is not known")
-    stop = size if stop is None else min(stop, size)
-    if start < 0 or stop < start:
-        raise InvalidInputError(f"no range of a blob of {size} bytes: start={start}, stop={stop}")
-    return Wanted(start, stop, size)
-
-
-async def _open(reader: BlobReader, descriptor: Descriptor, names: str) -> None:
+async def _open(reader: BlobReader, descriptor: Descriptor, names: str, secrets: Secrets) -> None:
     error: DockerSaveError
     try:
         await reader.open()
@@ -420,7 +425,7 @@ async def _open(reader: BlobReader, descriptor: Descriptor, names: str) -> None:
         if exc.status != _NOT_FOUND:
             raise
         if descriptor.urls:
-            elsewhere = ", ".join(shown_url(url) for url in descriptor.urls[:_MAX_URLS])
+            elsewhere = ", ".join(shown_url(url, secrets=secrets) for url in descriptor.urls[:_MAX_URLS])
             reason = f"it is a foreign layer, which the registry does not have; it is at {elsewhere}, which is not asked"
             error = UnsupportedImageError(f"layer {descriptor.digest} of {names} ({exc.url})", reason)
         else:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import email.utils
 import json
+import time
+from collections.abc import Callable
 
 import pytest
 
-from aiodockersave._text import shown, shown_url
+from aiodockersave._text import Secrets, shown, shown_url
 from aiodockersave.sources._answers import (
     ContentRange,
     ErrorBody,
@@ -20,6 +22,7 @@ from aiodockersave.sources._answers import (
     retry_after,
     unsatisfied_total,
 )
+from aiodockersave.sources._auth import parse_challenges
 
 # ── text ──
 
@@ -115,12 +118,105 @@ def test_error_bodies(body: bytes, expected: ErrorBody) -> None:
 
 
 def test_error_bodies_are_cut_and_hold_no_secret() -> None:
-    entry = {"code": "C" * 1000, "message": "Authorization: Basic Zm9vOmJhcg== " + "m" * 100_000}
+    entry = {"code": "C" * 1000, "message": "Authorization: Basic Zm9vOmJhcg== " + "m" * 10_000}
     found = parse_error_body(errors(*[entry] * 1000), ["Zm9vOmJhcg=="])
     assert len(found.message) <= 200
     assert len(found.codes) == 5
     assert max(map(len, found.codes)) <= 40
     assert "Zm9v" not in found.message
+
+
+TOO_MUCH = 8 << 20
+HOSTILE_BODIES: dict[str, Callable[[], bytes]] = {
+    "codes of a small body": lambda: b'{"errors":[' + b'{"code":"A"},' * 4000 + b"0]}",
+    "codes": lambda: b'{"errors":[' + b'{"code":"A"},' * (TOO_MUCH // 13) + b"0]}",
+    "messages": lambda: b'{"errors":[' + b'{"message":"http://a b?c"},' * (TOO_MUCH // 27) + b"0]}",
+    "lists": lambda: b'{"errors":[' + b"[]," * (TOO_MUCH // 3) + b"0]}",
+    "nested lists": lambda: b'{"errors":[' + b"[[[[]]]]," * (TOO_MUCH // 9) + b"0]}",
+    "one entry of lists": lambda: b'{"errors":[{"detail":[' + b"[]," * (TOO_MUCH // 3) + b"0]}]}",
+    "numbers": lambda: b'{"errors":[' + b"1e300," * (TOO_MUCH // 6) + b"0]}",
+    "keys": lambda: b"{" + b",".join(b'"%d":0' % i for i in range(TOO_MUCH // 10)) + b"}",
+    "white space": lambda: b'{"errors":' + b" " * TOO_MUCH + b"[]}",
+    "white space that ends in nothing": lambda: b" " * TOO_MUCH,
+    "a long text": lambda: b'{"errors":[{"message":"' + b"\\n" * (TOO_MUCH // 2) + b'"}]}',
+    "a long number": lambda: b'{"errors":[' + b"9" * TOO_MUCH + b"]}",
+    "deep": lambda: b'{"errors":' + b"[" * TOO_MUCH,
+}
+MOST_SECONDS = 0.25
+"""Of the processor's time: a hundred times what it takes, and far less than what grows with the square of the size takes."""
+
+
+@pytest.mark.parametrize("name", HOSTILE_BODIES)
+def test_the_body_of_an_error_costs_little(name: str) -> None:
+    body = HOSTILE_BODIES[name]()
+    secrets = Secrets(f"secret-{i:040d}" for i in range(512))
+    start = time.process_time()
+    found = parse_error_body(body, secrets)
+    assert time.process_time() - start < MOST_SECONDS
+    assert found.codes == (("A",) * 5 if "codes" in name else ())
+
+
+@pytest.mark.parametrize("size", [100, 4096, 65_536, 65_537, 1 << 20])
+def test_the_first_entries_of_an_error_count_whatever_its_size(size: int) -> None:
+    body = errors({"code": "A", "message": "a"}, {"code": "B"}, {"detail": "x" * size})
+    assert parse_error_body(body) == ErrorBody(("A", "B"), "a (A); B")
+
+
+def test_challenges_have_an_end() -> None:
+    assert len(parse_challenges(["Basic, " * 100] * 100)) == 32
+    assert parse_challenges(["x " * 8192, 'Basic realm="late"'])[-1].parameters == {}
+
+
+HOSTILE_HEADERS: dict[str, str] = {
+    "names": "a " * 8192,
+    "names and spaces": ("a" + " " * 100) * 160,
+    "spaces": "a" + " " * 16_000 + "b",
+    "a value": 'a="' + "b" * 16_000,
+    "escapes": 'Bearer a="' + "\\x" * 8000,
+    "values": 'Bearer a="' * 1600,
+    "parameters": "Bearer " + "a=b," * 4000,
+    "equals": "Bearer a" + "=" * 16_000 + "b",
+    "token68": "Basic " + "a" * 8000 + "=" * 8000 + " x",
+    "commas": "," * 16_000,
+    "digits": "1" * 16_000,
+    "dashes": "bytes " + "-" * 8000 + "/" * 8000,
+    "slashes": "http://" + "a/" * 8000,
+    "dots": "/../" * 4000,
+    "colons": "http://" + ":" * 16_000,
+    "ats": "http://" + "@" * 16_000,
+    "schemes": "a://" * 4000,
+    "hosts": "http://" + "a." * 8000,
+    "dates": "Wed, " * 3000,
+    "brackets": "http://[" * 2000,
+}
+READERS: dict[str, Callable[[str], object]] = {
+    "challenges": lambda text: parse_challenges([text] * 100),
+    "retry_after": lambda text: retry_after(text, NOW),
+    "content_range": lambda text: content_range([text]),
+    "unsatisfied_total": lambda text: unsatisfied_total([text]),
+    "media_type": media_type,
+    "redirect_target": lambda text: redirect_target(BASE, text),
+    "shown": shown,
+    "shown_url": lambda text: shown_url(text, secrets=Secrets([text[:16], text[8:200]])),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("name", HOSTILE_HEADERS)
+def test_a_header_costs_little(name: str, reader: str) -> None:
+    start = time.process_time()
+    READERS[reader](HOSTILE_HEADERS[name])
+    assert time.process_time() - start < MOST_SECONDS
+
+
+def test_many_secrets_cost_little() -> None:
+    """Also of a token server that gives tokens of one beginning, and of a text that is made of it."""
+    secrets = Secrets(f"eyJhbGciOiJSUzI1NiIsInR5cCI6{i:040d}" for i in range(2000))
+    start = time.process_time()
+    for text in ("eyJh" * 500, "eyJhb…" * 300, "eyJhbGciX…" * 200, "%65yJh" * 300, "x" * 2000):
+        secrets.hide(text)
+        shown(text * 100, secrets=secrets)
+    assert time.process_time() - start < 5 * MOST_SECONDS
 
 
 # ── headers ──

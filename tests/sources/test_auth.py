@@ -348,7 +348,8 @@ async def test_a_token_that_is_refused_is_fetched_anew(service: TokenService) ->
         service.answers = [token("token-2")]
         with pytest.raises(AuthenticationError, match="the credentials are refused"):
             await auth.answer(ASK, "app", [service.challenge], refused="Bearer token-2")
-        assert {"token-2", GORDON.password} <= auth.secrets
+        assert "token-2" in auth.secrets
+        assert GORDON.password in auth.secrets
 
 
 async def test_one_fetch_serves_all(service: TokenService) -> None:
@@ -474,7 +475,7 @@ ANSWERS: dict[str, tuple[web.Response, type[Exception], str]] = {
     ),
     "denied": (web.Response(status=403), AuthenticationError, "denied"),
     "not found": (web.Response(status=400), RegistryError, "status 400"),
-    "too much": (web.Response(body=bytes(MAX_TOKEN_BODY + 1)), ContentTooLargeError, "1048576"),
+    "too much": (web.Response(body=bytes(MAX_TOKEN_BODY + 1)), ContentTooLargeError, str(MAX_TOKEN_BODY)),
     "busy": (web.Response(status=429, headers={"Retry-After": "7"}), InterruptedTransfer, "429"),
     "broken": (web.Response(status=502), InterruptedTransfer, "502"),
 }

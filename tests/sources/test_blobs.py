@@ -20,6 +20,7 @@ from aiodockersave import (
     SizeMismatchError,
     TransferError,
 )
+from aiodockersave._text import NO_SECRETS
 from aiodockersave.sources._blobs import BlobReader, Verdict, Wanted, judge
 from aiodockersave.sources.registry import RegistrySource, Retries, Timeouts
 from tests.images import make_image, make_layer
@@ -332,6 +333,7 @@ class TwoPieces:
 
     def __init__(self, *pieces: bytes) -> None:
         self.status = 200
+        self.secrets = NO_SECRETS
         self.is_closed = False
         self._pieces = [*pieces, b""]
 

@@ -701,6 +701,25 @@ async def test_a_broken_file_is_an_error_that_names_it(computer: Computer, broke
     assert SECRET not in "".join(repr(vars(error)) + repr(error) for error in chain(caught.value))
 
 
+SPELLINGS: dict[str, tuple[str, str | None]] = {
+    "another case": ('{"AUTHS":{"r.example":{"AUTH":"%s"}}}', "gordon"),
+    "Kelvin and long s": ('{"authſ":{"r.example":{"auth":"%s"}}}', "gordon"),
+    "a ligature": ('{"auths":{"r.example":{"auﬅh":"%s"}}}', None),
+    "a wide letter": ('{"auｔhs":{"r.example":{"auth":"%s"}}}', None),
+    "two spellings add up": ('{"auths":{"r.example":{"auth":"%s"}},"Auths":{"x.example":{}}}', "gordon"),
+    "null between": ('{"auths":{"r.example":{"auth":"%s"}},"Auths":null}', None),
+    "the last counts": ('{"auths":{"r.example":{"auth":"eDp4","Auth":"%s"}}}', "gordon"),
+    "null changes nothing": ('{"auths":{"r.example":{"auth":"%s","Auth":null}}}', "gordon"),
+}
+
+
+@pytest.mark.parametrize(("text", "username"), SPELLINGS.values(), ids=SPELLINGS)
+def test_names_in_a_file_are_matched_as_go_matches_them(text: str, username: str | None) -> None:
+    file = _auth_files.Place("$DOCKER_AUTH_CONFIG", text=text % b64("gordon:secret")).read()
+    found = file.entries.get("r.example")
+    assert (found and found.username) == username
+
+
 async def test_files_behind_the_first_that_has_some_are_not_read(computer: Computer) -> None:
     computer.write(AUTH_JSON, auths(**{"quay.io": entry("me")}))
     computer.write(DOCKER_JSON, b"broken")

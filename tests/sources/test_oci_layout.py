@@ -510,13 +510,27 @@ async def test_a_link_is_followed(blob_layout: Layout, tmp_path: Path) -> None:
     assert await read_all(blob_layout.source, BLOB_DESCRIPTOR) == BLOB
 
 
-async def test_a_blob_that_shrinks_ends_early(blob_layout: Layout) -> None:
+async def test_a_blob_that_shrinks_is_an_error(blob_layout: Layout) -> None:
+    """Who reads a range has no digest that would show it."""
     path = blob_layout.path(BLOB_DESCRIPTOR.digest)
     async with blob_layout.source.open_blob(BLOB_DESCRIPTOR) as chunks:
         received = [await anext(chunks)]
         os.truncate(path, oci_layout.CHUNK_SIZE + 1)
-        received += [chunk async for chunk in chunks]
+        received.append(await anext(chunks))
+        with pytest.raises(OSError, match=f"ends after {oci_layout.CHUNK_SIZE + 1} bytes") as caught:
+            await anext(chunks)
+    assert caught.value.filename == str(path)
     assert b"".join(received) == BLOB[: oci_layout.CHUNK_SIZE + 1]
+
+
+async def test_a_blob_that_grows_ends_where_it_ended(blob_layout: Layout) -> None:
+    path = blob_layout.path(BLOB_DESCRIPTOR.digest)
+    async with blob_layout.source.open_blob(BLOB_DESCRIPTOR) as chunks:
+        received = [await anext(chunks)]
+        with path.open("ab") as file:
+            file.write(b"more")
+        received += [chunk async for chunk in chunks]
+    assert b"".join(received) == BLOB
 
 
 async def test_a_read_error_names_the_file(blob_layout: Layout) -> None:

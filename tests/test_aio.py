@@ -18,7 +18,7 @@ from aiodockersave.model import OCI_LAYER
 from tests.images import MemorySink
 from tests.interruption import outcome_of, step
 
-PATIENCE = 5.0  # seconds that something which must happen may take
+PATIENCE = 60.0  # seconds that something which must happen may take
 WORKER = "test-worker"
 
 

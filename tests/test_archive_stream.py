@@ -403,7 +403,7 @@ async def test_threads_of_the_writer_end_with_the_stream() -> None:
     await stream.aclose()
     for thread in threading.enumerate():
         if thread.name.startswith("aiodockersave"):
-            thread.join(5)
+            thread.join(60)
             assert not thread.is_alive()
 
 

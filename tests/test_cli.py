@@ -253,7 +253,7 @@ def test_help_loads_no_library() -> None:
         "except SystemExit: print(*sys.modules, file=sys.stderr)"
     )
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
     assert result.stdout == cli.HELP
     loaded = {name.partition(".")[0] for name in result.stderr.split()}
@@ -283,7 +283,7 @@ def test_the_program_ends_with_its_code_and_says_all(ending: str, code: int, sai
     )
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     result = subprocess.run(
-        [sys.executable, "-c", script], env=buffered, check=False, capture_output=True, text=True, timeout=30
+        [sys.executable, "-c", script], env=buffered, check=False, capture_output=True, text=True, timeout=60
     )
     assert (result.returncode, result.stdout) == (code, "half a line the end")
     assert result.stderr.endswith(said)

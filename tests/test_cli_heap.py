@@ -20,7 +20,7 @@ from aiodockersave.cli import heap
 from .images import make_image, make_layer, write_layout
 from .interruption import outcome_of
 
-LIMIT = 20.0  # seconds for anything that is waited for
+LIMIT = 60.0  # seconds for anything that is waited for
 THREADS = """
 import ctypes, sys, threading
 from aiodockersave.cli import heap

@@ -26,15 +26,17 @@ from typing import Any, BinaryIO, cast
 
 import pytest
 
+import aiodockersave
 from aiodockersave import cli
 
 from .images import Image, make_image, make_layer, write_layout
 from .test_sinks import ROOT, on_small_disk
 
-LIMIT = 30.0  # seconds for anything that is waited for
+LIMIT = 60.0  # seconds for anything that is waited for
 SMALL = make_image(make_layer({"etc/name": b"base\n"}))
 OTHER = make_image(make_layer({"etc/name": b"other\n"}))
 LARGE_SIZE = 30 << 20
+PACKAGE = Path(aiodockersave.__file__).parent
 
 ENDINGS = {
     signal.SIGINT: (130, "aiodockersave: ended by SIGINT"),
@@ -217,7 +219,7 @@ def test_a_full_pipe_that_nobody_reads_is_no_trap(large: str) -> None:
         os.close(writer)
         wait_until(lambda: waiting_bytes(pipe) == capacity)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(1) == 143
+        assert process.wait(LIMIT) == 143
         assert only_line(process.communicate()[1]) == "aiodockersave: ended by SIGTERM"
 
 
@@ -485,8 +487,11 @@ def test_a_signal_at_any_moment_leaves_nothing_half_written(
     assert execute("save", large, "-o", target, "--quiet").returncode == 0
     duration = time.monotonic() - begin
     moments = random.Random(f"50 moments of {number}")
-    codes = []
-    for attempt in range(50):
+    codes: list[int] = []
+    while len(codes) < 50 or (
+        codes.count(code) < 10 and len(codes) < 200
+    ):  # fewer are in time on a busy machine
+        attempt = len(codes)
         target.write_bytes(b"old")
         with started("save", large, "-o", target, "--quiet") as process:
             if attempt % 2:  # at any moment of all
@@ -502,27 +507,54 @@ def test_a_signal_at_any_moment_leaves_nothing_half_written(
         assert target.stat().st_size in (3, size)
         if target.stat().st_size == 3:
             assert codes[-1] != 0
-        assert said.decode() == (f"{line}\n" if codes[-1] == code else "")
+        if codes[-1] == -number and "Traceback" in said.decode():  # Python's own, of its start
+            assert f'"{PACKAGE}' not in said.decode()
+        else:
+            assert said.decode() == (f"{line}\n" if codes[-1] == code else "")
     # a signal may come before there is anything to clean up (then it ends the process as it ends any), or too late
     assert set(codes) <= {0, code, -number}
     assert codes.count(code) >= 10
 
 
+def is_stopped(process: subprocess.Popen[bytes]) -> bool:
+    """Stop a command until SIGCONT, and tell whether it had not ended before."""
+    process.send_signal(signal.SIGSTOP)
+    wait_until(lambda: process.poll() is not None or status_of(process.pid, "State")[0] == "T")
+    return process.poll() is None
+
+
+@contextlib.contextmanager
+def stopped_while_it_writes(image: str, target: Path, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a save, and stop it while its temporary file is there; anew where a busy machine has looked too late."""
+
+    def is_writing() -> bool:
+        return len(list(target.parent.iterdir())) > 1
+
+    for _ in range(50):
+        target.write_bytes(b"old")
+        with started("save", image, "-o", target, "--quiet", **options) as process:
+            wait_until(lambda: is_writing() or process.poll() is not None)
+            if is_stopped(process) and is_writing():
+                yield process
+                return
+    raise AssertionError("it was never seen at work")
+
+
 def test_a_second_signal_does_not_stop_the_cleaning_up(large: str, target: Path) -> None:
     for _ in range(5):
-        with started("save", large, "-o", target, "--quiet") as process:
-            wait_until(lambda: len(list(target.parent.iterdir())) > 1)  # the temporary file is there
-            for _ in range(3):
-                process.send_signal(signal.SIGINT)
-            assert process.wait(LIMIT) == 130
-            assert only_line(process.communicate()[1]) == "aiodockersave: ended by SIGINT"
+        with stopped_while_it_writes(large, target) as process:
+            for number in ENDINGS:  # all are there before it goes on, in an order that the system makes
+                process.send_signal(number)
+            process.send_signal(signal.SIGCONT)
+            code = process.wait(LIMIT)
+            assert (code, only_line(process.communicate()[1])) in ENDINGS.values()
         assert_untouched(target)
 
 
 def test_a_lost_terminal_ends_it(large: str, target: Path) -> None:
-    with started("save", large, "-o", target, "--quiet") as process:
-        wait_until(lambda: len(list(target.parent.iterdir())) > 1)
+    with stopped_while_it_writes(large, target) as process:
         process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGCONT)
         assert process.wait(LIMIT) == 143
         assert only_line(process.communicate()[1]) == "aiodockersave: ended by SIGHUP"
     assert_untouched(target)
@@ -532,9 +564,9 @@ def test_a_lost_terminal_ends_it(large: str, target: Path) -> None:
 def test_an_ignored_signal_stays_ignored(large: str, target: Path, number: signal.Signals) -> None:
     """`nohup` ignores SIGHUP, a shell SIGINT for what runs in the background."""
     ignore = lambda: signal.signal(number, signal.SIG_IGN)  # noqa: E731
-    with started("save", large, "-o", target, "--quiet", preexec_fn=ignore) as process:
-        wait_until(lambda: len(list(target.parent.iterdir())) > 1)
+    with stopped_while_it_writes(large, target, preexec_fn=ignore) as process:
         process.send_signal(number)
+        process.send_signal(signal.SIGCONT)
         assert process.wait(LIMIT) == 0
     assert target.stat().st_size > LARGE_SIZE
 
@@ -560,9 +592,7 @@ def test_a_parent_that_is_swapped_meanwhile(large: str, target: Path) -> None:
     folder, moved, victim = target.parent, target.parent.parent / "moved", target.parent.parent / "victim"
     victim.mkdir()
     (victim / "a.tar").write_bytes(b"precious")
-    with started("save", large, "-o", target, "--quiet") as process:
-        wait_until(lambda: len(list(folder.iterdir())) > 1)
-        process.send_signal(signal.SIGSTOP)
+    with stopped_while_it_writes(large, target) as process:
         folder.rename(moved)
         folder.symlink_to(victim)
         process.send_signal(signal.SIGCONT)
@@ -590,7 +620,7 @@ def test_a_full_standard_output_is_one_line(arguments: list[str]) -> None:
             check=False,
             stdout=full,
             stderr=subprocess.PIPE,
-            timeout=30,
+            timeout=LIMIT,
         )
     assert ended.returncode == 1
     assert ended.stderr.decode() == "aiodockersave: standard output: No space left on device\n"

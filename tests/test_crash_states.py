@@ -23,7 +23,7 @@ from aiodockersave._part_file import part_name
 from .images import Image, archive_of, make_image, make_layer
 from .support.stores import Store
 
-LIMIT = 50.0  # seconds for all saves of one test
+LIMIT = 200.0  # seconds for all saves of one test
 BLOCK = 4096
 SECTOR = 512
 SECTORS = BLOCK // SECTOR

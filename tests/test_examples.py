@@ -8,7 +8,6 @@ import http.client
 import os
 import random
 import re
-import socket
 import subprocess
 import sys
 import tarfile
@@ -23,9 +22,10 @@ import pytest
 from .images import archive_of, make_image, make_layer
 from .interop.programs import run
 from .support.faulty_registry import Fault, FaultyRegistry, drop, endless, flip, refuse
+from .support.ports import free_port
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-LIMIT = 30.0  # seconds for anything that is waited for
+LIMIT = 60.0  # seconds for anything that is waited for
 
 
 def example(name: str, *arguments: str | Path) -> str:
@@ -109,8 +109,7 @@ class Server:
 @contextlib.contextmanager
 def serving(name: str, *arguments: str) -> Iterator[Server]:
     """Run an example that serves images, of a registry for example; it is given once it answers."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     with subprocess.Popen(
         [sys.executable, EXAMPLES / name, *arguments, str(port)],
         env={**os.environ, **environment()},
@@ -141,8 +140,8 @@ def _wait_until_it_answers(process: subprocess.Popen[bytes], server: Server) -> 
 APP = make_image(make_layer({"data": random.Random(8).randbytes(4_000_000)}, None))
 
 
-async def until(condition: Callable[[], bool], seconds: float) -> None:
-    async with asyncio.timeout(seconds):
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(LIMIT):
         while not condition():
             await asyncio.sleep(0.01)
 
@@ -160,7 +159,7 @@ async def test_stream_to_client_that_leaves_a_slow_registry() -> None:
                     await reader.readuntil(b"\r\n\r\n")
                     await reader.readexactly(1_000_000)  # the writer holds back some of the 3.6 MB that come
                 assert registry.connections == 1
-            await until(lambda: registry.connections == 0, seconds=5)
+            await until(lambda: registry.connections == 0)
             body = await asyncio.to_thread(server.get, path)
     assert body == await archive_of([APP.tagged(f"{registry.address}/team/app:1.0")])
 

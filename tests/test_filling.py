@@ -21,7 +21,7 @@ from aiodockersave.progress import Event, LayerAdvanced, LayerRetried, Meter
 from .images import make_layer
 from .interruption import outcome_of
 
-LIMIT = 20.0  # seconds for anything that is waited for
+LIMIT = 60.0  # seconds for anything that is waited for
 BLOB = bytes(range(256)) * 20
 LAYER = make_layer(BLOB, None).descriptor
 GIVEN = 3  # batches that a thread may have

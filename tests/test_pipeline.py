@@ -535,7 +535,8 @@ class SlowSource(MemorySource):
     async def open_blob(
         self, descriptor: Descriptor, *, start: int = 0, stop: int | None = None
     ) -> AsyncGenerator[AsyncIterator[bytes], None]:
-        async with asyncio.timeout(0.01), super().open_blob(descriptor) as chunks:
+        limit = asyncio.timeout(0.01)  # not a verdict: whenever it is over, nothing else comes
+        async with limit, super().open_blob(descriptor) as chunks:
             yield chunks
 
     async def _chunks(self, blob: bytes) -> AsyncIterator[bytes]:

@@ -27,7 +27,7 @@ from aiodockersave.placing import Crew, KeptBlob, Lane, PlainBlob, RegionFullErr
 
 from .images import Compression, Layer, make_image, make_layer
 
-LIMIT = 20.0  # seconds for anything that is waited for
+LIMIT = 60.0  # seconds for anything that is waited for
 START = 100  # where the place is in the file
 
 

@@ -48,7 +48,7 @@ from .images import Compression, Image, Layer, archive_of, compress, make_image,
 from .interruption import ThreadedTickWorker
 from .support.stores import Store, StoreFailedError
 
-LIMIT = 20.0  # seconds for anything that is waited for
+LIMIT = 60.0  # seconds for anything that is waited for
 OLD = b"the archive that was here before"
 
 

@@ -245,7 +245,7 @@ def test_another_process_makes_the_same_plan(seed: str) -> None:
         cwd=Path(__file__).parent.parent,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=True,
     )
     assert process.stdout.split() == [plan.etag, str(plan.size)]

@@ -45,7 +45,7 @@ from .images import Image, ListSink, archive_of, make_image, make_layer
 from .interruption import outcome_of
 from .support.stores import Store, StoreFailedError
 
-LIMIT = 20.0  # seconds for anything that is waited for
+LIMIT = 60.0  # seconds for anything that is waited for
 OLD = b"the archive that was here before"
 BATCH = 512
 CHUNK = 300

@@ -54,7 +54,7 @@ from .support.stores import EarlyStore, Store
 
 T = TypeVar("T")
 
-LIMIT = 20.0  # seconds for anything that is waited for
+LIMIT = 60.0  # seconds for anything that is waited for
 OLD = b"the archive that was here before"
 ROOMS = (_aio, _target, ahead, intake, kept_file, output, plain_file, preparing, saving, sinks, staging)
 

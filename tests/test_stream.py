@@ -60,7 +60,7 @@ from tests.support.pulls import (
 P = ParamSpec("P")
 T = TypeVar("T")
 
-PATIENCE = 5.0  # seconds that something which must happen may take
+PATIENCE = 60.0  # seconds that something which must happen may take
 SUSPENSIONS_AFTER = 16  # so many may follow a cancel: what absorbs one delivery after the other has more
 
 

@@ -17,7 +17,7 @@ from aiodockersave.progress import Event, ImageFinished, LayerFinished, LayerRet
 from .images import Compression, ListSink, MemorySink, RewindSink, archive_of, make_image, make_layer
 from .support.stores import Store, StoreFailedError
 
-LIMIT = 20.0  # seconds for anything that is waited for
+LIMIT = 60.0  # seconds for anything that is waited for
 KINDS: list[Compression] = ["gzip", "zstd", None]
 LAYERS = [make_layer(random.Random(number).randbytes(3000), KINDS[number % 3]) for number in range(6)]
 IMAGES = {

@@ -219,7 +219,7 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
         cwd=PACKAGE.parent,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
         stdin=subprocess.DEVNULL,
     )
@@ -397,3 +397,61 @@ def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
 
 def test_the_package_says_that_it_is_typed() -> None:
     assert (PACKAGE / "py.typed").is_file()
+
+
+# ── the tests themselves: no wait that a busy machine makes too short decides one ──
+
+TESTS = Path(__file__).parent
+WAITS = {"timeout", "wait_for", "wait", "join", "fail_after", "move_on_after", "Timeouts", "ClientTimeout"}
+NAMED = re.compile(r"LIMIT|PATIENCE|GRACE|SILENCE|TIMEOUT")
+SHORTEST = 10  # seconds
+EXCUSE = "# not a verdict"
+
+
+def short_waits(source: str) -> list[str]:
+    """Name the lines where something is waited for that has little time, and none says why that decides nothing."""
+    lines = source.splitlines()
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        limits: list[ast.expr] = []
+        if isinstance(node, ast.Call):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in WAITS:
+                limits += node.args[-1:] + [each.value for each in node.keywords]
+            limits += [
+                each.value
+                for each in node.keywords
+                if re.fullmatch(r"(?!.*shutdown).*timeout", each.arg or "")
+            ]
+        elif isinstance(node, ast.Assign) and any(
+            isinstance(name, ast.Name) and NAMED.search(name.id) for name in node.targets
+        ):
+            limits.append(node.value)
+        for limit in limits:
+            value = limit.value if isinstance(limit, ast.Constant) else None
+            is_short = isinstance(value, int | float) and 0 < value < SHORTEST and value is not True
+            if is_short and EXCUSE not in lines[limit.lineno - 1]:
+                found.add(f"{limit.lineno}: {lines[limit.lineno - 1].strip()}")
+    return sorted(found)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in sorted(TESTS.rglob("*.py")) if "benchmarks" not in path.parts],
+    ids=lambda path: str(path.relative_to(TESTS)),
+)
+def test_no_short_wait_decides_a_test(path: Path) -> None:
+    assert short_waits(path.read_text(encoding="utf-8")) == []
+
+
+def test_short_waits_are_found() -> None:
+    source = """
+LIMIT = 5.0
+with asyncio.timeout(9): pass
+wait_for(task, 1)
+thread.join(0.5)
+save(send_timeout=0.3)
+thread.join(); event.wait(); asyncio.timeout(0); asyncio.timeout(10); asyncio.timeout(LIMIT)
+asyncio.timeout(0.1)  # not a verdict: nothing comes
+"""
+    assert [int(found.partition(":")[0]) for found in short_waits(source)] == [2, 3, 4, 5, 6]

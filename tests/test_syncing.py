@@ -17,7 +17,7 @@ from aiodockersave.syncing import Syncer
 
 from .interruption import outcome_of
 
-LIMIT = 20.0  # seconds for anything that is waited for
+LIMIT = 60.0  # seconds for anything that is waited for
 PORTION = 1000
 
 
@@ -60,7 +60,7 @@ async def test_portions(target: Target, disk: Disk) -> None:
     async with Syncer(target, is_wanted=True) as syncer:
         for expected, size in [(0, PORTION - 1), (1, 1), (1, PORTION - 1), (2, 5 * PORTION)]:
             syncer.written(size)
-            await asyncio.sleep(0.01)
+            await syncer.wait()
             assert disk.synced == expected
     assert disk.synced == 2
 
@@ -89,9 +89,8 @@ async def test_what_is_refused_is_told_at_the_next_portion(target: Target, disk:
     with pytest.raises(OSError, match="refused") as caught:
         async with Syncer(target, is_wanted=True) as syncer:
             syncer.written(PORTION)
-            while not target.sync_failed:
-                await asyncio.sleep(0.001)
-            await asyncio.sleep(0.01)
+            assert str(await outcome_of(syncer.wait())) == "[Errno 5] refused"
+            assert target.sync_failed
             syncer.written(PORTION - 1)
             syncer.written(1)
             raise AssertionError

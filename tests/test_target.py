@@ -10,7 +10,8 @@ import os
 import secrets
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +29,7 @@ from aiodockersave import (
 from aiodockersave._target import Target
 from tests.images import archive_of, make_image, make_layer, put
 
-TIME_LIMIT = 10.0  # seconds; nothing here takes one
+TIME_LIMIT = 60.0  # seconds; nothing here takes one, but on a machine that stalls
 IMAGE = make_image(make_layer(b"plain" * 1000), repo_tags=["example.com/app:1.0"])
 OLD = b"the old file"
 
@@ -148,11 +149,34 @@ async def test_devices_are_written_into() -> None:
         await save("/dev/full")
 
 
-async def test_a_fifo_is_opened_when_somebody_reads(tmp_path: Path) -> None:
+Looks = Callable[[Path, int], Awaitable[None]]
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
+    """Wait until so many attempts were made to open a path."""
+    opened: Counter[str] = Counter()
+    open_ = os.open
+
+    def noting(path: Any, *args: Any, **options: Any) -> int:
+        opened[os.fspath(path)] += 1
+        return open_(path, *args, **options)
+
+    monkeypatch.setattr(os, "open", noting)
+
+    async def until_looked_at(path: Path, times: int) -> None:
+        async with asyncio.timeout(TIME_LIMIT):
+            while opened[os.fspath(path)] < times:
+                await asyncio.sleep(0.001)
+
+    return until_looked_at
+
+
+async def test_a_fifo_is_opened_when_somebody_reads(tmp_path: Path, looks: Looks) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     saving = asyncio.create_task(save(fifo))
-    await asyncio.sleep(0.05)  # longer than it waits between two looks
+    await looks(fifo, 2)
     assert not saving.done()
     received = await asyncio.wait_for(asyncio.to_thread(fifo.read_bytes), TIME_LIMIT)
     await saving
@@ -160,18 +184,21 @@ async def test_a_fifo_is_opened_when_somebody_reads(tmp_path: Path) -> None:
     assert fifo.is_fifo()
 
 
-async def test_a_fifo_that_nobody_reads_can_be_cancelled(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.05):
-            await save(tmp_path / "fifo")
-
-
-async def test_a_fifo_that_vanishes(tmp_path: Path) -> None:
+async def test_a_fifo_that_nobody_reads_can_be_cancelled(tmp_path: Path, looks: Looks) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     saving = asyncio.create_task(save(fifo))
-    await asyncio.sleep(0.03)
+    await looks(fifo, 2)
+    saving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(saving, TIME_LIMIT)
+
+
+async def test_a_fifo_that_vanishes(tmp_path: Path, looks: Looks) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    saving = asyncio.create_task(save(fifo))
+    await looks(fifo, 1)
     fifo.unlink()
     with pytest.raises(FileNotFoundError):
         await asyncio.wait_for(saving, TIME_LIMIT)

@@ -23,8 +23,8 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
@@ -299,10 +299,9 @@ class RegistrySource:
 
     # ── blobs ──
 
-    @asynccontextmanager
-    async def open_blob(
+    def open_blob(
         self, descriptor: Descriptor, *, start: int = 0, stop: int | None = None
-    ) -> AsyncGenerator[AsyncIterator[bytes], None]:
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """Open a layer of an image that was resolved; its bytes from ``start`` up to ``stop`` are iterated in the block.
 
         What breaks off goes on where it broke. Not more bytes are given than ``descriptor`` promises; whether they are
@@ -317,9 +316,7 @@ class RegistrySource:
 
         Cancel: nothing stays open.
         """
-        self._check_open()
-        async with self._reading(descriptor, Wanted.of(descriptor, start, stop)) as reader:
-            yield reader
+        return _Reading(lambda: self._reader(descriptor, Wanted.of(descriptor, start, stop)))
 
     async def last_bytes(self, descriptor: Descriptor, count: int) -> bytes | None:
         """Return the last ``count`` bytes of a layer, where the registry answers ranges.
@@ -329,15 +326,15 @@ class RegistrySource:
 
         Cancel: nothing stays open.
         """
-        self._check_open()
         wanted = Wanted.of(descriptor, max(0, (descriptor.size or 0) - count), None)
-        async with self._reading(descriptor, wanted, max_skip=_FEW_BYTES) as reader:
+        async with _Reading(lambda: self._reader(descriptor, wanted, max_skip=_FEW_BYTES)) as reader:
             return b"".join([chunk async for chunk in reader])
 
-    @asynccontextmanager
-    async def _reading(
+    def _reader(
         self, descriptor: Descriptor, wanted: Wanted, *, max_skip: int | None = None
-    ) -> AsyncGenerator[BlobReader, None]:
+    ) -> tuple[BlobReader, Callable[[], Awaitable[None]]]:
+        """Return what reads a blob, and what opens it."""
+        self._check_open()
         images = self._kept.repositories(descriptor)
         if not images:
             raise BlobNotFoundError(
@@ -347,12 +344,12 @@ class RegistrySource:
         names = ", ".join(image.name for image in images)
         what = f"blob {descriptor.digest} of {names}"
         reader = BlobReader(what, descriptor, wanted, places, self._retries, self._sleep, max_skip=max_skip)
-        try:
+
+        async def open_it() -> None:
             with discretion(self._secrets, what, names):
                 await _open(reader, descriptor, names, self._secrets)
-            yield reader
-        finally:
-            reader.close()
+
+        return reader, open_it
 
     # ── places ──
 
@@ -384,6 +381,29 @@ class RegistrySource:
             )
             self._contexts.put((host_port, is_named), context)
         return context
+
+
+class _Reading:
+    """A blob while it is open."""
+
+    # No async generator: up to Python 3.12 one that waits is not told that its coroutine is closed.
+
+    def __init__(self, make: Callable[[], tuple[BlobReader, Callable[[], Awaitable[None]]]]) -> None:
+        self._make = make
+        self._reader: BlobReader | None = None
+
+    async def __aenter__(self) -> BlobReader:
+        self._reader, open_it = self._make()
+        try:
+            await open_it()
+        except BaseException:
+            self._reader.close()
+            raise
+        return self._reader
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._reader is not None:
+            self._reader.close()
 
 
 def _default_credentials() -> CredentialStore:

@@ -14,9 +14,9 @@ from typing import Any
 
 import aiohttp
 
-START_LIMIT = 20.0  # seconds
-STOP_LIMIT = 10.0
-TIME_LIMIT = 40.0  # seconds for a download
+START_LIMIT = 60.0  # seconds
+STOP_LIMIT = 60.0
+TIME_LIMIT = 200.0  # seconds for a download
 
 
 class Chromium:

@@ -25,8 +25,8 @@ import pytest
 
 from .programs import TIME_LIMIT, Loaded, ProgramError, require_program, run
 
-START_LIMIT = 30.0  # seconds until a daemon answers
-STOP_LIMIT = 15.0  # seconds that it may take to end
+START_LIMIT = 120.0  # seconds until a daemon answers
+STOP_LIMIT = 60.0  # seconds that it may take to end
 
 
 def require_daemons() -> None:

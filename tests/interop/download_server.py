@@ -46,7 +46,7 @@ from aiodockersave.web.aiohttp import plan_response
 from .programs import ProgramError
 
 FILENAME = "app.tar"
-START_LIMIT = 20.0  # seconds
+START_LIMIT = 60.0  # seconds
 PIECE_SIZE = 64 << 10
 RESET = struct.pack("ii", 1, 0)  # lingers for no time: what is closed is reset
 

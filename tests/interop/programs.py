@@ -25,8 +25,8 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-TIME_LIMIT = 45.0  # seconds for one run: less than pytest's limit, so that the program's output is shown
-START_LIMIT = 20.0  # seconds until a registry listens
+TIME_LIMIT = 200.0  # seconds for one run: less than pytest's limit, so that the program's output is shown
+START_LIMIT = 60.0  # seconds until a registry listens, or has ended
 
 
 class ProgramError(AssertionError):
@@ -263,7 +263,7 @@ def running_registry(
         finally:
             process.terminate()
             try:
-                process.wait(5)
+                process.wait(START_LIMIT)
             except subprocess.TimeoutExpired:
                 process.kill()
 

@@ -29,7 +29,7 @@ from tests.images import (
 
 from .programs import ProgramError, skopeo
 
-pytestmark = [pytest.mark.interop("skopeo"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.interop("skopeo"), pytest.mark.timeout(900)]
 
 NAME = "example.com/app:1.0"
 EXAMPLES = 60

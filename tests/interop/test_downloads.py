@@ -34,7 +34,7 @@ from .programs import Loaded, Registry, push_layout, run
 NAME = "example.com/noise:1.0"
 MIB = 1 << 20
 LAYERS = ((180 * MIB, OCI_LAYER), (3 * MIB, OCI_LAYER_GZIP), (120 * MIB, OCI_LAYER))
-TIME_LIMIT = 40.0  # seconds for one client
+TIME_LIMIT = 200.0  # seconds for one client
 
 
 # ── the image ──

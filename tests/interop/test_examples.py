@@ -280,7 +280,7 @@ async def test_stream_to_client_that_leaves(docker_registry: Registry) -> None:
                 assert response.length == len(expected), "the size is known ahead"
                 assert response.read(100_000) == expected[:100_000]
                 assert connections(server.pid, docker_registry.address) == 1
-        await until(lambda: connections(server.pid, docker_registry.address) == 0, seconds=5)
+        await until(lambda: connections(server.pid, docker_registry.address) == 0)
         assert server.get("/examples/large:1.0") == expected
 
 
@@ -429,4 +429,4 @@ async def test_client_keeps_no_connection_of_a_blob_that_is_left(
         assert session.connector
         assert not session.connector._acquired
     # TLS takes leave.
-    await until(lambda: connections(os.getpid(), secure.registry.address) == 0, seconds=5)
+    await until(lambda: connections(os.getpid(), secure.registry.address) == 0)

@@ -188,7 +188,7 @@ async def test_loads_everywhere(
 
 @both_modes
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", [*MANY, *LARGE])
 async def test_large_ones_load_everywhere(
     pushed: Callable[[str], str], consumers: Consumers, tmp_path: Path, name: str, layers: Layers

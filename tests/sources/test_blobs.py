@@ -24,6 +24,7 @@ from aiodockersave._text import NO_SECRETS
 from aiodockersave.sources._blobs import BlobReader, Verdict, Wanted, judge
 from aiodockersave.sources.registry import RegistrySource, Retries, Timeouts
 from tests.images import make_image, make_layer
+from tests.support.clock import LoopClock
 from tests.support.faulty_registry import (
     FaultyRegistry,
     drop,
@@ -167,6 +168,7 @@ def test_ranges_are_asked_for(wanted: Wanted, header: str | None) -> None:
 IMAGE = make_image(make_layer({"noise": random.Random(1).randbytes(400_000)}))
 LAYER, BLOB = IMAGE.layers[0].descriptor, IMAGE.layers[0].blob
 SIZE = len(BLOB)
+SILENCE = 10.0  # seconds of a clock that is put forward where the registry falls silent
 AMD64 = Platform("linux", "amd64")
 
 
@@ -191,7 +193,7 @@ class Scene:
         self.source = RegistrySource(
             plain_http=True,
             mirrors=[mirror.here.url for mirror in mirrors],
-            timeouts=Timeouts(connect=2, silence=0.3),
+            timeouts=Timeouts(connect=30, silence=SILENCE),
             retries=Retries(attempts=4),
             sleep=self.naps.sleep,
         )
@@ -217,6 +219,8 @@ async def scenes() -> AsyncIterator[Any]:
             registry = await stack.enter_async_context(FaultyRegistry({"team/app:1": IMAGE}))
             for mirror in mirrors:
                 await stack.enter_async_context(mirror)
+            clock = LoopClock()
+            registry.on_silence = lambda: clock.put_forward(SILENCE + 1)
             scene = Scene(registry, list(mirrors))
             stack.push_async_callback(scene.source.aclose)
             await scene.resolve()
@@ -410,7 +414,7 @@ async def test_who_leaves_early_leaves_no_connection(scenes: Any) -> None:
     async with scene.source.open_blob(LAYER) as chunks:
         assert await anext(chunks)
         assert scene.registry.connections == 1
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while scene.registry.connections:
             await asyncio.sleep(0)
 

@@ -94,7 +94,7 @@ async def client_at(port: int, context: ssl.SSLContext, host: str = HOST) -> str
     """Who the server takes us for."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname=host)
     try:
-        return (await asyncio.wait_for(reader.read(), 10)).decode()
+        return (await asyncio.wait_for(reader.read(), 60)).decode()
     finally:
         writer.close()
         with contextlib.suppress(ConnectionError, ssl.SSLError):

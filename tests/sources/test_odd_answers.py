@@ -8,7 +8,7 @@ import random
 import re
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing, suppress
 from types import SimpleNamespace
 from typing import Any, Self
@@ -36,8 +36,10 @@ from aiodockersave.sources._retrying import InterruptedTransfer, Retries, Turns
 from aiodockersave.sources._transport import Request, Transport
 from aiodockersave.sources.credentials import StaticCredentials
 from tests.images import make_image, make_layer, to_document, to_json
+from tests.support.clock import LoopClock
 from tests.support.faulty_registry import (
     PASSWORD,
+    QUIET,
     SECRETS,
     USER,
     Fault,
@@ -50,7 +52,9 @@ from tests.support.faulty_registry import (
 AMD64 = Platform("linux", "amd64")
 IMAGE = make_image(make_layer({"noise": random.Random(1).randbytes(60_000)}))
 LAYER, BLOB = IMAGE.layers[0].descriptor, IMAGE.layers[0].blob
-SHORT = Timeouts(connect=0.3, silence=0.3)
+PATIENT = Timeouts(connect=60, silence=60)
+NO_CONNECTION = Timeouts(connect=0.3, silence=60)  # not a verdict: for what never comes about
+SILENCE = 10.0  # seconds of a clock that is put forward where somebody falls silent
 
 
 async def no_sleep(seconds: float) -> None:
@@ -73,15 +77,23 @@ async def read(source: RegistrySource) -> bytes:
 class Teller:
     """Answers with some bytes, with more when it is told to, and then says nothing until the client leaves.
 
+    Args:
+        first: What it answers at once.
+        rest: What it answers then.
+        on_silence: Is called when it says nothing any more.
+
     Attributes:
         go_on: Set it for the rest.
         address: Where it listens.
     """
 
-    def __init__(self, first: bytes, rest: bytes = b"") -> None:
+    def __init__(
+        self, first: bytes, rest: bytes = b"", on_silence: Callable[[], object] = lambda: None
+    ) -> None:
         self.go_on = asyncio.Event()
         self.address = ""
         self._pieces = first, rest
+        self._on_silence = on_silence
         self._talks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
@@ -104,7 +116,12 @@ class Teller:
             writer.write(first)
             await self.go_on.wait()
             writer.write(rest)
-            await reader.read()
+            leaving = asyncio.ensure_future(reader.read())
+            for _ in range(QUIET):  # what was sent is read meanwhile, and may be enough
+                await asyncio.sleep(0.005)
+            if not leaving.done():
+                self._on_silence()
+            await leaving
 
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -127,11 +144,12 @@ def parser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 async def test_a_body_whose_framing_breaks_is_gone_on_with(size: int) -> None:
     """The compiled parser leaves the reader of such a body waiting for ever, the other raises what is no client's error."""
     data = b""
+    clock = LoopClock()
     async with (
-        asyncio.timeout(10),
-        Teller(CHUNKED + chunk(BLOB[:size]), NO_FRAME) as broken,
+        asyncio.timeout(100),
+        Teller(CHUNKED + chunk(BLOB[:size]), NO_FRAME, lambda: clock.put_forward(SILENCE + 1)) as broken,
         FaultyRegistry({"team/app:1": IMAGE}, [redirect(f"http://{broken.address}/").often(1)]) as registry,
-        source_of(timeouts=SHORT) as source,
+        source_of(timeouts=Timeouts(connect=60, silence=SILENCE)) as source,
     ):
         await source.resolve(f"{registry.address}/team/app:1", AMD64)
         async with source.open_blob(LAYER) as chunks:
@@ -149,8 +167,10 @@ async def test_a_body_whose_framing_breaks_is_gone_on_with(size: int) -> None:
 
 @pytest.mark.parametrize("said", [b"", b"HTTP/1.1 200 OK\r\n"], ids=["nothing", "half an answer"])
 async def test_a_proxy_that_falls_silent_is_not_waited_for(said: bytes) -> None:
-    async with asyncio.timeout(10), Teller(said) as proxy:
-        settings = Settings(accepting_all, SHORT, proxies=Proxies.read({"HTTPS_PROXY": proxy.address}))
+    async with asyncio.timeout(60), Teller(said) as proxy:
+        settings = Settings(
+            accepting_all, NO_CONNECTION, proxies=Proxies.read({"HTTPS_PROXY": proxy.address})
+        )
         transport = Transport("registry.example", 443, settings)
         try:
             with pytest.raises(InterruptedTransfer, match=r"no connection within 0\.3 s"):
@@ -192,7 +212,7 @@ async def test_from_https_to_http_however_it_is_written() -> None:
         leading("http://127.0.0.1/", tls) as secure,
         leading(f"HTTPS://127.0.0.1:{secure}/") as plain,
     ):
-        transport = Transport("127.0.0.1", plain, Settings(accepting_all, SHORT, guard=outside))
+        transport = Transport("127.0.0.1", plain, Settings(accepting_all, PATIENT, guard=outside))
         try:
             with pytest.raises(RegistryError, match="from https to http"):
                 await transport.open(Request("blob", f"http://127.0.0.1:{plain}/"))
@@ -332,7 +352,7 @@ async def test_after_many_cancels_every_connection_can_be_had(is_lent: bool) -> 
     layers = [make_layer({f"{number}": random.Random(number).randbytes(100_000)}) for number in range(12)]
     choose = random.Random(5)
     async with (
-        asyncio.timeout(30),
+        asyncio.timeout(60),
         FaultyRegistry({"team/app:1": make_image(*layers)}, auth="bearer", token_uses=30) as registry,
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=3)) as session,
         source_of(

@@ -45,7 +45,7 @@ async def trusting_nobody(host_port: str, is_named: bool) -> ssl.SSLContext:
 
 @asynccontextmanager
 async def transport_to(host: str, port: int, proxies: Proxies = NO_PROXIES) -> AsyncIterator[Transport]:
-    transport = Transport(host, port, Settings(trusting_nobody, Timeouts(5, 5), proxies=proxies))
+    transport = Transport(host, port, Settings(trusting_nobody, Timeouts(30, 30), proxies=proxies))
     try:
         yield transport
     finally:

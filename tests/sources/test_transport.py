@@ -33,7 +33,10 @@ from aiodockersave.sources._proxies import Proxies
 from aiodockersave.sources._retrying import InterruptedTransfer
 from aiodockersave.sources._transport import MAX_REDIRECTS, Request, Response, Transport
 
-TIMEOUTS = Timeouts(connect=0.3, silence=0.3)
+PATIENT = Timeouts(connect=60, silence=60)
+SILENCE = Timeouts(connect=60, silence=0.3)  # not a verdict: for what says nothing, however long one waits
+NO_CONNECTION = Timeouts(connect=0.3, silence=60)  # not a verdict: for what never comes about
+NOTHING = Timeouts(connect=0.3, silence=0.3)  # not a verdict: for what does neither
 AUTHORIZATION = "Bearer the-token"
 
 
@@ -121,8 +124,8 @@ def connect(stack: AsyncExitStack) -> Connect:
 
     def make(url: str, **settings: Any) -> Transport:
         host, _, port = url.rpartition("://")[2].rpartition(":")
-        settings.setdefault("tls", trusting())
-        transport = Transport(host, int(port), Settings(timeouts=TIMEOUTS, **settings))
+        for_tests: dict[str, Any] = {"tls": trusting(), "timeouts": PATIENT}
+        transport = Transport(host, int(port), Settings(**for_tests | settings))
         stack.push_async_callback(transport.dialler.aclose)
         return transport
 
@@ -738,7 +741,7 @@ async def test_who_says_nothing_speaks_nothing(connect: Connect) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"https://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(InterruptedTransfer, match=r"no connection within 0\.3 s"):
-            await connect(url).speaks_tls(Request("probe", url))
+            await connect(url, timeouts=NO_CONNECTION).speaks_tls(Request("probe", url))
 
 
 async def test_from_https_to_http(stack: AsyncExitStack, connect: Connect, ca: trustme.CA) -> None:
@@ -821,7 +824,7 @@ async def test_faults(
 ) -> None:
     url = await stack.enter_async_context(answering_raw(answer, then_wait=waits))
     with pytest.raises(error, match=message) as caught:
-        await fetch(connect(url), f"{url}/v2/?secret=1")
+        await fetch(connect(url, timeouts=SILENCE if waits else PATIENT), f"{url}/v2/?secret=1")
     assert url in str(caught.value)
     assert "secret" not in str(caught.value)
     assert caught.value.__context__ is None, "aiohttp's errors hold whole URLs"
@@ -844,7 +847,7 @@ async def test_nobody_answers_the_call(connect: Connect) -> None:
             with pytest.raises(
                 InterruptedTransfer, match=r"no connection within 0.3 s|nothing came for 0.3 s"
             ):
-                await fetch(connect(url), url)
+                await fetch(connect(url, timeouts=NOTHING), url)
 
 
 async def test_the_resolver_does_not_know(connect: Connect) -> None:
@@ -859,7 +862,8 @@ async def test_the_resolver_does_not_answer(stack: AsyncExitStack, connect: Conn
         return []
 
     session = await stack.enter_async_context(aiohttp.ClientSession()) if is_lent else None
-    transport = connect("http://slow.example:80", guard=DialGuard(resolve=resolve), session=session)
+    guard = DialGuard(resolve=resolve)
+    transport = connect("http://slow.example:80", guard=guard, session=session, timeouts=NO_CONNECTION)
     with pytest.raises(InterruptedTransfer, match="the resolver does not answer"):
         await fetch(transport, "http://slow.example/")
 

@@ -18,8 +18,8 @@ NAME = "example.com/app:1.0"
 AMD64 = Platform("linux", "amd64")
 IMAGE = make_image(make_layer({"data": b"data\n" * 500}))
 LAYER = IMAGE.layers[0]
-TIMEOUTS = Timeouts(connect=2, silence=2)
-TIME_LIMIT = 20.0  # seconds, for anything
+TIMEOUTS = Timeouts(connect=30, silence=30)
+TIME_LIMIT = 60.0  # seconds, for anything
 FOREIGN = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
 DOCUMENTS: tuple[Kind, ...] = ("manifest", "config", "blob")
 

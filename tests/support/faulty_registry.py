@@ -21,7 +21,7 @@ import re
 import socket
 import ssl
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Literal, Self, TypeAlias
@@ -38,6 +38,7 @@ Auth: TypeAlias = Literal["none", "basic", "bearer"]
 Ending: TypeAlias = Literal["whole", "close", "reset", "stall", "endless"]
 
 HERE, ELSEWHERE = "127.0.0.1", "127.0.0.2"
+QUIET = 10  # looks in a row at which nothing goes on: then nothing does
 USER, PASSWORD = "gordon", "correct horse"
 BASIC = "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
 SECRETS = (PASSWORD, BASIC.removeprefix("Basic "), "token-")
@@ -346,14 +347,22 @@ class _Host:
 
     Attributes:
         asks: Every request, in the order in which they came.
+        speaking: How many of them are being answered.
     """
 
-    def __init__(self, ip: str, answer: Callable[[web.BaseRequest, str], Answer]) -> None:
+    def __init__(
+        self,
+        ip: str,
+        answer: Callable[[web.BaseRequest, str], Answer],
+        fall_silent: Callable[[], Awaitable[None]],
+    ) -> None:
         self.asks: list[Ask] = []
+        self.speaking = 0
         self.ip = ip
         self.port = 0
         self.scheme = "http"
         self._answer = answer
+        self._fall_silent = fall_silent
         self._runner: web.ServerRunner | None = None
 
     @property
@@ -387,8 +396,16 @@ class _Host:
         await self._runner.cleanup()
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        body = (await request.read()).decode()
-        return await _send(request, self._answer(request, body))
+        self.speaking += 1
+        try:
+            body = (await request.read()).decode()
+            answer = self._answer(request, body)
+            response = await _send(request, answer)
+        finally:
+            self.speaking -= 1
+        if answer.ending == "stall" and (answer.sent == -1 or request.method != "HEAD"):
+            await self._fall_silent()
+        return response
 
 
 async def _send(request: web.BaseRequest, answer: Answer) -> web.StreamResponse:
@@ -409,8 +426,6 @@ async def _send(request: web.BaseRequest, answer: Answer) -> web.StreamResponse:
 
 async def _end(request: web.BaseRequest, response: web.StreamResponse, answer: Answer) -> None:
     transport = request.transport
-    if answer.ending == "stall":
-        await asyncio.Event().wait()  # until the client leaves
     with contextlib.suppress(ConnectionError):  # the client has left
         while answer.ending == "endless":
             await response.write(answer.body)
@@ -431,6 +446,8 @@ class FaultyRegistry:
         token_uses: After so many requests with one token it is no longer valid; None for never.
         documents: Manifests and indexes by ``name:tag`` and by digest: media type and bytes.
         blobs: Blobs and configs by digest.
+        on_silence: Is called when it has fallen silent, once nothing else goes on: who puts a clock forward then makes only
+            this silence a long one.
         here: The registry's own host.
         other: The other host.
     """
@@ -450,10 +467,12 @@ class FaultyRegistry:
         self.token_uses = token_uses
         self.documents: dict[str, tuple[str, bytes]] = {}
         self.blobs: dict[str, bytes] = {}
+        self.on_silence: Callable[[], object] | None = None
+        self._silences = 0
         self._configs: set[str] = set()
         self._token_uses: dict[str, int] = {}
-        self.here = _Host(ip, self._answer_here)
-        self.other = _Host(elsewhere, self._answer_elsewhere)
+        self.here = _Host(ip, self._answer_here, self._fall_silent)
+        self.other = _Host(elsewhere, self._answer_elsewhere, self._fall_silent)
         for name, image in (images or {}).items():
             self.add(name, image)
 
@@ -503,6 +522,18 @@ class FaultyRegistry:
     def connections(self) -> int:
         """How many connections are open, at both hosts."""
         return self.here.connections + self.other.connections
+
+    async def _fall_silent(self) -> None:
+        """Say nothing, until the client leaves."""
+        while self.on_silence is not None:
+            before, quiet = self._silences, 0
+            while quiet < QUIET and before == self._silences:
+                await asyncio.sleep(0.005)  # what was sent is read meanwhile
+                quiet = quiet + 1 if self.here.speaking + self.other.speaking == 0 else 0
+            if before == self._silences:  # else another one's was long just now, and so was this
+                self._silences += 1
+                self.on_silence()
+        await asyncio.Event().wait()
 
     # ── answers ──
 

@@ -24,9 +24,11 @@ from aiohttp import web
 from granian.constants import Interfaces
 from granian.server.embed import Server as Granian
 
+from tests.support.ports import free_port
+
 SEND_BUFFER = 64 << 10
 """Bytes that the kernel keeps of what is sent: little, so that a stalled client is felt soon."""
-LIMIT = 20.0
+LIMIT = 60.0
 """Seconds for anything that is waited for."""
 
 Asgi: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
@@ -78,7 +80,7 @@ def aiohttp_server(*, handler_cancellation: bool) -> Server:
         application = web.Application()
         application.router.add_route("*", "/", app.handler)
         runner = web.AppRunner(
-            application, access_log=None, handler_cancellation=handler_cancellation, shutdown_timeout=1
+            application, access_log=None, handler_cancellation=handler_cancellation, shutdown_timeout=20
         )
         await runner.setup()
         sock = listening_socket()
@@ -104,7 +106,7 @@ def uvicorn_server(http: Literal["h11", "httptools"]) -> Server:
             lifespan="off",
             log_config=None,
             access_log=False,
-            timeout_graceful_shutdown=1,
+            timeout_graceful_shutdown=20,
         )
         server = uvicorn.Server(config)
         with contextlib.closing(listening_socket()) as sock:
@@ -120,8 +122,8 @@ async def hypercorn_server(app: App) -> AsyncIterator[Address]:
     sock = listening_socket()
     address = Address(*sock.getsockname())
     config.bind = [f"fd://{sock.detach()}"]
-    config.graceful_timeout = 1
-    config.shutdown_timeout = 1
+    config.graceful_timeout = 20
+    config.shutdown_timeout = 20
     config.errorlog = logging.getLogger("hypercorn.error")
     stop = asyncio.Event()
     async with running(
@@ -132,8 +134,7 @@ async def hypercorn_server(app: App) -> AsyncIterator[Address]:
 
 @asynccontextmanager
 async def granian_server(app: App) -> AsyncIterator[Address]:
-    with listening_socket() as free:
-        address = Address(*free.getsockname())
+    address = Address("127.0.0.1", free_port())
     server = Granian(app.asgi, address.host, address.port, interface=Interfaces.ASGINL, log_enabled=False)
     log = logging.getLogger("_granian")
     log.disabled = True  # records of faults, which pytest keeps, hold the server's runtime
@@ -187,6 +188,7 @@ async def reached(address: Address) -> None:
 @asynccontextmanager
 async def running(serving: Any, stop: Callable[[], None]) -> AsyncIterator[None]:
     """Run a server in a task; stop it at the end of the block, and wait until it has ended."""
+    before = asyncio.all_tasks()
     task = asyncio.create_task(serving)
     try:
         yield
@@ -194,6 +196,9 @@ async def running(serving: Any, stop: Callable[[], None]) -> AsyncIterator[None]
         stop()
         async with asyncio.timeout(LIMIT):
             await asyncio.wait([task])
+            # Some servers do not wait for what they have cancelled.
+            while ending := [each for each in asyncio.all_tasks() - before if each.cancelling()]:
+                await asyncio.wait(ending)
         await task
 
 

@@ -190,9 +190,13 @@ class Caller:
         self._sock.close()
 
 
-async def until(condition: Callable[[], bool], seconds: float = LIMIT) -> None:
-    """Wait until something holds."""
-    async with asyncio.timeout(seconds):
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until something holds.
+
+    What is promised is sooner, some of it within a second; but without what brings it about it would be never, and a busy
+    machine may take its time.
+    """
+    async with asyncio.timeout(LIMIT):
         while not condition():
             await asyncio.sleep(0.01)
 

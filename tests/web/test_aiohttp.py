@@ -17,7 +17,7 @@ from aiohttp import web
 from aiodockersave import InvalidInputError
 from tests.images import archive_of
 
-from .servers import Address, listening_socket
+from .servers import LIMIT, Address, listening_socket
 from .site import Caller, Depot, DepotError, Site, own_tasks, random_image, receiving_socket, until
 from .test_frameworks import read_by_http_1_0
 
@@ -32,7 +32,7 @@ def site(request: pytest.FixtureRequest) -> Site:
 
 @pytest.fixture
 async def session() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as session:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=LIMIT)) as session:
         yield session
 
 
@@ -49,7 +49,7 @@ async def served(handler: Handler, tls: ssl.SSLContext | None = None) -> AsyncIt
 
     app = web.Application(middlewares=[answer])
     app.router.add_get("/", handler)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=20)
     await runner.setup()
     sock = listening_socket()
     try:
@@ -70,21 +70,32 @@ async def test_no_answer_follows_half_a_body(site: Site, session: aiohttp.Client
     """A time-out around the response is the application's, and is raised; its answer must not be taken for the rest."""
     site.depot.silent_at = 1_000_000
     raised: list[type[BaseException]] = []
+    limits: list[asyncio.Timeout] = []
+    has_begun = asyncio.Event()
 
     async def handle(request: web.Request) -> web.StreamResponse:
         try:
-            async with asyncio.timeout(0.3):
+            async with asyncio.timeout(None) as limit:
+                limits.append(limit)
                 return await site.handle(request)
         except BaseException as exc:
             raised.append(type(exc))
             raise
 
+    async def time_out() -> None:
+        await has_begun.wait()
+        await site.depot.is_silent.wait()
+        limits[0].reschedule(asyncio.get_running_loop().time())
+
     async with served(handle) as address:
         received = bytearray()
+        timing_out = asyncio.create_task(time_out())
         with pytest.raises(aiohttp.ClientPayloadError):
             async with session.get(address.url) as response:
                 async for chunk in response.content.iter_any():
                     received += chunk
+                    has_begun.set()
+        await timing_out
     assert raised == [TimeoutError]
     assert (await archive_of([IMAGE])).startswith(received)
     assert own_tasks() == []
@@ -155,7 +166,7 @@ async def test_a_client_that_stalls_at_the_end() -> None:
     async with served(handle) as address:
         caller = Caller(address)
         await caller.ask()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT):
             await handled.wait()
         received = await caller.read(1 << 30)  # it comes to an end
         caller.close()
@@ -208,7 +219,7 @@ async def test_over_tls(site: Site, session: aiohttp.ClientSession, tmp_path: Pa
         async with session.get(url, ssl=trust) as response:
             await site.depot.is_silent.wait()
             response.close()
-        await until(lambda: site.depot.open == 0 and not own_tasks(), seconds=1)
+        await until(lambda: site.depot.open == 0 and not own_tasks())
 
 
 async def test_many_requests_on_one_connection(session: aiohttp.ClientSession) -> None:

@@ -16,6 +16,7 @@ from aiodockersave.web import _delivery
 from aiodockersave.web._delivery import PIECE_SIZE, Delivery, Outcome
 from tests.interruption import WAYS, Driver, Way, suspend_until_ready
 
+from .servers import LIMIT
 from .site import own_tasks, until
 
 
@@ -96,7 +97,7 @@ def raising(error: BaseException) -> Callable[[], Awaitable[object]]:
     return fail
 
 
-async def run(listener: Listener, body: Body, size: int | None = None, timeout: float = 20) -> Outcome:
+async def run(listener: Listener, body: Body, size: int | None = None, timeout: float = LIMIT) -> Outcome:
     return await Delivery(listener, size=size, send_timeout=timeout).run(body)
 
 
@@ -145,14 +146,14 @@ async def test_another_size_than_was_promised(
 
 async def test_a_fault_before_the_first_chunk() -> None:
     """Nothing was sent, so the application can still answer."""
-    delivery = Delivery(listener := Listener(), size=None, send_timeout=20)
+    delivery = Delivery(listener := Listener(), size=None, send_timeout=LIMIT)
     with pytest.raises(ZeroDivisionError):
         await delivery.run(Body(ZeroDivisionError()))
     assert (listener.events, delivery.is_started, delivery.sent) == ([], False, 0)
 
 
 async def test_a_fault_in_the_middle() -> None:
-    delivery = Delivery(listener := Listener(), size=None, send_timeout=20)
+    delivery = Delivery(listener := Listener(), size=None, send_timeout=LIMIT)
     with pytest.raises(ZeroDivisionError):
         await delivery.run(body := Body(b"abc", ZeroDivisionError()))
     assert (listener.events, delivery.is_started, delivery.sent) == (["start", b"abc"], True, 3)
@@ -185,7 +186,8 @@ async def test_another_fault_of_the_application(where: str, error: OSError) -> N
 @pytest.mark.parametrize("where", ["start", "send", "finish"])
 async def test_a_client_that_stalls(where: str) -> None:
     listener, body = Listener(**{where: forever}), Body(b"abc")
-    assert await run(listener, body, timeout=0.01) is Outcome.STALLED
+    outcome = await run(listener, body, timeout=0.01)  # not a verdict: nothing else can come of it
+    assert outcome is Outcome.STALLED
     assert body.closed
     assert own_tasks() == []
 
@@ -279,7 +281,7 @@ async def test_cancel_wins_over_a_client_that_leaves() -> None:
 async def test_a_timeout_around_it_stays_one() -> None:
     body = Body(b"abc", forever)
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.01):
+        async with asyncio.timeout(0.01):  # not a verdict: nothing else can come of it
             await run(Listener(), body)
     task = asyncio.current_task()
     assert task

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import random
@@ -13,8 +14,9 @@ import pytest
 
 from aiodockersave import DigestMismatchError
 from tests.images import archive_of
+from tests.support.clock import LoopClock
 
-from .servers import KEEP_STALLED, SERVERS, Server, open_sockets
+from .servers import KEEP_STALLED, LIMIT, SERVERS, Server, open_sockets
 from .site import Caller, Depot, DepotError, Site, own_tasks, random_image, until
 
 IMAGE = random_image(3_000_000)
@@ -33,7 +35,7 @@ def is_aiohttp(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture
 async def session() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as session:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=LIMIT)) as session:
         yield session
 
 
@@ -227,11 +229,9 @@ LARGE = random_image(8 * MIB, seed=3)
 
 
 async def check_nothing_left(site: Site, sockets: int) -> None:
-    """Check that tasks, blobs and connections are as before, after at most 5 s."""
+    """Check that tasks, blobs and connections are as before, at last."""
     try:
-        await until(
-            lambda: site.depot.open == 0 and not own_tasks() and len(open_sockets()) <= sockets, seconds=5
-        )
+        await until(lambda: site.depot.open == 0 and not own_tasks() and len(open_sockets()) <= sockets)
     except TimeoutError:
         pytest.fail(
             f"left: {site.depot.open} blobs, tasks {own_tasks()}, {len(open_sockets()) - sockets} connections"
@@ -251,7 +251,8 @@ async def test_fifty_clients_that_leave(
         async def visit(number: int) -> None:
             caller = Caller(address)
             await caller.ask()
-            await caller.read(noise.randrange(3 * MIB))
+            with contextlib.suppress(ConnectionResetError):  # a busy machine makes some more of them stall
+                await caller.read(noise.randrange(3 * MIB))
             if number % 3 == 2:
                 stalled.append(caller)
             elif number % 3:
@@ -280,7 +281,7 @@ async def test_little_is_fetched_for_a_client_that_has_left(server: Server, site
         await caller.read(MIB)
         given = site.depot.given
         getattr(caller, way)()
-        await until(lambda: site.depot.open == 0, seconds=5)
+        await until(lambda: site.depot.open == 0 and not own_tasks())
         assert site.depot.given - given <= 4 * MIB
 
 
@@ -293,7 +294,7 @@ async def test_a_client_that_leaves_a_silent_source(server: Server, site: Site) 
         await site.depot.is_silent.wait()
         await caller.read(1000)
         caller.close()
-        await until(lambda: site.depot.open == 0 and not own_tasks(), seconds=1)
+        await until(lambda: site.depot.open == 0 and not own_tasks())
     assert site.failures == []
 
 
@@ -305,20 +306,22 @@ async def test_a_client_that_leaves_before_the_first_byte(server: Server) -> Non
         await caller.ask()
         await site.depot.is_silent.wait()
         caller.close()
-        await until(lambda: site.depot.open == 0 and not own_tasks(), seconds=1)
+        await until(lambda: site.depot.open == 0 and not own_tasks())
     assert site.failures == []
 
 
 async def test_a_client_that_is_only_slow(server: Server, planned: Site, expected: bytes) -> None:
     """Each piece is in time, though the whole takes longer than the limit for one."""
-    planned.options["send_timeout"] = 0.6
+    clock = LoopClock()
+    planned.options["send_timeout"] = 40
     async with server(planned.app) as address:
         caller = Caller(address)
         await caller.ask("Connection: close")
         received = b""
         while chunk := await caller.read(300_000):
             received += chunk
-            await asyncio.sleep(0.15)
+            await asyncio.sleep(0.01)  # all that can be sent meanwhile is
+            clock.put_forward(10)
         caller.close()
     assert received.endswith(expected)
     assert planned.failures == []

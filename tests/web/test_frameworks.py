@@ -29,7 +29,7 @@ from aiodockersave import InvalidInputError
 from aiodockersave.web.asgi import ArchiveResponse, PlanResponse
 from tests.images import archive_of
 
-from .servers import SERVERS, App
+from .servers import LIMIT, SERVERS, App
 from .site import Caller, Depot, DepotError, Site, own_tasks, random_image, until
 
 IMAGE = random_image(3_000_000)
@@ -53,7 +53,7 @@ async def no_middlewares_left(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
 
 @pytest.fixture
 async def session() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as session:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=LIMIT)) as session:
         yield session
 
 
@@ -243,7 +243,7 @@ async def test_no_middleware_ends_what_stalled(server: str, granian_is_warm: Non
         await caller.ask("Connection: close")
         await caller.read(1000)
         await until(lambda: site.depot.given > 0)
-        await until(lambda: site.depot.open == 0 and not own_tasks(), seconds=5)
+        await until(lambda: site.depot.open == 0 and not own_tasks())
         received = await caller.read(1 << 30)
         assert len(received) < 16 << 20
         assert not received.endswith(b"\r\n0\r\n\r\n")
@@ -257,7 +257,7 @@ async def test_a_client_that_leaves_a_silent_source(app: Any, site: Site) -> Non
         await caller.ask()
         await site.depot.is_silent.wait()
         caller.close()
-        await until(lambda: site.depot.open == 0 and not own_tasks(), seconds=1)
+        await until(lambda: site.depot.open == 0 and not own_tasks())
 
 
 @pytest.mark.parametrize("way", sorted(WAYS.keys() - {"Starlette, behind middleware"}))
@@ -270,7 +270,7 @@ async def test_a_client_that_stalls_is_dropped(way: str) -> None:
         await caller.ask()
         await caller.read(1000)
         await until(lambda: site.depot.given > 0)
-        await until(lambda: site.depot.open == 0 and not own_tasks(), seconds=5)
+        await until(lambda: site.depot.open == 0 and not own_tasks())
         received = await caller.read(1 << 30)  # it comes to an end: nobody keeps the connection
         assert len(received) < 8 << 20
         caller.close()
@@ -335,7 +335,7 @@ async def test_background_tasks(site: Site, session: aiohttp.ClientSession) -> N
 
     async with served(app) as address, session.get(address.url) as response:
         await response.read()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT):
             await done.wait()
 
 
@@ -344,7 +344,7 @@ async def test_a_background_task_of_its_own(site: Site, session: aiohttp.ClientS
     site.options["background"] = BackgroundTask(done.set)
     async with served(by_starlette(site)) as address, session.get(address.url) as response:
         await response.read()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT):
             await done.wait()
 
 
@@ -373,7 +373,7 @@ async def read_by_http_1_0(address: Any) -> bytes:
     reader, writer = await asyncio.open_connection(address.host, address.port)
     try:
         writer.write(b"GET / HTTP/1.0\r\n\r\n")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT):
             return await reader.read()
     finally:
         writer.close()
@@ -416,7 +416,7 @@ asyncio.run(main())
         cwd=Path(aiodockersave.__file__).parent.parent,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=LIMIT,
         check=False,
     )
     assert (done.stdout, done.stderr) == ("206 b'1' 9\n", "")

@@ -16,6 +16,7 @@ from aiodockersave import archive_stream, stream_plan
 from aiodockersave.stream import ByteStream
 from tests.images import archive_of
 
+from .servers import LIMIT
 from .site import Depot, DepotError, Site, own_tasks, random_image, until
 
 IMAGE = random_image(3_000_000)
@@ -25,7 +26,7 @@ Put = Callable[[str, ByteStream, dict[str, str]], Awaitable[int]]
 
 async def put_by_aiohttp(url: str, body: ByteStream, headers: dict[str, str]) -> int:
     async with (
-        aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session,
+        aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=LIMIT)) as session,
         body as data,
         session.put(url, data=data, headers=headers) as response,
     ):
@@ -33,7 +34,7 @@ async def put_by_aiohttp(url: str, body: ByteStream, headers: dict[str, str]) ->
 
 
 async def put_by_httpx2(url: str, body: ByteStream, headers: dict[str, str]) -> int:
-    async with httpx2.AsyncClient(timeout=10) as client, body as data:
+    async with httpx2.AsyncClient(timeout=LIMIT) as client, body as data:
         return (await client.put(url, content=data, headers=headers)).status_code
 
 
@@ -103,7 +104,7 @@ async def serving(store: Store) -> AsyncIterator[str]:
     server = await asyncio.start_server(store.handle, "127.0.0.1", 0)
     async with server:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/app.tar"
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT):
             await store.finished.wait()
 
 
@@ -126,7 +127,7 @@ def make(request: pytest.FixtureRequest) -> Any:
 
 
 async def check_closed(site: Site) -> None:
-    await until(lambda: site.depot.open == 0 and not own_tasks(), seconds=1)
+    await until(lambda: site.depot.open == 0 and not own_tasks())
 
 
 async def test_all_arrives(put: Put, site: Site, make: Any) -> None:
@@ -172,7 +173,7 @@ async def test_cancel(put: Put, site: Site, make: Any) -> None:
     body, headers = make(site)
     async with serving(store := Store()) as url:
         task = asyncio.ensure_future(put(url, body, headers))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT):
             await site.depot.is_silent.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -2,9 +2,8 @@
 
 The promise of this package is that nothing of a call goes on when it has returned or raised. A thread
 cannot be interrupted, so a cancelled call waits until its blocking call is done, and is cancelled then. This
-is the only room with a shield, and it shields two ways: who waits has a future of its own, which is all that a cancel can
-reach, and behind the first cancel an anyio scope, since the cancel scopes around would deliver theirs over and over. Not before
-it: anyio keeps a task inside a scope for ever, where the loop was closed under it.
+is the only room with a shield, and it shields two ways at once: who waits has a future of its own, which is all that
+``Task.cancel`` can reach, and an anyio scope against the cancel scopes around, which would otherwise deliver their cancel over and over.
 
 Only calls that end by themselves are waited for (regular files, hashing), never a pipe or a connection.
 
@@ -55,10 +54,25 @@ def running_task() -> asyncio.Task[Any]:
     return task
 
 
+def _is_in_scope() -> bool:
+    """Tell whether there are cancel scopes of anyio's around."""
+    backend = sys.modules.get("anyio._backends._asyncio")
+    if backend is None:
+        return False  # it is loaded with the first of them
+    # anyio says it nowhere in public; where this has another name one day, there may always be some.
+    states = getattr(backend, "_task_states", None)
+    if states is None:
+        return True
+    return getattr(states.get(asyncio.current_task()), "cancel_scope", None) is not None
+
+
 @contextlib.contextmanager
 def _shield() -> Generator[None, None, None]:
-    """Shield against the cancel scopes around, where there can be some."""
-    if "anyio" not in sys.modules:
+    """Shield against the cancel scopes around, where there are some.
+
+    anyio keeps a task inside of a scope for ever, where the loop was closed under it: so no task is put into one needlessly.
+    """
+    if not _is_in_scope():
         yield
         return
     from anyio import CancelScope  # noqa: PLC0415 - see above
@@ -306,14 +320,12 @@ async def wait_out(future: asyncio.Future[T]) -> T:
             it is, so that time-outs and task groups recognise it. An error of the call is added as a note.
     """
     cancelled: asyncio.CancelledError | None = None
-    with contextlib.ExitStack() as shield:
+    with _shield():
         while not future.done():
             try:
                 await _done_or_later(future)
             except asyncio.CancelledError as exc:
-                if cancelled is None:
-                    cancelled = exc
-                    shield.enter_context(_shield())
+                cancelled = cancelled or exc
             except BaseException:  # the coroutine is being closed, or an interrupt came between two lines
                 forget(future)
                 raise

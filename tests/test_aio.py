@@ -187,6 +187,67 @@ def test_a_thread_ends_though_its_loop_is_closed(gate: Gate, is_held: bool) -> N
     assert not thread.is_alive()
 
 
+async def test_a_result_of_which_nobody_has_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C raises in whatever runs: the loop may have taken it from its queue, and not got to it."""
+    monkeypatch.setattr(asyncio.get_running_loop(), "call_soon_threadsafe", lambda *_: None)
+    worker = Worker(WORKER)
+    assert await asyncio.wait_for(worker.run(divmod, 7, 2), PATIENCE) == (3, 1)
+    with pytest.raises(ZeroDivisionError):
+        await asyncio.wait_for(worker.run(divmod, 7, 0), PATIENCE)
+
+
+async def test_what_is_left_to_a_thread_is_done_behind_its_calls(gate: Gate) -> None:
+    worker = Worker(WORKER)
+    done: list[str] = []
+    with worker.held():
+        future = worker.submit(gate)
+        await entered(gate)
+        worker.leave(done.append, "behind it")
+        worker.leave(divmod, 1, 0)  # what it raises is dropped
+    assert not done
+    gate.open()
+    await future
+    await until(lambda: not worker_threads())
+    assert done == ["behind it"]
+    worker.leave(done.append, "at once, where no thread works")
+    assert len(done) == 2
+
+
+async def test_a_thread_ends_with_its_worker() -> None:
+    """As where an interrupt came before what would have ended it."""
+    worker = Worker(WORKER)
+    holding = worker.held()
+    holding.__enter__()
+    await worker.run(int)
+    assert worker_threads()
+    worker._holds += 1  # so that what leaves the block does not end it
+    del worker, holding
+    await until(lambda: not worker_threads())
+
+
+async def test_calls_of_a_worker_that_is_not_held_run_in_order(gate: Gate) -> None:
+    worker = Worker(WORKER)
+    order: list[int] = []
+    first = worker.submit(gate)
+    others = [worker.submit(order.append, number) for number in range(5)]
+    await entered(gate)
+    assert not order
+    gate.open()
+    await asyncio.gather(first, *others)
+    assert order == list(range(5))
+
+
+async def test_a_call_that_is_waited_for_by_blocking(gate: Gate) -> None:
+    worker = Worker(WORKER)
+    worker.finish()  # there is none
+    future = worker.submit(gate)
+    await entered(gate)
+    threading.Timer(0.05, gate.open).start()
+    worker.finish()
+    assert gate.ended.is_set()
+    await future
+
+
 async def test_the_data_of_a_call_do_not_outlive_it() -> None:
     class Data:
         """What a weak reference can point at."""

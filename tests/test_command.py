@@ -516,6 +516,40 @@ def test_a_signal_at_any_moment_leaves_nothing_half_written(
     assert codes.count(code) >= 10
 
 
+INTERRUPTING = """
+import os, signal, sys
+
+class Interrupting:
+    "Sends SIGINT to its own process at the n-th line of the package, as Ctrl-C may at any."
+
+    left = int(os.environ["INTERRUPT_AT"])
+
+    def __call__(self, frame, event, arg):
+        if event == "call":
+            return self if "aiodockersave" in frame.f_code.co_filename else None
+        if event == "line":
+            Interrupting.left -= 1
+            if Interrupting.left == 0:
+                sys.settrace(None)
+                os.kill(os.getpid(), signal.SIGINT)
+        return self
+
+sys.settrace(Interrupting())
+"""
+TAKES_OVER = 10  # lines at the package's beginning that take Ctrl-C over
+
+
+@pytest.mark.parametrize("at", [TAKES_OVER + each for each in (0, 1, 2, 3, 5, 8, 13, 30, 60, 120, 250, 500)])
+def test_an_interrupt_from_the_first_line_on_is_no_traceback(at: int, large: str, tmp_path: Path) -> None:
+    """It ends the process as a signal does, which shells call 130, or with one line and that code."""
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTING)
+    environment = os.environ | {"INTERRUPT_AT": str(at), "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    result = execute("save", large, "-o", tmp_path / "a.tar", "--quiet", env=environment)
+    assert result.returncode in (-signal.SIGINT, 130)
+    assert result.stderr.decode() in ("", "aiodockersave: ended by SIGINT\n")
+    assert not (tmp_path / "a.tar").exists()
+
+
 def is_stopped(process: subprocess.Popen[bytes]) -> bool:
     """Stop a command until SIGCONT, and tell whether it had not ended before."""
     process.send_signal(signal.SIGSTOP)

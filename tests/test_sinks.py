@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import bz2
 import contextlib
+import gzip
 import io
+import lzma
 import os
 import random
+import select
 import socket
 import struct
 import subprocess
@@ -15,6 +19,7 @@ import tarfile
 import tempfile
 import textwrap
 import tty
+import zipfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -983,3 +988,80 @@ async def test_a_default_timeout_of_sockets_changes_nothing() -> None:
             socket.setdefaulttimeout(None)
         assert theirs.recv(10) == b"sent"
         assert ours.getblocking()
+
+
+# ── files that end in a pipe ──
+
+
+def _gzip(file: Any) -> Any:
+    return gzip.GzipFile(fileobj=file, mode="wb")
+
+
+def _zip_member(file: Any) -> Any:
+    return zipfile.ZipFile(file, "w").open("archive.tar", "w")
+
+
+def _bzip2(file: Any) -> Any:
+    return bz2.BZ2File(file, "w")
+
+
+def _xz(file: Any) -> Any:
+    return lzma.LZMAFile(file, "w")
+
+
+def _buffered(file: Any) -> Any:
+    return io.BufferedWriter(_gzip(file))
+
+
+def _shut(wrapped: Any) -> None:
+    wrapped.close()
+    getattr(wrapped, "_zipfile", wrapped).close()
+
+
+@pytest.mark.parametrize("wrap", [_gzip, _bzip2, _xz, _zip_member, _buffered])
+def test_a_file_that_ends_in_a_pipe_is_refused(wrap: Callable[[Any], Any], tmp_path: Path) -> None:
+    """A thread would wait in it until somebody reads, and a cancel for the thread."""
+    with (tmp_path / "file").open("wb") as file:
+        wrapped = wrap(file)
+        assert type(as_sink(wrapped)).__name__ == "BlockingSink"
+        _shut(wrapped)
+    with pipe() as (_, file):
+        wrapped = wrap(file)
+        with pytest.raises(TypeError, match="ends in a pipe, socket or device: a thread would wait in it"):
+            as_sink(wrapped)
+        _shut(wrapped)  # the pipe has room for that
+
+
+def test_a_member_of_a_zip_in_memory_is_written_in_a_thread() -> None:
+    with zipfile.ZipFile(io.BytesIO(), "w") as file, file.open("archive.tar", "w") as member:
+        assert type(as_sink(member)).__name__ == "BlockingSink"
+
+
+def test_a_file_in_memory_that_may_go_to_the_disk_is_not_moved_there() -> None:
+    with tempfile.SpooledTemporaryFile(max_size=1 << 20) as file:
+        as_sink(file)
+        assert not file._rolled  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("path", ["/dev/null", "/dev/full", "/dev/zero"])
+def test_a_device_that_has_no_queue_is_written_in_a_thread(path: str) -> None:
+    if not Path(path).exists():
+        pytest.skip(f"there is no {path}")
+    with open(path, "wb", buffering=0) as file:  # noqa: PTH123 - a device
+        assert type(as_sink(file)).__name__ == "PlainDescriptorSink"
+
+
+async def test_a_device_that_has_a_queue_is_written_by_the_loop() -> None:
+    try:
+        file = open("/dev/random", "wb", buffering=0)  # noqa: PTH123, SIM115 - a device
+    except OSError as exc:
+        pytest.skip(f"/dev/random: {exc.strerror}")
+    with file, select.epoll() as poll:
+        try:
+            poll.register(file.fileno(), select.EPOLLOUT)
+        except PermissionError:
+            pytest.skip("/dev/random has no queue here")
+        sink = as_sink(file)
+        assert type(sink).__name__ == "DescriptorSink"
+        await asyncio.wait_for(sink.write(b"a few bytes"), TIME_LIMIT)
+        assert os.get_blocking(file.fileno())

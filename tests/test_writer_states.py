@@ -1063,6 +1063,98 @@ async def test_a_coroutine_that_is_closed_does_not_wait_for_its_content() -> Non
     assert isinstance(await outcome_of(archive.close()), WriterBrokenError)
 
 
+class SlowlyClosed(GatedContent):
+    """Takes its time to close.
+
+    Attributes:
+        events: What happened, in order.
+    """
+
+    def __init__(self, layer: Layer, events: list[str]) -> None:
+        super().__init__(layer)
+        self.go_on.set()
+        self.events = events
+        self.closing = asyncio.Event()
+        self.may_close = asyncio.Event()
+
+    async def __aexit__(self, *args: object) -> None:
+        self.events.append("begins to close")
+        self.closing.set()
+        await self.may_close.wait()
+        self.events.append("is closed")
+
+
+class FailingSink(ListSink):
+    """Takes nothing."""
+
+    async def write(self, data: bytes, /) -> None:
+        raise OSError("the sink fails")
+
+
+async def _leave_by_an_error(archive: ArchiveWriter) -> None:
+    with pytest.raises(LookupError):
+        async with archive:
+            raise LookupError
+
+
+async def _leave(archive: ArchiveWriter) -> None:
+    async with archive:
+        pass
+
+
+@pytest.mark.parametrize("end", [ArchiveWriter.abort, _leave_by_an_error])
+async def test_the_end_of_a_broken_writer_waits_for_who_still_closes(end: Any) -> None:
+    events: list[str] = []
+    archive = ArchiveWriter(FailingSink())
+    content = SlowlyClosed(FIRST, events)
+    putting = asyncio.create_task(archive.put_layer(content.open, FIRST.descriptor))
+    await soon(content.closing.wait())
+    ending = asyncio.create_task(end(archive))
+    ending.add_done_callback(lambda _: events.append("ended"))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not ending.done()
+    content.may_close.set()
+    await soon(ending)
+    assert isinstance(await outcome_of(putting), OSError)
+    await asyncio.sleep(0)
+    assert events == ["begins to close", "is closed", "ended"]
+
+
+@pytest.mark.parametrize("end", [_leave, ArchiveWriter.abort])
+async def test_the_end_of_a_closed_writer_waits_for_who_still_closes(end: Any) -> None:
+    """A layer of unknown digest is still staging when the archive is closed: it is told, and takes its time."""
+    events: list[str] = []
+    archive = ArchiveWriter(ListSink())
+    content = SlowlyClosed(FIRST, events)
+    content.go_on.clear()
+    putting = asyncio.create_task(archive.put_layer(content.open))
+    await soon(content.reading.wait())
+    await soon(archive.close())
+    await soon(content.closing.wait())
+    ending = asyncio.create_task(end(archive))
+    ending.add_done_callback(lambda _: events.append("ended"))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not ending.done()
+    content.may_close.set()
+    await soon(ending)
+    assert is_closed_error(await outcome_of(putting), aborted=False)
+    await asyncio.sleep(0)
+    assert events == ["begins to close", "is closed", "ended"]
+
+
+async def test_a_broken_writer_tells_who_is_staging() -> None:
+    archive = ArchiveWriter(FailingSink())
+    staging = GatedContent(SECOND)
+    putting = asyncio.create_task(archive.put_layer(staging.open))
+    await soon(staging.reading.wait())
+    assert isinstance(await outcome_of(archive.put_layer(FIRST.blob, FIRST.descriptor)), OSError)
+    await soon(archive.abort())
+    assert isinstance(await outcome_of(putting), WriterBrokenError)
+    assert staging.closed == 1
+
+
 # ── archives at a path ──
 
 

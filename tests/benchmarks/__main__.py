@@ -28,6 +28,7 @@ BENCHMARKS = {
     "web": "a download from a server beside a bare handler's; twenty at once",
     "scaling": "sizes, numbers of layers, jobs, latency",
     "plot": "the picture of what speed measured last; needs --plot",
+    "before": "the command beside itself at an older commit; needs --before",
 }
 """Modules, in the order in which ``all`` runs them."""
 PROGRAMS = {
@@ -36,6 +37,7 @@ PROGRAMS = {
     "loop": ("skopeo", "docker-registry"),
     "resume": ("skopeo", "docker-registry"),
     "web": ("skopeo", "docker-registry", "curl"),
+    "before": ("docker-registry",),
 }
 """What they need besides Python."""
 
@@ -62,6 +64,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--folder", type=Path, help="where archives are written")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="the picture to draw: .svg or .png")
+    parser.add_argument("--before", type=Path, metavar="FOLDER", help="a checkout of an older commit")
     found = parser.parse_args(arguments)
     if unknown := set(found.names) - {*BENCHMARKS, "all"}:
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
@@ -93,7 +96,7 @@ def _repeat(name: str, settings: Settings) -> str:
     defaults = Settings()
     options = [
         f"--{option}={value}"
-        for option in ("runs", "scale", "kills", "seed", "folder", "plot")
+        for option in ("runs", "scale", "kills", "seed", "folder", "plot", "before")
         if (value := getattr(settings, option)) != getattr(defaults, option)
     ]
     options += [f"--save-option={option}" for option in settings.save_options]

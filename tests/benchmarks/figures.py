@@ -20,6 +20,7 @@ class Settings:
         kills: How many there are.
         folder: Where archives are written; a new one in the temporary directory by default.
         plot: Where the picture goes, if wanted.
+        before: A checkout of an older commit, to be measured beside.
     """
 
     runs: int = 5
@@ -29,6 +30,7 @@ class Settings:
     kills: int = 20
     folder: Path | None = None
     plot: Path | None = None
+    before: Path | None = None
 
     @classmethod
     def of(cls, arguments: argparse.Namespace) -> Settings:

@@ -83,15 +83,15 @@ def _limited(process: subprocess.Popen[bytes]) -> Iterator[None]:
         limit.cancel()
 
 
-def timed(argv: Sequence[str]) -> Usage:
-    """Run a program to its end.
+def timed(argv: Sequence[str], env: dict[str, str] | None = None) -> Usage:
+    """Run a program to its end, by default in this process's environment.
 
     Raises:
         ProgramError: It exited with another code than 0, or did not end in time.
     """
     with tempfile.TemporaryFile() as said:
         start = time.perf_counter()
-        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=env)
         with _limited(process):
             _, status, usage = os.wait4(process.pid, 0)  # says what this child used, not all of them
         seconds = time.perf_counter() - start

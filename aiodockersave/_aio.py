@@ -31,6 +31,9 @@ from .errors import EventLoopError
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_Calls = SimpleQueue[Callable[[], object] | None]
+"""Calls for a thread, and None to end it."""
+
 YIELD_BYTES = 1 << 20
 """After this many bytes without a suspension the loop gets its turn: about 1 ms of memory traffic."""
 _CHUNK_COST = 1 << 12
@@ -108,9 +111,7 @@ class Worker:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._calls: SimpleQueue[Callable[[], object] | None] | None = (
-            None  # of the thread that takes further ones
-        )
+        self._calls: _Calls | None = None  # of the thread that takes further ones
         self._thread: threading.Thread | None = None
         self._last_resort: weakref.finalize[..., Any] | None = None
         self._holds = 0
@@ -199,7 +200,7 @@ class Worker:
         if self._calls is not None and not is_gone:
             self._calls.put(call)
             return
-        calls: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        calls: _Calls = SimpleQueue()
         calls.put(call)
         is_kept = self._holds > 0 and not is_gone
         if is_kept:  # until it is told to end, or at the latest until the worker is gone
@@ -215,7 +216,7 @@ class Worker:
             self._calls = calls
 
 
-def _serve(calls: SimpleQueue[Callable[[], object] | None], before: threading.Thread | None) -> None:
+def _serve(calls: _Calls, before: threading.Thread | None) -> None:
     if before is not None:
         before.join()  # so that calls run in order
     del before

@@ -300,8 +300,8 @@ def _mode_of_old(spot: Spot) -> int | None:
     return stat.S_IMODE(old.st_mode) & _MODES
 
 
-async def open_stream(target: Target) -> int:
-    """Return the descriptor; a FIFO is opened here, once somebody reads it. A cancel leaves nothing open."""
+async def open_stream(target: Target) -> OpenFile:
+    """Return what is written to; a FIFO is opened here, once somebody reads it. A cancel leaves nothing open."""
     while target.file is None:
         try:
             target.file = OpenFile(target.open_fifo())
@@ -309,8 +309,7 @@ async def open_stream(target: Target) -> int:
             if exc.errno != errno.ENXIO:
                 raise
             await asyncio.sleep(_FIFO_POLL)
-    with target.file as fd:
-        return fd
+    return target.file
 
 
 class opened:  # noqa: N801 - read as what the target is
@@ -332,20 +331,26 @@ class opened:  # noqa: N801 - read as what the target is
         return self._target
 
     async def __aexit__(self, _: object, fault: BaseException | None, __: object) -> None:
-        if fault is None:
-            await self._worker.run_always(self._target.close)
-        else:
-            await self._close_for(fault)
+        await self._close_for(fault)
 
-    async def _close_for(self, fault: BaseException) -> None:
+    async def _close_for(self, fault: BaseException | None) -> None:
         if isinstance(fault, GeneratorExit):  # the coroutine is being closed: nothing can be awaited any more
             self._worker.leave(self._target.close)  # at once, unless it is being opened
             return
         try:
             await self._worker.run_always(self._target.close)
         except OSError as error:
+            if fault is None:
+                raise
             fault.add_note(f"while cleaning up: {error}")
-        if self._target.left is not None and not isinstance(fault, PartFileError):
+        except asyncio.CancelledError as again:
+            self._note_what_is_left(again)
+            raise
+        self._note_what_is_left(fault)
+
+    def _note_what_is_left(self, fault: BaseException | None) -> None:
+        left = self._target.left
+        if left is not None and fault is not None and not isinstance(fault, PartFileError):
             fault.add_note(
-                f"what was received is kept in {self._target.left}; the same save with --resume goes on from there"
+                f"what was received is kept in {left}; the same save with --resume goes on from there"
             )

@@ -9,7 +9,7 @@ from typing import Any
 
 from ._target import Target, open_stream, opened
 from .model import MAX_EXPANSION, Format, Layers
-from .sinks import descriptor_sink
+from .sinks import target_sink
 from .writer import ArchiveWriter
 
 
@@ -81,7 +81,7 @@ class _OpenArchive:
     async def __aenter__(self) -> ArchiveWriter:
         async with AsyncExitStack() as stack:
             target = await stack.enter_async_context(opened(self._target))
-            sink = descriptor_sink(await open_stream(target))
+            sink = target_sink(await open_stream(target))
             archive = await stack.enter_async_context(ArchiveWriter(sink, _target=target, **self._options))
             self._stack = stack.pop_all()
         return archive

@@ -83,9 +83,9 @@ async def save_prepared(
 
 async def _stream_into(target: Target, prepared: Prepared, books: Books, settings: Settings) -> Report:
     await Worker("aiodockersave-load").run(load, layers=settings.layers, is_path=False)
-    from .sinks import descriptor_sink  # noqa: PLC0415 - see the head of this file
+    from .sinks import target_sink  # noqa: PLC0415 - see the head of this file
 
-    return await _stream(descriptor_sink(await open_stream(target)), prepared, books, settings, target)
+    return await _stream(target_sink(await open_stream(target)), prepared, books, settings, target)
 
 
 async def _stream(

@@ -236,22 +236,31 @@ def _descriptor_below(file: Any) -> int | None:
     return None
 
 
-def descriptor_sink(fd: int, *, flush: Callable[[], None] | None = None) -> Sink:
+def descriptor_sink(
+    fd: int, *, flush: Callable[[], None] | None = None, file: OpenFile | None = None
+) -> Sink:
     """Return the sink of an open descriptor, by what it is.
 
     Args:
         fd: The descriptor; it stays the caller's.
         flush: Writes what a buffer above it holds; what the caller wrote before comes first.
+        file: The same descriptor, where it is one of ours.
     """
     flush = flush or _nothing
     mode = os.fstat(fd).st_mode
     if stat.S_ISREG(mode) and _may_be_cut(fd):
-        return (PatchableFileSink if _is_readable(fd) else FileSink)(fd, flush=flush)
+        return (PatchableFileSink if _is_readable(fd) else FileSink)(fd, flush=flush, file=file)
     if _waits(fd):
         flush()  # as the caller's own next write would; there is nothing in the buffer as a rule
         return DescriptorSink(fd)
     # Append mode, a file with bytes behind, /dev/null, block devices: they wait for nobody, and cannot be cut.
-    return PlainDescriptorSink(fd, flush=flush)
+    return PlainDescriptorSink(fd, flush=flush, file=file)
+
+
+def target_sink(file: OpenFile) -> Sink:
+    """Return the sink of a file of ours."""
+    with file as fd:
+        return descriptor_sink(fd, file=file)
 
 
 def _waits(fd: int) -> bool:
@@ -313,15 +322,22 @@ class OwnDescriptorSink(ThreadSink):
     then the number would be another file's.
     """
 
-    def __init__(self, fd: int, *, flush: Callable[[], None] = _nothing) -> None:
+    def __init__(
+        self, fd: int, *, flush: Callable[[], None] = _nothing, file: OpenFile | None = None
+    ) -> None:
         super().__init__()
         self._fd = fd
         self._flush = flush
-        self._file: OpenFile | None = None
+        self._is_given = file is not None
+        self._file = file
 
     @contextlib.contextmanager
     def hold(self) -> Generator[None, None, None]:
         """Keep a descriptor of our own; it is closed behind the last use."""
+        if self._is_given:
+            with super().hold():
+                yield
+            return
         file = self._file = OpenFile(os.dup(self._fd))
         try:
             with super().hold():
@@ -356,8 +372,10 @@ class OwnDescriptorSink(ThreadSink):
 class FileSink(OwnDescriptorSink):
     """A regular file, from where it stands on; rewinds."""
 
-    def __init__(self, fd: int, *, flush: Callable[[], None] = _nothing) -> None:
-        super().__init__(fd, flush=flush)
+    def __init__(
+        self, fd: int, *, flush: Callable[[], None] = _nothing, file: OpenFile | None = None
+    ) -> None:
+        super().__init__(fd, flush=flush, file=file)
         self._start: int | None = None
 
     def _write(self, data: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,8 @@ async def test_into_a_file(jobs: int, checksum: bool, tmp_path: Path) -> None:
     async def watch() -> None:
         nonlocal largest
         while not sizes.is_set():
-            largest = max([largest, *(path.stat().st_size for path in tmp_path.iterdir())])
+            with contextlib.suppress(FileNotFoundError):  # it was removed meanwhile
+                largest = max([largest, *(path.stat().st_size for path in tmp_path.iterdir())])
             await asyncio.sleep(0)
 
     watching = asyncio.ensure_future(watch())

@@ -462,7 +462,7 @@ async def wait_for_ends(tasks: Iterable[asyncio.Task[Any]]) -> None:
 
 
 class Closable(Protocol):
-    """What has threads that work for it."""
+    """Something that threads work for."""
 
     async def close(self) -> None:
         """Wait until nothing of it works any more."""

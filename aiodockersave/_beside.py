@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 OPEN_BESIDE: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
-"""How a file beside a target is opened: not where a link leads that somebody has put there."""
+"""Flags to open a file beside a target: a link that somebody has put there is not followed."""
 PRIVATE: Final = 0o600
 """The mode of what is not finished: nobody else sees what is in a private image, or writes to it."""
 

@@ -19,7 +19,7 @@ from .errors import ContentError, WriterError
 T = TypeVar("T")
 
 _COMMITS = 3
-"""How often a commit is begun: once, once more if it is interrupted, and once more for bad luck."""
+"""Times that a commit is begun: once, once more if it is interrupted, and once more for bad luck."""
 _EXITS = (KeyboardInterrupt, SystemExit)
 
 

@@ -52,7 +52,7 @@ def _trusted_users() -> frozenset[int]:
 
 
 class Spot(NamedTuple):
-    """Where a path leads to: a name in an open directory. Close it.
+    """The end of a path: a name in an open directory. Close it.
 
     Attributes:
         directory: The directory's descriptor, which may be good for nothing but what is below it.

@@ -38,7 +38,7 @@ from .space import Space
 
 _FIFO_POLL = 0.02
 _MODES = 0o777
-"""What is kept of an old file's mode: nothing that lets whoever runs it be somebody else."""
+"""The bits of an old file's mode that are kept: none that lets whoever runs it be somebody else."""
 
 
 class Target:

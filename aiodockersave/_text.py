@@ -59,11 +59,11 @@ _PERCENT: Final = re.compile(rb"%([0-9A-Fa-f]{2})")
 _IN_HTML: Final = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#x27;"})
 _IN_GOS_HTML: Final = _IN_HTML | str.maketrans({'"': "&#34;", "'": "&#39;"})
 _MARKS: Final = re.compile(re.escape(_CUT.encode()) + rb"|\?\*\*\*")
-"""What stands where text was taken away."""
+"""The mark where text was taken away."""
 
 
 class Secrets:
-    """What was sent in confidence, in every form in which it may come back.
+    """The secrets that were sent, in every form in which they may come back.
 
     It is found in upper and lower case, as it is and percent-encoded (all of it or a part, as every program does it
     differently), in base64 and base64url, and as JSON, HTML and we ourselves escape it. What is not found is text that

@@ -1,4 +1,4 @@
-"""What the layers of one archive expand to beyond their ratio, all together: else their number would be the bomb."""
+"""Bytes beyond their ratio that the layers of one archive expand to, all together: else their number would be the bomb."""
 
 from __future__ import annotations
 

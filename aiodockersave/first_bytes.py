@@ -1,4 +1,4 @@
-"""What the first bytes of a layer's blob say that it is; nothing is decompressed for it."""
+"""Tell by a blob's first bytes whether it is a layer; nothing is decompressed for it."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ class Lane:
 
 
 class _Hash(Protocol):
-    """What a hasher uses of a ``hashlib`` object."""
+    """The part of a ``hashlib`` object that a hasher uses."""
 
     def update(self, data: Batch, /) -> None: ...
 

@@ -95,7 +95,7 @@ Share = Callable[[object, int], bool]
 
 
 class Limits(NamedTuple):
-    """How far layers may expand, see :class:`~aiodockersave.ArchiveWriter`; ``share`` is what they have in common."""
+    """The limits on how far layers may expand, see :class:`~aiodockersave.ArchiveWriter`; ``share`` is what they have in common."""
 
     max_plain_size: int | None
     max_expansion: int | None

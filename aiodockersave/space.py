@@ -24,7 +24,7 @@ _RESERVE: Final = 64 << 20
 
 
 class Free(NamedTuple):
-    """What a file system has, in bytes.
+    """The room in a file system, in bytes.
 
     Attributes:
         available: What is free.

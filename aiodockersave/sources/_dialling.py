@@ -61,7 +61,7 @@ _SMALL_PORTION: Final = 128 << 10
 
 
 _CONNECTS: Final = 3
-"""How many times the limit on a connection all attempts on a host's addresses together may take: it may have hundreds."""
+"""Times the limit on a connection that all attempts on a host's addresses together may take: it may have hundreds."""
 
 
 Tls = Callable[[str, bool], Awaitable["ssl.SSLContext | bool"]]

@@ -1,4 +1,4 @@
-"""What a source of registries keeps: documents, and where blobs are.
+"""The memory of a source of registries: documents, and where blobs are.
 
 It is kept by repository, though digests say what is right wherever it comes from: whoever may read one repository need not
 be allowed to read what another one has, and knowing a digest is no permission.
@@ -37,7 +37,7 @@ class _Holder(NamedTuple):
 
 
 class Kept:
-    """What was learnt from registries, up to a bound; what was not used for longest is forgotten."""
+    """Knowledge of registries, up to a bound; what was not used for longest is forgotten."""
 
     def __init__(self) -> None:
         self._manifests: Recent[_Key, ImageManifest | ImageIndex] = Recent(

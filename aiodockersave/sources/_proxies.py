@@ -64,7 +64,7 @@ class Proxies:
 
     @property
     def secrets(self) -> Sequence[bytes]:
-        """What logs in at the proxies: they must not be seen in a message, should a proxy repeat it."""
+        """The logins at the proxies: they must not be seen in a message, should a proxy repeat them."""
         found: list[bytes] = []
         for url in filter(None, (self.http, self.https)):
             with contextlib.suppress(InvalidInputError):  # it is not used either

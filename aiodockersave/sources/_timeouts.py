@@ -1,4 +1,4 @@
-"""How long a registry may take."""
+"""Limits on the time that a registry may take."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Final, NamedTuple
 __all__ = ["Timeouts"]
 
 _LONGER: Final = 1.25
-"""How much longer than silence the other limits are at least."""
+"""Times that the other limits are longer than silence, at least."""
 
 
 class Timeouts(NamedTuple):
-    """How long things may take. A layer has no limit on the whole, since it may be of any size: only on silence.
+    """Limits on time. A layer has no limit on the whole, since it may be of any size: only on silence.
 
     Attributes:
         connect: For a connection, TLS included, in seconds. Where a host has several addresses that do not answer, three
@@ -35,7 +35,7 @@ class Timeouts(NamedTuple):
 
     @property
     def longest_head(self) -> float:
-        """How long a head may take, in seconds: longer than silence, so that silence is called so."""
+        """The limit on a head, in seconds: longer than silence, so that silence is called so."""
         return max(self.head, _LONGER * self.silence)
 
     def longest_document(self, size: int) -> float:

@@ -136,12 +136,12 @@ class Response:
 
     @property
     def secrets(self) -> Secrets:
-        """What it may repeat."""
+        """The secrets that it may repeat."""
         return self._request.secrets
 
     @property
     def place(self) -> str:
-        """Where it came from, as it may stand in a message."""
+        """The URL that it came from, as it may stand in a message."""
         return self._request.shown(self.url)
 
     async def chunk(self) -> bytes:

@@ -10,7 +10,7 @@ import sys
 # Where these are the first lines of our own program, Ctrl-C ends the process at once, as SIGTERM does, until a loop takes it
 # over: there is nothing to clean up yet, and a KeyboardInterrupt in the middle of an import is no pretty sight.
 _is_program = "".join(sys.argv[:1]).rpartition("/")[2] == __name__ or (
-    ("-m", __name__) in zip(sys.orig_argv, sys.orig_argv[1:], strict=False)
+    sys.argv[:1] == ["-m"] and ("-m", __name__) in zip(sys.orig_argv, sys.orig_argv[1:], strict=False)
 )
 if _is_program and _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
     try:  # noqa: SIM105 - contextlib takes long to load

@@ -163,7 +163,8 @@ class _Way:
                     self._enter(name)
             except OSError as exc:
                 if exc.filename in (name, ""):  # "" is a link that is open
-                    exc.filename = self._at(name)
+                    # What is no directory is not at fault, but what is said to be in it.
+                    exc.filename = self._path if exc.errno == errno.ENOTDIR else self._at(name)
                 raise
         return spot
 

@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ._aio import Worker, run_together, running_task
-from ._text import cut, one_line
+from ._text import cut, one_line, shown
 from .errors import DockerSaveError, InvalidInputError, NameConflictError, PlatformNotFoundError
 from .model import Descriptor, Digest, Format, Layers, Platform, check_choice
 from .reference import parse_repo_tags
@@ -189,8 +189,10 @@ def _check_platform(image: PreparedImage, platform: Platform) -> None:
     """Refuse an image that is for another platform: a source takes a single one whatever it is for."""
     config = image.image.config
     if config.platform is not None and config.contradicts(platform):
+        own = str(config.platform)
+        is_known = image.resolved.secrets.hide(own, own=(platform.os, platform.architecture)) == own
         advice = "to take it all the same, allow it: --allow-other-platform, allow_other_platform=True"
-        raise PlatformNotFoundError(platform, [config.platform], advice)
+        raise PlatformNotFoundError(platform, [config.platform] if is_known else [], advice)
 
 
 def _warn_of_platforms(images: Sequence[PreparedImage], platform: Platform, *, is_default: bool) -> None:
@@ -199,9 +201,9 @@ def _warn_of_platforms(images: Sequence[PreparedImage], platform: Platform, *, i
         config = each.image.config
         if config.contradicts(platform):
             name = cut(one_line(str(each.request)), 300)
+            own = shown(str(config.platform), secrets=each.resolved.secrets)
             logger.warning(
-                "image %s is for %s, not for %s%s; it is taken all the same",
-                *(name, config.platform, platform, whose),
+                "image %s is for %s, not for %s%s; it is taken all the same", name, own, platform, whose
             )
 
 

@@ -550,6 +550,17 @@ def test_an_interrupt_from_the_first_line_on_is_no_traceback(at: int, large: str
     assert not (tmp_path / "a.tar").exists()
 
 
+def test_ctrl_c_of_another_program_is_its_own() -> None:
+    """Whatever the arguments are that it is called with."""
+    code = (
+        "import signal, aiodockersave; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, "-m", "aiodockersave"], cwd=ROOT, capture_output=True, check=True
+    )
+    assert result.stdout == b"True\n"
+
+
 def is_stopped(process: subprocess.Popen[bytes]) -> bool:
     """Stop a command until SIGCONT, and tell whether it had not ended before."""
     process.send_signal(signal.SIGSTOP)

@@ -123,7 +123,7 @@ def _reason(error: OSError, target: str) -> str:
 
 def _with_notes(line: str, error: BaseException | None) -> str:
     notes = [note for note in getattr(error, "__notes__", ()) if note not in line]
-    return f"{line} ({'; '.join(notes)})" if notes else line
+    return message_line(f"{line} ({'; '.join(notes)})") if notes else line
 
 
 def give_up_output() -> None:

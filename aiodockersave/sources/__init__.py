@@ -24,7 +24,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol, TypeGuard, runtime_checkable
 
-from aiodockersave._text import cut
+from aiodockersave._text import NO_SECRETS, Secrets, cut
 from aiodockersave.documents import MAX_DOCUMENT_SIZE, ImageManifest
 from aiodockersave.errors import (
     ContentTooLargeError,
@@ -48,6 +48,7 @@ class ResolvedImage:
         manifest: Its manifest, with its raw bytes.
         config: The bytes of its config.
         default_tags: The names that it gets in an archive where the caller gives none.
+        secrets: What was sent for it in confidence, which no message that quotes its config may repeat.
 
     Raises:
         UnsupportedImageError: It is no image: an artifact, an attestation, encrypted.
@@ -57,6 +58,7 @@ class ResolvedImage:
     manifest: ImageManifest
     config: bytes = field(repr=False)
     default_tags: tuple[str, ...] = ()
+    secrets: Secrets = field(default=NO_SECRETS, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_supported(self.manifest, self.reference)

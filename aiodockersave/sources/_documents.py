@@ -72,8 +72,9 @@ async def fetch_manifest(
         InterruptedTransfer: Another attempt may help.
         DockerSaveError: It is not there, or not what it must be.
     """
-    response = await place.open(what, f"manifests/{target}", {"Accept": _ACCEPT})
-    with place.discretion(what):
+    path = f"manifests/{target}"
+    response = await place.open(what, path, {"Accept": _ACCEPT})
+    with place.discretion(what, path):
         raw = await _read(place, response)
         stated = Stated(response.header("Content-Type"), response.headers("Docker-Content-Digest"))
         return await Worker("aiodockersave-document").run(read_manifest, raw, stated, what, expected)
@@ -113,8 +114,9 @@ def _only_digest(values: Sequence[str]) -> Digest | None:
 
 async def fetch_config(place: Place, descriptor: Descriptor, what: str) -> bytes:
     """Fetch a config from one place; errors as :func:`fetch_manifest`."""
-    response = await place.open(what, f"blobs/{descriptor.digest}", {"Accept": "*/*"})
-    with place.discretion(what):
+    path = f"blobs/{descriptor.digest}"
+    response = await place.open(what, path, {"Accept": "*/*"})
+    with place.discretion(what, path):
         raw = await _read(place, response)
         await Worker("aiodockersave-document").run(_check_config, raw, descriptor, what)
     return raw

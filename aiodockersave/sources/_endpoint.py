@@ -214,9 +214,17 @@ class Place(NamedTuple):
         """Ask for ``path`` in the repository; as :meth:`Endpoint.open`."""
         return await self.endpoint.open(what, self.repository, path, headers, is_head=is_head)
 
-    def discretion(self, what: str) -> AbstractContextManager[None]:
-        """Hide what was sent in confidence in the errors of ours that leave the block, but not in ``what``."""
-        return discretion(self.endpoint.secrets, what, self.endpoint.url(self.repository))
+    @property
+    def url(self) -> str:
+        """The URL of the repository, as it may stand in a message."""
+        return self.endpoint.url(self.repository)
+
+    def discretion(self, what: str, path: str) -> AbstractContextManager[None]:
+        """Hide what was sent in confidence in the errors of ours that leave the block.
+
+        But not in ``what``, nor in the URL of ``path``: a hole in what the user gave would tell the secret.
+        """
+        return discretion(self.endpoint.secrets, what, self.url + path, self.url)
 
 
 def _is_expiry(challenge: Challenge) -> bool:

@@ -200,7 +200,7 @@ class RegistrySource:
         """
         self._check_open()
         image = Reference.parse(reference).with_default_tag()
-        with discretion(self._secrets, str(image)):
+        with discretion(self._secrets, str(image), *self._own_urls(image), image.name):
             return await self._resolve(reference, image, platform, found)
 
     async def _resolve(
@@ -219,7 +219,7 @@ class RegistrySource:
         if self._settings.session is None:
             found(manifest)
         config = await self._config(image, manifest.config)
-        return ResolvedImage(reference, manifest, config, _default_tags(image))
+        return ResolvedImage(reference, manifest, config, _default_tags(image), self._secrets)
 
     async def _image_manifest(self, image: Reference, platform: Platform) -> ImageManifest:
         if image.digest is None:
@@ -346,12 +346,18 @@ class RegistrySource:
         reader = BlobReader(what, descriptor, wanted, places, self._retries, self._sleep, max_skip=max_skip)
 
         async def open_it() -> None:
-            with discretion(self._secrets, what, names):
+            urls = [url for image in images for url in self._own_urls(image)]
+            with discretion(self._secrets, what, *urls, names):
                 await _open(reader, descriptor, names, self._secrets)
 
         return reader, open_it
 
     # ── places ──
+
+    def _own_urls(self, image: Reference) -> list[str]:
+        """Return the beginnings of URLs that are made of what the user gave, longer ones first."""
+        places = [*(mirror.place(image.repository) for mirror in self._mirrors), self._registry(image)]
+        return [place.url + path for path in ("manifests/", "blobs/", "") for place in places]
 
     def _places(self, image: Reference) -> list[Place]:
         """Return where content is that is named by its digest."""

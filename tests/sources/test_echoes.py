@@ -19,19 +19,20 @@ from urllib.parse import quote, quote_plus
 
 import pytest
 
-from aiodockersave import Digest, DockerSaveError
+from aiodockersave import Digest, DockerSaveError, ImageRequest, PlatformNotFoundError, save
 from aiodockersave._text import Secrets, shown, shown_url
 from aiodockersave.model import OCI_INDEX, OCI_MANIFEST
 from aiodockersave.sources.credentials import Credentials
-from aiodockersave.sources.registry import Retries
-from tests.images import make_config, to_json
-from tests.support.attempts import FOREIGN, IMAGE, attempt, everything
+from aiodockersave.sources.registry import RegistrySource, Retries
+from tests.images import make_config, make_image, to_json
+from tests.support.attempts import AMD64, FOREIGN, IMAGE, attempt, everything
 from tests.support.faulty_registry import Answer, Ask, Change, Fault, FaultyRegistry, Kind
 
 USER, PASSWORD = "gordon", "Hunter2/+geheim&x,y=Zs~>"  # with what base64 and base64url write differently
 IDENTITY, TOKEN = "identity/Token+1?of=gordon", "eyJhbGciOi.Bearer-Token_1/2+3==.signature"
 PAIR = f"{USER}:{PASSWORD}"
 HARMLESS = "harmless-text"
+PLAIN = "geheim-geheim"  # which can be an architecture
 EVERY_KIND: tuple[Kind, ...] = ("ping", "token", "manifest", "config", "blob")
 
 
@@ -333,6 +334,53 @@ async def test_passwords_that_a_url_would_be_cut_at(name: str, password: str, tm
     error = await repeating(name, password, tmp_path / "app.tar", Credentials(USER, password))
     said = everything(error)
     assert not [each for each in (password, "pass", "word") if each in said.replace("password", "")], said
+
+
+@pytest.mark.parametrize("is_allowed", [False, True], ids=["refused", "taken"])
+@pytest.mark.parametrize("secret", [PLAIN, HARMLESS, "x" * 4_000])
+async def test_the_platform_of_a_config(
+    secret: str, is_allowed: bool, tmp_path: Path, log: Callable[[], str]
+) -> None:
+    """It is quoted when no request runs any more, by who knows no registry."""
+    image = make_image(IMAGE.layers[0], architecture=secret)
+    async with FaultyRegistry({"team/app:1": image}) as registry:
+        registry.faults = [login('Basic realm="x"')]
+        login_data = Keyring(Credentials(USER, PLAIN))
+        async with RegistrySource(plain_http=True, credentials=login_data) as source:
+            request = ImageRequest(source, f"{registry.address}/team/app:1")
+            saving = save(
+                [request], tmp_path / "app.tar", platform=AMD64, allow_other_platform=is_allowed, fsync=False
+            )
+            if is_allowed:
+                await saving
+                said = log()
+                assert "it is taken all the same" in said
+            else:
+                with pytest.raises(PlatformNotFoundError) as caught:
+                    await saving
+                said = all_that_is_said(caught.value)
+    assert PLAIN not in said.lower()
+    assert (HARMLESS in said) == (secret == HARMLESS)
+    assert len(log()) < 2_000
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Content-Type",
+        "Content-Encoding",
+        "message for a config",
+        "message for a blob",
+        "Content-Encoding of a blob",
+    ],
+)
+@pytest.mark.parametrize("word", ["team", "manifests", "blobs", "127.0.0.1"])
+async def test_a_password_that_is_a_word_of_the_url_is_not_told_by_a_hole_in_it(
+    name: str, word: str, tmp_path: Path
+) -> None:
+    error = await repeating(name, HARMLESS, tmp_path / "app.tar", Credentials(USER, word))
+    said = everything(error)
+    assert "***" not in said
 
 
 async def test_the_name_of_the_image_stays(tmp_path: Path) -> None:

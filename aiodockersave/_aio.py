@@ -34,11 +34,13 @@ T = TypeVar("T")
 _Calls = SimpleQueue[Callable[[], object] | None]
 """Calls for a thread, and None to end it."""
 
+EXITS = (KeyboardInterrupt, SystemExit)
+"""The errors that end a loop."""
 YIELD_BYTES = 1 << 20
 """After this many bytes without a suspension the loop gets its turn: about 1 ms of memory traffic."""
 _CHUNK_COST = 1 << 12
 """What a chunk costs besides its bytes, so that tiny ones count too."""
-_LOOK_AGAIN = 0.2
+LOOK_AGAIN = 0.2
 """Seconds after which who waits for a call looks whether it has ended, and nobody has told."""
 
 
@@ -170,7 +172,7 @@ class Worker:
         if thread is not None and thread.is_alive() and thread is not threading.current_thread():
             ended = threading.Event()
             self.leave(ended.set)
-            while not ended.wait(_LOOK_AGAIN) and thread.is_alive():
+            while not ended.wait(LOOK_AGAIN) and thread.is_alive():
                 pass
 
     @contextlib.contextmanager
@@ -197,7 +199,7 @@ class Worker:
         """
         # Where the worker is being collected, and what it belongs to is closed, its thread has been told to end.
         is_gone = self._last_resort is not None and not self._last_resort.alive
-        if self._calls is not None and not is_gone:
+        if self._calls is not None and not is_gone and _has_begun(self._thread):
             self._calls.put(call)
             return
         calls: _Calls = SimpleQueue()
@@ -209,15 +211,24 @@ class Worker:
         else:
             calls.put(None)
         # A daemon: an idle thread must not keep a dying interpreter alive.
-        thread = threading.Thread(target=_serve, args=(calls, self._thread), name=self._name, daemon=True)
-        thread.start()
-        self._thread = thread
-        if is_kept:
-            self._calls = calls
+        before = self._thread
+        thread = threading.Thread(target=_serve, args=(calls, before), name=self._name, daemon=True)
+        # Known before it starts: where starting it is interrupted it may run all the same, and is waited for by what comes.
+        self._thread, self._calls = thread, calls if is_kept else None
+        try:
+            thread.start()
+        except RuntimeError:
+            self._thread, self._calls = before, None
+            raise
+
+
+def _has_begun(thread: threading.Thread | None) -> bool:
+    """Tell whether a thread runs or has run: an interrupt may keep one from it."""
+    return thread is not None and thread.ident is not None
 
 
 def _serve(calls: _Calls, before: threading.Thread | None) -> None:
-    if before is not None:
+    if before is not None and _has_begun(before):
         before.join()  # so that calls run in order
     del before
     while (call := calls.get()) is not None:
@@ -352,7 +363,7 @@ async def _done_or_later(future: asyncio.Future[Any]) -> None:
         if not waiting.done():
             waiting.set_result(None)
 
-    later = loop.call_later(_LOOK_AGAIN, wake)
+    later = loop.call_later(LOOK_AGAIN, wake)
     future.add_done_callback(wake)
     try:
         await waiting
@@ -493,10 +504,16 @@ class closing:  # noqa: N801 - as `contextlib.closing`
             raise
 
 
+def weightier(first: BaseException | None, other: BaseException | None) -> BaseException | None:
+    """Return which of two errors is raised: what ends the loop, else the first."""
+    return other if isinstance(other, EXITS) and not isinstance(first, EXITS) else first or other
+
+
 async def close_all(closers: Iterable[Callable[[], Coroutine[Any, Any, object]]]) -> None:
     """Await each in turn, whatever the others raise; raise what came first.
 
-    Where this coroutine is closed, the others are run up to where they would wait.
+    What ends the loop comes before everything else. Where this coroutine is closed, the others are run up to where they
+    would wait.
     """
     raised: BaseException | None = None
     closers = iter(closers)
@@ -509,7 +526,7 @@ async def close_all(closers: Iterable[Callable[[], Coroutine[Any, Any, object]]]
                     run_up_to_wait(rest())
                 raise
             except BaseException as exc:  # noqa: BLE001 - raised below
-                raised = raised or exc
+                raised = weightier(raised, exc)
         if raised is not None:
             raise raised
     finally:
@@ -518,9 +535,10 @@ async def close_all(closers: Iterable[Callable[[], Coroutine[Any, Any, object]]]
 
 def run_up_to_wait(coroutine: Coroutine[Any, Any, object]) -> None:
     """Run a coroutine up to where it would wait, for where nothing can be awaited any more. What it raises is dropped."""
-    with contextlib.suppress(Exception, GeneratorExit):
+    # Also an interrupt: a content that is told of it raises it again.
+    with contextlib.suppress(BaseException):
         coroutine.send(None)
-    with contextlib.suppress(Exception, GeneratorExit):  # it may want to wait while it is closed, too
+    with contextlib.suppress(BaseException):  # it may want to wait while it is closed, too
         coroutine.close()
 
 

@@ -12,7 +12,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from typing import Any, TypeVar
 
-from ._aio import Closable, close_all, running_task
+from ._aio import EXITS, LOOK_AGAIN, Closable, close_all, running_task, weightier
 from .content import OpenContent
 from .errors import ContentError, WriterError
 
@@ -20,7 +20,6 @@ T = TypeVar("T")
 
 _COMMITS = 3
 """Times that a commit is begun: once, once more if it is interrupted, and once more for bad luck."""
-_EXITS = (KeyboardInterrupt, SystemExit)
 
 
 class Call:
@@ -28,10 +27,12 @@ class Call:
 
     Attributes:
         staging: Whether it receives content before its turn.
+        has_ended: Whether it is over, though an interrupt may have kept it from being struck off.
     """
 
     def __init__(self, task: asyncio.Task[Any]) -> None:
         self.staging = False
+        self.has_ended = False
         self._task = task
         self._cancelling = task.cancelling()
         self._interruption: WriterError | None = None
@@ -49,6 +50,7 @@ class Call:
 
     def end(self, exc: BaseException | None) -> None:
         """Take back the cancel of an interruption, and raise its error instead, unless others cancel too."""
+        self.has_ended = True
         if self._interruption is None:
             return
         remaining = self._task.uncancel()
@@ -97,7 +99,7 @@ class Call:
                 # 2. No await since the check, and no way back from here on.
                 raised = _roll_forward(commit, result)
             # 3. The content is told the fault, and may have one of its own.
-            raised = await content.close(fault) or raised
+            raised = weightier(await content.close(fault), raised)
             raised = await _close_rest(closing, raised)
             is_closed = True
             # 4. What the caller sees.
@@ -117,7 +119,7 @@ class Call:
 
     def _seen_of(self, fault: BaseException | None, raised: BaseException | None) -> BaseException | None:
         """Return what the caller sees: what ends the loop, else a cancel, else what closing raised, else the fault."""
-        if (exit_ := _find(_EXITS, raised, fault)) is not None:
+        if (exit_ := _find(EXITS, raised, fault)) is not None:
             return exit_
         if self.is_cancelled:
             return _find(asyncio.CancelledError, fault, raised) or _caused(
@@ -147,7 +149,7 @@ async def _close_rest(closing: Sequence[Closable], raised: BaseException | None)
     except GeneratorExit:
         raise
     except BaseException as exc:  # noqa: BLE001 - given to the caller, who raises it
-        return raised or exc
+        return weightier(raised, exc)
     return raised
 
 
@@ -185,8 +187,9 @@ class Calls:
             RuntimeError: The content of a call calls the writer that reads it, which would wait for itself.
         """
         task = self.check_entry()
-        call = self._running[task] = Call(task)
+        call = Call(task)
         try:
+            self._running[task] = call
             yield call
         except BaseException as exc:
             call.end(exc)
@@ -194,29 +197,32 @@ class Calls:
         else:
             call.end(None)
         finally:
-            del self._running[task]
+            self._running.pop(task, None)
             if not self._running:
                 self._wake()
 
     def check_entry(self) -> asyncio.Task[Any]:
         """Return the running task, which must not be in a call of this writer already."""
         task = running_task()
-        if task in self._running:
+        call = self._running.get(task)
+        if call is not None and not call.has_ended:
             raise RuntimeError("a content must not call the writer that reads it")
         return task
 
     def interrupt(self, error: Callable[[], WriterError], *, only_staging: bool = False) -> None:
         """Make running calls raise an error."""
         for call in self._running.values():
-            if call.staging or not only_staging:
+            if not call.has_ended and (call.staging or not only_staging):
                 call.interrupt(error())
 
     async def wait(self) -> None:
         """Wait until none runs."""
-        while self._running:
+        # Again and again: an interrupt between two lines may have kept the last call from waking anybody.
+        while any(not (call.has_ended or task.done()) for task, call in self._running.items()):
             idle = asyncio.get_running_loop().create_future()
             self._idle.append(idle)
-            await idle
+            await asyncio.wait([idle], timeout=LOOK_AGAIN)
+            idle.cancel()
 
     def _wake(self) -> None:
         for idle in self._idle:

@@ -9,9 +9,9 @@ file is closed would write into that one. So each use is counted, and the number
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-import threading
 
 __all__ = ["OpenFile"]
 
@@ -19,16 +19,19 @@ __all__ = ["OpenFile"]
 class OpenFile:
     """An open descriptor.
 
+    There is no lock: an interrupt between two lines could leave it locked, and the garbage collector may close this
+    wherever it comes in. Items of lists are put and taken at once, and the order is what counts: who uses the file says so
+    before he looks whether it is closed, and who closes it says so before he looks whether it is used.
+
     Args:
         fd: The descriptor, which is this object's own from here on.
     """
 
     def __init__(self, fd: int) -> None:
+        self._fds = [fd]  # whoever takes it closes it
         self._fd = fd
-        self._uses = 0
+        self._uses: list[None] = []
         self._is_closed = False
-        # Reentrant: it may be closed by the garbage collector, wherever that comes in.
-        self._lock = threading.RLock()
 
     def __enter__(self) -> int:
         """Return the descriptor, which stays open until the block is left.
@@ -36,16 +39,21 @@ class OpenFile:
         Raises:
             OSError: It is closed.
         """
-        with self._lock:
-            if self._is_closed:
-                raise OSError(errno.EBADF, "the file was closed meanwhile")
-            self._uses += 1
+        self._uses.append(None)
+        if self._is_closed:
+            self.__exit__()
+            raise OSError(errno.EBADF, "the file was closed meanwhile")
         return self._fd
 
     def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._uses -= 1
-            self._close_unused()
+        self._uses.pop()
+        if self._is_closed and not self._uses:
+            self._close()
+
+    def __del__(self) -> None:
+        """Close what an interrupt has kept from being closed: whoever uses it has a reference."""
+        with contextlib.suppress(OSError):
+            self._close()
 
     def close(self) -> None:
         """Close it, when nobody uses it any more; a second call does nothing.
@@ -53,11 +61,13 @@ class OpenFile:
         Raises:
             OSError: The system has found a fault while it was closed.
         """
-        with self._lock:
-            self._is_closed = True
-            self._close_unused()
+        self._is_closed = True
+        if not self._uses:
+            self._close()
 
-    def _close_unused(self) -> None:
-        if self._is_closed and not self._uses and self._fd >= 0:
-            fd, self._fd = self._fd, -1
-            os.close(fd)
+    def _close(self) -> None:
+        try:
+            fd = self._fds.pop()
+        except IndexError:  # another thread was first
+            return
+        os.close(fd)

@@ -27,7 +27,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaita
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
-from ._aio import run_up_to_wait
+from ._aio import run_up_to_wait, weightier
 from .errors import ContentError
 
 BATCH_SIZE = 256 << 10
@@ -139,8 +139,8 @@ class OpenContent:
             except GeneratorExit:
                 raise  # nothing can be awaited any more
             except BaseException as exc:  # noqa: BLE001 - given to the caller, who raises it
-                if exc is not fault:
-                    raised = exc
+                if exc is not fault:  # the later one knows of the one before
+                    raised = weightier(exc, raised)
         return raised
 
     def abandon(self, fault: BaseException) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import inspect
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Protocol
 
 from . import tar
@@ -121,10 +121,12 @@ class Transaction:
     Attributes:
         cursor: Where the next byte goes, in bytes from the start of the archive.
         writing: What is being written, for messages.
+        forward: Commits it, where what it has done may not be taken back any more.
     """
 
     def __init__(self, output: Output) -> None:
         self.cursor = output.position
+        self.forward: Callable[[], None] | None = None
         self.writing = "a layer"
         self._output = output
         self._start = output.position

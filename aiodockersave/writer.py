@@ -358,18 +358,13 @@ class ArchiveWriter:
             self._calls.interrupt(lambda: WriterClosedError(aborted=False), only_staging=True)
 
         if self._target is not None:
-            await self._publish_locked(self._target, transaction.cursor, commit)
+            run = self._output.worker.run
+            await run(self._target.sync, transaction.cursor)
+            transaction.forward = (
+                commit  # once the file is under its name: whatever fails then, the archive is whole
+            )
+            await run(self._target.publish)
         return commit
-
-    async def _publish_locked(self, target: Target, size: int, commit: Callable[[], None]) -> None:
-        run = self._output.worker.run
-        await run(target.sync, size)
-        try:
-            await run(target.publish)
-        except BaseException:
-            if target.published:
-                commit()  # the file is under its name: whatever failed, the archive is whole
-            raise
 
     async def abort(self) -> None:
         """Give the archive up: running calls are interrupted and raise :class:`WriterClosedError`.
@@ -439,6 +434,10 @@ class ArchiveWriter:
             self._last = transaction = Transaction(self._output)
 
             async def undo(fault: BaseException) -> None:
+                if transaction.forward is not None:
+                    await self._output.worker.run_always(int)  # what was interrupted may be publishing yet
+                    if self._go_forward(transaction):
+                        return
                 refused = self._target is not None and self._target.sync_failed
                 if not self._is_closed() and (refused or not await transaction.undo(fault)):
                     self._break(transaction, fault)
@@ -452,11 +451,18 @@ class ArchiveWriter:
                 )
             except BaseException as exc:
                 # Whatever ended the call: bytes that are neither recorded nor taken back are nobody's.
-                if transaction.touched:
+                if transaction.touched and not self._go_forward(transaction):
                     self._break(transaction, exc)
                 raise
             self._last = None
             return result
+
+    def _go_forward(self, transaction: Transaction) -> bool:
+        """Commit the end of an archive that is under its name; tell whether it is."""
+        if transaction.forward is None or self._target is None or not self._target.published:
+            return False
+        transaction.forward()
+        return True
 
     def _broken_error(self) -> WriterError:
         error = WriterBrokenError(*self._torn)

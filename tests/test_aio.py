@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import threading
 import weakref
@@ -235,6 +236,39 @@ async def test_calls_of_a_worker_that_is_not_held_run_in_order(gate: Gate) -> No
     gate.open()
     await asyncio.gather(first, *others)
     assert order == list(range(5))
+
+
+@pytest.mark.parametrize("is_held", [False, True])
+@pytest.mark.parametrize("has_begun", [False, True], ids=["before", "behind"])
+async def test_the_start_of_a_thread_that_is_interrupted(
+    has_begun: bool, is_held: bool, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread may run all the same: what comes then runs behind its call, and the worker is of use."""
+    worker, done = Worker("test"), list[str]()
+    start = threading.Thread.start
+
+    def first() -> None:
+        gate()
+        done.append("first")
+
+    def interrupted(thread: threading.Thread) -> None:
+        monkeypatch.setattr(threading.Thread, "start", start)
+        if has_begun:
+            start(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with worker.held() if is_held else contextlib.nullcontext():
+        with pytest.raises(KeyboardInterrupt):
+            worker.submit(first)
+        second = asyncio.ensure_future(worker.run(done.append, "second"))
+        await turns(5)
+        assert not has_begun or not done
+        gate.open()
+        await asyncio.wait_for(second, 60)
+        await worker.run(done.append, "third")
+    assert done == [*(["first"] if has_begun else []), "second", "third"]
+    await until(lambda: not worker_threads())
 
 
 async def test_a_call_that_is_waited_for_by_blocking(gate: Gate) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import pytest
@@ -246,6 +247,39 @@ async def test_a_commit_that_always_fails_is_not_taken_back(diary: Diary) -> Non
     assert diary.entries == ["abandoned"]
 
 
+@pytest.mark.parametrize("where", ["commit", "content", "closing"])
+async def test_an_interrupt_comes_before_every_other_error(diary: Diary, where: str) -> None:
+    """Else the program would go on, as if nobody had pressed Ctrl-C."""
+    interrupt = KeyboardInterrupt(where)
+
+    async def failing(error: BaseException) -> None:
+        raise error
+
+    class Failing(OpenContent):
+        async def close(self, fault: BaseException | None) -> BaseException | None:
+            await super().close(fault)
+            return interrupt if where == "content" else OSError("the content")
+
+    def commit() -> str:
+        if where == "commit" and not diary.entries:
+            diary.entries.append("begun")
+            raise interrupt
+        return "result"
+
+    async def work() -> Callable[[], str]:
+        return commit
+
+    closing = [
+        Closing(partial(failing, OSError("first"))),
+        Closing(partial(failing, interrupt if where == "closing" else OSError("second"))),
+    ]
+    settling = Call(running_task()).settle(
+        work, undo=diary.undo, content=Failing(diary.content), closing=closing
+    )
+    with pytest.raises(KeyboardInterrupt, match=where):
+        await settling
+
+
 async def test_an_interrupt_comes_before_a_cancel(diary: Diary) -> None:
     async def settle() -> None:
         call = Call(running_task())
@@ -346,6 +380,30 @@ async def test_a_call_within_a_call_is_refused() -> None:
 def test_a_call_needs_a_task() -> None:
     with pytest.raises(EventLoopError), Calls().enter():
         pass
+
+
+class Interrupted(dict[Any, Any]):
+    """Calls of which none can be struck off: a signal handler raises."""
+
+    def pop(self, *_: object) -> Any:
+        raise KeyboardInterrupt
+
+
+async def test_a_call_that_could_not_be_struck_off_is_over_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = Calls()
+    monkeypatch.setattr(calls, "_running", Interrupted())
+    waiting = None
+    with pytest.raises(KeyboardInterrupt), calls.enter():
+        waiting = asyncio.create_task(calls.wait())
+        await asyncio.sleep(0)
+    calls.check_entry()
+    calls.interrupt(lambda: WriterClosedError(aborted=True))
+    assert waiting is not None
+    await asyncio.wait_for(waiting, 60)
+    await asyncio.wait_for(calls.wait(), 60)
+    assert running_task().cancelling() == 0
 
 
 async def test_who_waits_is_woken_when_no_call_runs() -> None:

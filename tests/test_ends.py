@@ -44,6 +44,7 @@ from aiodockersave import (
     staging,
     stream_plan,
 )
+from aiodockersave._target import Target
 from aiodockersave.model import Layers
 from tests.images import (
     Image,
@@ -632,6 +633,47 @@ async def test_a_handler_that_raises_in_a_writer_s_call(make_sink: Callable[[], 
             assert isinstance(again, WriterBrokenError), (interrupting.where, again)
         del archive, again
     assert tried > 300
+    gc.collect()
+    await settle()
+
+
+@_of_interrupts
+@pytest.mark.parametrize("is_slow", [False, True], ids=["", "slow"])
+async def test_a_handler_that_raises_in_an_archive_at_a_path(
+    is_slow: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is the old one or the whole new one, also where it gets its name meanwhile."""
+    publish = Target.publish
+
+    def slow(target: Target) -> None:
+        time.sleep(0.02)
+        publish(target)
+
+    if is_slow:
+        monkeypatch.setattr(Target, "publish", slow)
+    expected = await archive_of([SMALL])
+    folder = tmp_path / "there"
+    folder.mkdir()
+    path = folder / "app.tar"
+    at, ends = 0, set[bytes]()
+
+    async def work() -> None:
+        async with open_archive(path, fsync=False) as archive:
+            await put(archive, SMALL)
+
+    while True:
+        at += 23 if is_slow else 17
+        path.write_bytes(b"old")
+        interrupting = Interrupting(at)
+        outcome = await interrupting.run(work)
+        if interrupting.where is None:
+            assert outcome is None
+            break
+        assert isinstance(outcome, Interrupt), (interrupting.where, outcome)
+        del outcome
+        ends.add(path.read_bytes())
+        assert ends <= {b"old", expected}, interrupting.where
+    assert len(ends) == 2
     gc.collect()
     await settle()
 

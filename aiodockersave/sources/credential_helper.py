@@ -152,6 +152,7 @@ async def _converse(
         await _end(starting, conversation)
         raise HelperError(f"it cannot be started: {error.strerror}") from None
     except BaseException:
+        await asyncio.wait([starting])  # an interrupt may come before it has ended
         await _end(starting, conversation)
         raise
     else:

@@ -28,7 +28,7 @@ import os
 import stat
 from collections.abc import Callable
 
-from ._aio import Worker, running_task
+from ._aio import Worker, running_task, wait_out
 from ._beside import PRIVATE, is_still, mode_of_new, open_temporary, remove_stale
 from ._open_file import OpenFile
 from ._part_file import open_part, part_name
@@ -338,7 +338,12 @@ class opened:  # noqa: N801 - read as what the target is
             self._worker.leave(self._target.close)  # at once, unless it is being opened
             return
         try:
-            await self._worker.run_always(self._target.close)
+            closed = self._worker.submit_always(self._target.close)
+        except RuntimeError:  # nor where no loop runs any more, and another fault has come in between
+            self._worker.leave(self._target.close)
+            return
+        try:
+            await wait_out(closed)
         except OSError as error:
             if fault is None:
                 raise

@@ -44,7 +44,7 @@ from aiodockersave import (
     staging,
     stream_plan,
 )
-from aiodockersave._target import Target
+from aiodockersave._target import Target, opened
 from aiodockersave.model import Layers
 from tests.images import (
     Image,
@@ -508,6 +508,18 @@ def test_a_loop_that_is_closed_under_a_save(options: dict[str, Any], tmp_path: P
         canaries.check()
         asyncio.run(check_target(path, options))
     assert turns > 5
+
+
+def test_a_target_that_is_left_by_another_fault_when_no_loop_runs(tmp_path: Path) -> None:
+    """What is cleaned up before it may fail, as the loop is closed, and take the place of GeneratorExit."""
+    target = Target(tmp_path / "app.tar", fsync=False)
+    leaving = opened(target)
+    asyncio.run(leaving.__aenter__())
+    assert len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(StopIteration):
+        leaving.__aexit__(None, RuntimeError("Event loop is closed"), None).send(None)
+    assert list(tmp_path.iterdir()) == []
+    wait_for_threads()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -113,6 +113,10 @@ def as_sink(obj: AnySink) -> Sink:
     Takes an aiofiles or anyio file, a binary file, an anyio byte send stream, ``asyncio.StreamWriter`` (a subprocess'
     stdin too), aiohttp's ``StreamResponse`` and a plain ``async def``. The adapter never closes what it adapts.
 
+    To a file with a descriptor is written by a duplicate of it, for the time of each call: so a file that gets the same
+    number later is safe. As POSIX has it, closing the duplicate drops the process' ``fcntl.lockf`` locks on the file; locks
+    by ``flock`` stay.
+
     Raises:
         TypeError: It is none of these.
     """

@@ -152,7 +152,8 @@ async def _converse(
         await _end(starting, conversation)
         raise HelperError(f"it cannot be started: {error.strerror}") from None
     except BaseException:
-        await asyncio.wait([starting])  # an interrupt may come before it has ended
+        if not starting.done():  # an interrupt, by a signal handler; a cancel has waited
+            await asyncio.wait([starting])
         await _end(starting, conversation)
         raise
     else:

@@ -9,7 +9,6 @@ file is closed would write into that one. So each use is counted, and the number
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 
@@ -48,11 +47,6 @@ class OpenFile:
     def __exit__(self, *_: object) -> None:
         self._uses.pop()
         if self._is_closed and not self._uses:
-            self._close()
-
-    def __del__(self) -> None:
-        """Close what an interrupt has kept from being closed: whoever uses it has a reference."""
-        with contextlib.suppress(OSError):
             self._close()
 
     def close(self) -> None:

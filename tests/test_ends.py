@@ -518,8 +518,8 @@ def test_a_target_that_is_left_by_another_fault_when_no_loop_runs(tmp_path: Path
     assert len(list(tmp_path.iterdir())) == 1
     with pytest.raises(StopIteration):
         leaving.__aexit__(None, RuntimeError("Event loop is closed"), None).send(None)
-    assert list(tmp_path.iterdir()) == []
     wait_for_threads()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

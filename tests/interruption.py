@@ -62,6 +62,46 @@ def _make_ready(future: asyncio.Future[None]) -> None:
 # ── the driver ──
 
 
+@types.coroutine
+def forward(
+    coroutine: Coroutine[Any, Any, T],
+    *,
+    suspending: Callable[[Any], bool],
+    thrown: Callable[[BaseException], None] = lambda _: None,
+    resuming: Callable[[Callable[[Any], Any], Any], Any] = lambda resume, value: resume(value),
+) -> Generator[Any, Any, T | None]:
+    """Forward everything between a coroutine and its task.
+
+    Args:
+        coroutine: The coroutine.
+        suspending: Is told what the coroutine waits for; where it returns True, the coroutine is closed there.
+        thrown: Is told what the task throws in.
+        resuming: Makes a step of the coroutine.
+
+    Returns:
+        The coroutine's result; None where it was closed.
+    """
+    resume: Callable[[Any], Any] = coroutine.send
+    value: Any = None
+    while True:
+        try:
+            waited_for = resuming(resume, value)
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]
+        if suspending(waited_for):
+            coroutine.close()
+            return None
+        resume = coroutine.send
+        try:
+            value = yield waited_for
+        except GeneratorExit:
+            coroutine.close()
+            raise
+        except BaseException as exc:
+            thrown(exc)
+            resume, value = coroutine.throw, exc
+
+
 class Driver:
     """Runs a coroutine and fires at one of its suspensions.
 
@@ -89,36 +129,15 @@ class Driver:
     @types.coroutine
     def drive(self, coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
         """Forward everything between the coroutine and its task."""
-        return (yield from self._forward(coroutine, self._note))
-
-    @types.coroutine
-    def _forward(
-        self, coroutine: Coroutine[Any, Any, T], note: Callable[[BaseException], None]
-    ) -> Generator[Any, Any, T]:
-        resume: Callable[[Any], Any] = coroutine.send
-        value: Any = None
-        while True:
-            try:
-                waited_for = resume(value)
-            except StopIteration as stop:
-                return stop.value  # type: ignore[no-any-return]
-            self._suspending()
-            resume = coroutine.send
-            try:
-                value = yield waited_for
-            except GeneratorExit:
-                coroutine.close()
-                raise
-            except BaseException as exc:
-                note(exc)
-                resume, value = coroutine.throw, exc
+        forwarding = forward(coroutine, suspending=self._suspending, thrown=self._note)
+        return (yield from forwarding)  # type: ignore[return-value]  # it is not closed
 
     def _note(self, thrown: BaseException) -> None:
         if not self.thrown:
             self._on_hit()
         self.thrown.append(thrown)
 
-    def _suspending(self) -> None:
+    def _suspending(self, _: object) -> bool:
         self.suspensions += 1
         if self.thrown and self._is_callers():
             self.suspensions_after += 1
@@ -126,6 +145,7 @@ class Driver:
             self.fire()
         elif self._twice and self.suspensions == self.at + 1:
             self.cancelled_twice = self._caller().cancel()
+        return False
 
     def _caller(self) -> asyncio.Task[Any]:
         return running_task()
@@ -154,7 +174,7 @@ class TasksDriver(Driver):
 
     def _new_task(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
         async def counted() -> Any:
-            return await self._forward(coroutine, lambda _: None)
+            return await forward(coroutine, suspending=self._suspending)
 
         # Servers of a test have tasks of their own.
         is_ours = Path(coroutine.cr_code.co_filename).is_relative_to(PACKAGE)

@@ -57,7 +57,7 @@ from tests.images import (
     put,
     write_layout,
 )
-from tests.interruption import PACKAGE, outcome_of
+from tests.interruption import PACKAGE, forward, outcome_of
 from tests.support.stores import Store
 
 T = TypeVar("T")
@@ -156,27 +156,13 @@ class Closing:
 
     @types.coroutine
     def drive(self, coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T | None]:
-        resume: Callable[[Any], Any] = coroutine.send
-        value: Any = None
-        while True:
-            try:
-                waited_for = resume(value)
-            except StopIteration as stop:
-                return stop.value  # type: ignore[no-any-return]
-            self.suspensions += 1
-            if self.suspensions == self._at:
-                if waited_for is not None:
-                    waited_for._asyncio_future_blocking = False  # it is not awaited after all
-                coroutine.close()
-                return None
-            resume = coroutine.send
-            try:
-                value = yield waited_for
-            except GeneratorExit:
-                coroutine.close()
-                raise
-            except BaseException as exc:
-                resume, value = coroutine.throw, exc
+        return (yield from forward(coroutine, suspending=self._is_its_end))
+
+    def _is_its_end(self, waited_for: Any) -> bool:
+        self.suspensions += 1
+        if self.suspensions == self._at and waited_for is not None:
+            waited_for._asyncio_future_blocking = False  # it is not awaited after all
+        return self.suspensions == self._at
 
 
 async def settle() -> None:
@@ -576,31 +562,19 @@ class Interrupting:
     async def run(self, work: Work) -> BaseException | None:
         """Run a coroutine under it, in the caller's task, and return what it raised."""
         before = sys.gettrace()
-        coroutine = self._traced(work)
+        forwarding = forward(work(), suspending=lambda _: False, resuming=self._traced)
         try:
-            return await outcome_of(coroutine)
+            return await outcome_of(forwarding)
         finally:
             sys.settrace(before)
 
-    @types.coroutine
-    def _traced(self, work: Work) -> Generator[Any, Any, object]:
+    def _traced(self, resume: Callable[[Any], Any], value: Any) -> Any:
         """Trace the coroutine alone, and not the loop between its steps."""
-        coroutine = work()
-        resume: Callable[[Any], Any] = coroutine.send
-        value: Any = None
-        while True:
-            sys.settrace(self)
-            try:
-                waited_for = resume(value)
-            except StopIteration as stop:
-                return stop.value
-            finally:
-                sys.settrace(None)
-            resume = coroutine.send
-            try:
-                value = yield waited_for
-            except BaseException as exc:
-                resume, value = coroutine.throw, exc
+        sys.settrace(self)
+        try:
+            return resume(value)
+        finally:
+            sys.settrace(None)
 
 
 SMALL = make_image(make_layer(noise(4, 9_000), "gzip"), make_layer(noise(5, 300), None), repo_tags=["a:1"])

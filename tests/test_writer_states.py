@@ -1102,23 +1102,30 @@ async def _leave(archive: ArchiveWriter) -> None:
         pass
 
 
-@pytest.mark.parametrize("end", [ArchiveWriter.abort, _leave_by_an_error])
-async def test_the_end_of_a_broken_writer_waits_for_who_still_closes(end: Any) -> None:
-    events: list[str] = []
-    archive = ArchiveWriter(FailingSink())
-    content = SlowlyClosed(FIRST, events)
-    putting = asyncio.create_task(archive.put_layer(content.open, FIRST.descriptor))
+async def _check_that_it_waits(
+    end: Coroutine[Any, Any, None], content: SlowlyClosed, events: list[str]
+) -> None:
+    """See that the end of a writer comes behind that of a content which takes its time."""
     await soon(content.closing.wait())
-    ending = asyncio.create_task(end(archive))
+    ending = asyncio.create_task(end)
     ending.add_done_callback(lambda _: events.append("ended"))
     for _ in range(20):
         await asyncio.sleep(0)
     assert not ending.done()
     content.may_close.set()
     await soon(ending)
-    assert isinstance(await outcome_of(putting), OSError)
     await asyncio.sleep(0)
     assert events == ["begins to close", "is closed", "ended"]
+
+
+@pytest.mark.parametrize("end", [ArchiveWriter.abort, _leave_by_an_error])
+async def test_the_end_of_a_broken_writer_waits_for_who_still_closes(end: Any) -> None:
+    events: list[str] = []
+    archive = ArchiveWriter(FailingSink())
+    content = SlowlyClosed(FIRST, events)
+    putting = asyncio.create_task(archive.put_layer(content.open, FIRST.descriptor))
+    await _check_that_it_waits(end(archive), content, events)
+    assert isinstance(await outcome_of(putting), OSError)
 
 
 @pytest.mark.parametrize("end", [_leave, ArchiveWriter.abort])
@@ -1131,17 +1138,8 @@ async def test_the_end_of_a_closed_writer_waits_for_who_still_closes(end: Any) -
     putting = asyncio.create_task(archive.put_layer(content.open))
     await soon(content.reading.wait())
     await soon(archive.close())
-    await soon(content.closing.wait())
-    ending = asyncio.create_task(end(archive))
-    ending.add_done_callback(lambda _: events.append("ended"))
-    for _ in range(20):
-        await asyncio.sleep(0)
-    assert not ending.done()
-    content.may_close.set()
-    await soon(ending)
+    await _check_that_it_waits(end(archive), content, events)
     assert is_closed_error(await outcome_of(putting), aborted=False)
-    await asyncio.sleep(0)
-    assert events == ["begins to close", "is closed", "ended"]
 
 
 async def test_a_broken_writer_tells_who_is_staging() -> None:

@@ -15,7 +15,7 @@ import enum
 import logging
 import socket
 import struct
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from aiodockersave._aio import Fairness, ending, running_task
@@ -101,7 +101,7 @@ class Delivery:
         running_task()
         departed = asyncio.timeout(None)
         try:
-            async with departed, self._departure(lambda: departed.reschedule(0)), body as chunks:
+            async with departed, _Watch(self._client, lambda: departed.reschedule(0)), body as chunks:
                 async for chunk in chunks:
                     await self._pass_on(chunk)
                 await self._pass_on(b"", last=True)
@@ -143,26 +143,34 @@ class Delivery:
                 raise _GoneError(Outcome.LEFT) from exc
             raise
 
-    @contextlib.asynccontextmanager
-    async def _departure(self, interrupt: Callable[[], None]) -> AsyncGenerator[None, None]:
-        """Call ``interrupt`` when the client leaves inside the block."""
-        is_inside = True
 
-        def tell(watcher: asyncio.Task[None]) -> None:
-            if watcher.cancelled():
-                return
-            if (exc := watcher.exception()) is not None:
-                logger.warning("waiting for a client to leave: %s", describe(exc))
-            if is_inside:
-                interrupt()
+class _Watch(ending):
+    """Call ``interrupt`` when a client leaves inside the block."""
 
+    def __init__(self, client: Client, interrupt: Callable[[], None]) -> None:
+        super().__init__(lambda: self._watchers)
+        self._client = client
+        self._interrupt = interrupt
+        self._watchers: list[asyncio.Task[None]] = []
+        self._is_inside = True
+
+    async def __aenter__(self) -> None:
+        """Begin to watch."""
         watcher = asyncio.create_task(self._client.departure(), name="aiodockersave-departure")
-        watcher.add_done_callback(tell)
-        async with ending(lambda: [watcher]):
-            try:
-                yield
-            finally:
-                is_inside = False
+        watcher.add_done_callback(self._tell)
+        self._watchers.append(watcher)
+
+    async def __aexit__(self, kind: object, fault: BaseException | None, traceback: object) -> None:
+        self._is_inside = False
+        await super().__aexit__(kind, fault, traceback)
+
+    def _tell(self, watcher: asyncio.Task[None]) -> None:
+        if watcher.cancelled():
+            return
+        if (exc := watcher.exception()) is not None:
+            logger.warning("waiting for a client to leave: %s", describe(exc))
+        if self._is_inside:
+            self._interrupt()
 
 
 class _GoneError(Exception):

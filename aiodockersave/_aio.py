@@ -8,7 +8,9 @@ is the only room with a shield, and it shields two ways at once: who waits has a
 Only calls that end by themselves are waited for (regular files, hashing), never a pipe or a connection.
 
 Where nothing can be awaited any more (a coroutine is closed, the loop has stopped) a thread is left to end by itself: it
-makes the calls that it has, and what it works on is closed behind them.
+makes the calls that it has, and what it works on is closed behind them. For the same reason what waits at the end of a block
+is a class and no ``@asynccontextmanager``: up to Python 3.12 an async generator that waits is not told that its coroutine is
+closed.
 
 anyio takes some 30 ms to load, and before somebody has loaded it there is no cancel scope to be shielded against: so it is
 used where it is there already.
@@ -398,8 +400,6 @@ async def run_together(*calls: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 class ending:  # noqa: N801 - read as a verb
     """End what still runs of ``tasks()`` when the block is left, as :func:`end_tasks` does."""
-
-    # No async generator: up to Python 3.12 one that waits is not told that its coroutine is closed.
 
     def __init__(self, tasks: Callable[[], Iterable[asyncio.Task[Any]]]) -> None:
         self._tasks = tasks

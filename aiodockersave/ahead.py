@@ -91,7 +91,10 @@ NO_FILE: Final = Place(is_file=False, space=None)
 
 
 async def look_at(target: str | os.PathLike[str]) -> Place:
-    """Look where an archive is to be; whether it can be there is found out later."""
+    """Look where an archive is to be; whether it can be there is found out later.
+
+    Cancel: is raised when the look has ended.
+    """
 
     def look() -> Place:
         try:

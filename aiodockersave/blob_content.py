@@ -58,7 +58,10 @@ class BlobContent(OpenContent):
         return self._entered
 
     async def open(self) -> None:
-        """Open what is wanted, else the whole, of which the rest is left out."""
+        """Open what is wanted, else the whole, of which the rest is left out.
+
+        Cancel: as :meth:`OpenContent.open`.
+        """
         try:
             await super().open()
         except NotImplementedError as exc:
@@ -69,7 +72,10 @@ class BlobContent(OpenContent):
             await super().open()
 
     async def read(self) -> Batch:
-        """Return the next chunk of what is wanted; empty at its end."""
+        """Return the next chunk of what is wanted; empty at its end.
+
+        Cancel: as :meth:`OpenContent.read`.
+        """
         while self._left != 0 and (chunk := await super().read()):
             skipped = min(self._skip, len(chunk))
             self._skip -= skipped

@@ -80,6 +80,8 @@ class OpenContent:
 
         Raises:
             TypeError: Nothing that can be read comes of it.
+
+        Cancel: what was opened stays open until :meth:`close`.
         """
         content, self._content = self._content, None
         entered: object = None
@@ -108,6 +110,8 @@ class OpenContent:
 
         Raises:
             TypeError: The content gave something else than bytes.
+
+        Cancel: the content has seen it where it waited; :meth:`close` closes it.
         """
         while not self._pending:
             if self._next is None:
@@ -128,6 +132,8 @@ class OpenContent:
         """Close everything that was opened, told of ``fault``; return what the content raised instead of it.
 
         A content that swallows the fault changes nothing. Never raises.
+
+        Cancel: the rest is closed all the same, and the cancel is what is returned.
         """
         raised: BaseException | None = None
         self._next = None
@@ -151,7 +157,10 @@ class OpenContent:
             run_up_to_wait(_awaiting(self._closers.pop()(fault)))
 
     async def discard(self) -> None:
-        """Close a content that was never opened, where it would warn or leak otherwise."""
+        """Close a content that was never opened, where it would warn or leak otherwise.
+
+        Cancel: an async generator that is being closed has seen it.
+        """
         content, self._content = self._content, None
         # What aiofiles.open(…) returns can only be given up through the coroutine in it.
         coroutine = getattr(content, "_coro", None) if _is_context_manager(content) else content

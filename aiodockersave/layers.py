@@ -27,7 +27,10 @@ class LayerWriter:
         self._decompress = decompress
 
     async def stream(self, transaction: Transaction, intake: Intake, wanted: Wanted) -> Commit:
-        """Write a layer while it is received."""
+        """Write a layer while it is received.
+
+        Cancel: the layer is torn; :meth:`Transaction.undo` takes it back.
+        """
         batch = await intake.next()
         if intake.done:
             return await self.write_known(transaction, OneBatch(batch), intake.blob, intake.stored)
@@ -42,7 +45,10 @@ class LayerWriter:
     async def write_known(
         self, transaction: Transaction, batches: Batches, blob: Descriptor, stored: Descriptor
     ) -> Commit:
-        """Write a layer that was received and verified as a whole."""
+        """Write a layer that was received and verified as a whole.
+
+        Cancel: as :meth:`stream`.
+        """
         if (existing := self._ledger.content(stored.digest)) is not None:
             return lambda: self._commit(transaction, Addition(), blob, existing)
         addition = self._prepare(stored)

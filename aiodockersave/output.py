@@ -38,7 +38,10 @@ class Batches(Protocol):
     done: bool
 
     async def next(self) -> Batch:
-        """Return the next batch."""
+        """Return the next batch.
+
+        Cancel: the batch is lost.
+        """
         ...
 
 
@@ -50,7 +53,7 @@ class OneBatch:
         self._batch = batch
 
     async def next(self) -> Batch:
-        """Return all of it."""
+        """Return all of it. Never waits, so no cancel comes in."""
         return self._batch
 
 
@@ -97,11 +100,17 @@ class Output:
         return self._adapter.expected_size
 
     async def flush(self) -> None:
-        """Wait until the sink has passed on what it holds, as far as it can tell."""
+        """Wait until the sink has passed on what it holds, as far as it can tell.
+
+        Cancel: the wait ends, and the sink still holds it.
+        """
         await self._adapter.flush()
 
     async def read_back(self, size: int) -> Digest:
-        """Return the SHA-256 of the first ``size`` bytes of the sink, committed or not."""
+        """Return the SHA-256 of the first ``size`` bytes of the sink, committed or not.
+
+        Cancel: is raised when no thread reads or hashes any more.
+        """
         if not isinstance(self.sink, SupportsRead):
             raise AssertionError("patched, and cannot be read")
         hasher = Hasher("sha256")
@@ -169,7 +178,10 @@ class Transaction:
             data = data[taken:]
 
     async def write_data(self, header: bytes, batch: Batch, batches: Batches, *, pad: bool) -> None:
-        """Write ``header`` and ``batch``, joined, then the other batches, the last one joined with the padding."""
+        """Write ``header`` and ``batch``, joined, then the other batches, the last one joined with the padding.
+
+        Cancel: the member is torn; :meth:`undo` takes it back.
+        """
         size = len(batch)
         while not batches.done:
             await self.write(header, batch)
@@ -178,7 +190,10 @@ class Transaction:
         await self.write(header, batch, tar.padding(size) if pad else b"", last=pad)
 
     async def patch_header(self, reserved: int, member: Member) -> None:
-        """Write the header of a member over the ``reserved`` zeros in front of its data, which end at the cursor."""
+        """Write the header of a member over the ``reserved`` zeros in front of its data, which end at the cursor.
+
+        Cancel: the member is torn; :meth:`undo` takes it back.
+        """
         sink, run = self._output.sink, self._output.worker.run
         if not isinstance(sink, SupportsPatch):
             raise AssertionError("the sink cannot be patched")
@@ -195,7 +210,10 @@ class Transaction:
         self._output.in_order_hash = None
 
     async def checksum(self) -> Digest | None:
-        """Return the SHA-256 of the archive with this transaction, where it was asked for."""
+        """Return the SHA-256 of the archive with this transaction, where it was asked for.
+
+        Cancel: as :meth:`Output.read_back`.
+        """
         if not self._output.checksum:
             return None
         if self._hasher is not None and self._output.in_order_hash is not None:
@@ -230,9 +248,8 @@ class Transaction:
         if not isinstance(sink, SupportsRewind):
             return False
         rewinding = self._output.worker.submit_always(sink.rewind, self._start)
-        with contextlib.suppress(
-            Exception, asyncio.CancelledError
-        ):  # an error is read below; the call sees a cancel
+        # An error is read below, and a cancel is seen by the call.
+        with contextlib.suppress(Exception, asyncio.CancelledError):
             await wait_out(rewinding)
         error = rewinding.exception()
         if error is None and inspect.isawaitable(rewinding.result()):
@@ -245,7 +262,10 @@ class Transaction:
         return True
 
     async def close(self) -> None:
-        """Wait until no thread hashes for it."""
+        """Wait until no thread hashes for it.
+
+        Cancel: is raised after that.
+        """
         if self._hasher is not None:
             await self._hasher.close()
 

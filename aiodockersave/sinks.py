@@ -95,11 +95,14 @@ class SupportsSend(Protocol):
     """What anyio's byte send streams have."""
 
     async def send(self, item: bytes, /) -> None:
-        """Send ``item`` once there is room."""
+        """Send ``item`` once there is room.
+
+        Cancel: how much was sent is the stream's matter.
+        """
         ...
 
     async def aclose(self) -> None:
-        """Close the stream; the adapter does not."""
+        """Close the stream; the adapter does not, so it passes no cancel on either."""
         ...
 
 
@@ -113,9 +116,8 @@ def as_sink(obj: AnySink) -> Sink:
     Takes an aiofiles or anyio file, a binary file, an anyio byte send stream, ``asyncio.StreamWriter`` (a subprocess'
     stdin too), aiohttp's ``StreamResponse`` and a plain ``async def``. The adapter never closes what it adapts.
 
-    To a file with a descriptor is written by a duplicate of it, for the time of each call: so a file that gets the same
-    number later is safe. As POSIX has it, closing the duplicate drops the process' ``fcntl.lockf`` locks on the file; locks
-    by ``flock`` stay.
+    Each call writes through a duplicate of a file's descriptor, so that a file which gets the same number later is safe. As
+    POSIX has it, closing the duplicate drops the process' ``fcntl.lockf`` locks on the file; locks by ``flock`` stay.
 
     Raises:
         TypeError: It is none of these.
@@ -156,6 +158,8 @@ async def write_some(sink: Sink, data: Batch) -> int:
     Raises:
         SinkError: It took nothing, or more than it was given.
         TypeError: Its ``write`` is not async.
+
+    Cancel: the sink has seen it; how much it took is not known.
     """
     waiting = sink.write(data if isinstance(sink, Adapter) else bytes(data))  # type: ignore[arg-type]
     if not inspect.isawaitable(waiting):
@@ -468,7 +472,7 @@ class BytesIOSink(Adapter):
         self._start = file.tell()
 
     async def write(self, data: bytes, /) -> None:
-        """Add ``data``."""
+        """Add ``data``. Never waits, so no cancel comes in."""
         self._file.write(data)
 
     def rewind(self, position: int, /) -> None:
@@ -511,6 +515,8 @@ class StreamWriterSink(Adapter):
 
         Raises:
             ConnectionError: The other side has left.
+
+        Cancel: nothing is lost; what was handed over goes on.
         """
         if self._writer.transport.is_closing():
             raise ConnectionResetError(errno.ECONNRESET, "the other side has left")
@@ -551,5 +557,8 @@ class CallableSink(Adapter):
         self._write = write
 
     async def write(self, data: bytes, /) -> Any:
-        """Call it with ``data``."""
+        """Call it with ``data``.
+
+        Cancel: the function has seen it; how much it took is not known.
+        """
         return await self._write(bytes(data))

@@ -85,7 +85,10 @@ class Stage:
             self._free()  # here, since the thread must not touch what all stages share
 
     async def next(self) -> bytes:
-        """Return the next batch; after it ``done`` says whether it was the last."""
+        """Return the next batch; after it ``done`` says whether it was the last.
+
+        Cancel: is raised when the file was read; the batch is lost.
+        """
         if self._file is not None:
             batch = await self._worker.run(self._read, self._file)
         else:
@@ -104,7 +107,10 @@ class Stage:
         return batch
 
     async def close(self) -> None:
-        """Free memory and file."""
+        """Free memory and file.
+
+        Cancel: is raised after that.
+        """
         self._free()
         file, self._file = self._file, None
         try:

@@ -164,9 +164,8 @@ class _Feeds(list[_Feed]):
     async def __aexit__(self, _: object, fault: BaseException | None, __: object) -> None:
         for feed in self:
             feed.cancel()
-        if not isinstance(
-            fault, GeneratorExit
-        ):  # then the coroutine is being closed: nothing can be awaited any more
+        # Else the coroutine is being closed: nothing can be awaited any more.
+        if not isinstance(fault, GeneratorExit):
             await close_all(feed.aclose for feed in self)
 
 

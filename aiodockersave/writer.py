@@ -360,9 +360,8 @@ class ArchiveWriter:
         if self._target is not None:
             run = self._output.worker.run
             await run(self._target.sync, transaction.cursor)
-            transaction.forward = (
-                commit  # once the file is under its name: whatever fails then, the archive is whole
-            )
+            # Once the file is under its name the archive is whole, whatever fails then.
+            transaction.forward = commit
             await run(self._target.publish)
         return commit
 
@@ -383,9 +382,8 @@ class ArchiveWriter:
             self._state = _State.ABORTED
             self._calls.interrupt(lambda: WriterClosedError(aborted=True))
         elif self._state is _State.BROKEN:
-            self._calls.interrupt(
-                self._broken_error, only_staging=True
-            )  # what they receive is of no use any more
+            # What they receive is of no use any more.
+            self._calls.interrupt(self._broken_error, only_staging=True)
 
     async def __aenter__(self) -> Self:
         running_task()

@@ -67,7 +67,10 @@ class Sources:
         await self._stack.aclose()
 
     async def requests(self, images: Sequence[ImageArgument]) -> list[ImageRequest]:
-        """Return the images with their sources."""
+        """Return the images with their sources.
+
+        Cancel: what was opened is closed at the end of the block.
+        """
         return [
             ImageRequest(await self._source(image), image.reference, image.tags, str(image))
             for image in images

@@ -1,4 +1,4 @@
-"""What the sinks of this package have besides ``write``; a caller's sink is never asked for any of it."""
+"""The powers that the sinks of this package have besides ``write``; a caller's sink is never asked for any of them."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ EXITS = (KeyboardInterrupt, SystemExit)
 YIELD_BYTES = 1 << 20
 """After this many bytes without a suspension the loop gets its turn: about 1 ms of memory traffic."""
 _CHUNK_COST = 1 << 12
-"""What a chunk costs besides its bytes, so that tiny ones count too."""
+"""The cost of a chunk besides its bytes, so that tiny ones count too."""
 LOOK_AGAIN = 0.2
 """Seconds after which who waits for a call looks whether it has ended, and nobody has told."""
 

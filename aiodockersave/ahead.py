@@ -76,7 +76,7 @@ class Order:
 
 
 class Place(NamedTuple):
-    """Where an archive is to be.
+    """The place where an archive is to be.
 
     Attributes:
         is_file: Whether it is a regular file, or will be.

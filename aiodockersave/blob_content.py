@@ -49,7 +49,7 @@ class BlobContent(OpenContent):
 
     @property
     def retries(self) -> int:
-        """How often the source had to ask again, as far as its iterator says so by an attribute of this name."""
+        """The number of times that the source had to ask again, as far as its iterator says so by an attribute of this name."""
         retries = getattr(self._entered, "retries", 0)
         return retries if isinstance(retries, int) else 0
 

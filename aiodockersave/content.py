@@ -1,4 +1,4 @@
-"""What a caller may pass to be read: opened late, closed always, told of every fault.
+"""Contents, which a caller passes to be read: opened late, closed always, told of every fault.
 
 ======================================  ===================================================================
 content                                 what is done with it
@@ -41,7 +41,7 @@ Batch = bytes | memoryview
 
 
 class SupportsAsyncRead(Protocol):
-    """What ``StreamReader``, aiofiles, anyio's files and aiohttp's streams have in common."""
+    """The method that ``StreamReader``, aiofiles, anyio's files and aiohttp's streams have in common."""
 
     def read(self, size: int, /) -> Awaitable[Buffer]:
         """Return up to ``size`` bytes; empty at the end."""
@@ -56,7 +56,7 @@ Content = (
     | Awaitable[Any]
     | Callable[[], Any]
 )
-"""What a caller may pass, as the table above says."""
+"""Any content that a caller may pass, as the table above says."""
 Closer = Callable[[BaseException | None], Awaitable[None]]
 
 _MAX_STEPS = 8

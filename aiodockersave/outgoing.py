@@ -61,7 +61,7 @@ class OutgoingBlob:
 
     @property
     def missing(self) -> int:
-        """How many bytes are still to be received."""
+        """The number of bytes that are still to be received."""
         return self._size - self._received
 
     def start(self) -> None:

@@ -29,7 +29,7 @@ _MOVE_SIZE = 64 << 20
 
 
 class Batches(Protocol):
-    """Where the data of a member come from.
+    """The source of a member's data.
 
     Attributes:
         done: Whether the batch that :meth:`next` returned last was the last.
@@ -58,7 +58,7 @@ class OneBatch:
 
 
 class Output:
-    """Where an archive goes.
+    """The sink of an archive, and what is committed in it.
 
     Attributes:
         position: The size of what is committed, in bytes.
@@ -90,13 +90,13 @@ class Output:
 
     @property
     def handed_over(self) -> int | None:
-        """How many bytes the sink says are out of its hands; None where it does not know."""
+        """The number of bytes that the sink says are out of its hands; None where it does not know."""
         count = getattr(self.sink, "handed_over", None)
         return count if isinstance(count, int) else None
 
     @property
     def expected_size(self) -> int | None:
-        """How large the archive must become, in bytes, where the sink has promised it to somebody."""
+        """The size that the archive must get, in bytes, where the sink has promised it to somebody."""
         return self._adapter.expected_size
 
     async def flush(self) -> None:
@@ -125,7 +125,7 @@ class Output:
 
 
 class Transaction:
-    """What one public call writes behind the committed bytes.
+    """The bytes that one public call writes behind the committed bytes.
 
     Attributes:
         cursor: Where the next byte goes, in bytes from the start of the archive.

@@ -22,7 +22,7 @@ from .content import OpenContent
 from .errors import ContentError
 
 _CHUNK_COST: Final = 64
-"""What a chunk takes of memory besides its bytes, so that a million tiny ones count too."""
+"""The memory that a chunk takes besides its bytes, so that a million tiny ones count too."""
 
 
 class Feed(abc.ABC):

@@ -1,4 +1,4 @@
-"""Where bytes go: the sink protocol, its powers, and adapters for what callers have.
+"""Sinks, into which bytes go: the sink protocol, its powers, and adapters for what callers have.
 
 A **sink** is anything with ``async write(data)`` that takes the data once it has room: the await is the
 back-pressure. It returns None when all was taken, or how many bytes were; the rest is written again, and 0 is an
@@ -49,7 +49,7 @@ _MAX_WRAPPERS = 8
 
 @runtime_checkable
 class Sink(Protocol):
-    """Where bytes go."""
+    """A receiver of bytes."""
 
     async def write(self, data: bytes, /) -> int | None:
         """Take ``data`` once there is room; return how many bytes were taken, None for all.
@@ -92,7 +92,7 @@ class SupportsRead(Protocol):
 
 
 class SupportsSend(Protocol):
-    """What anyio's byte send streams have."""
+    """The methods of anyio's byte send streams."""
 
     async def send(self, item: bytes, /) -> None:
         """Send ``item`` once there is room.
@@ -107,7 +107,7 @@ class SupportsSend(Protocol):
 
 
 AnySink = Sink | IO[bytes] | asyncio.StreamWriter | SupportsSend | Callable[[bytes], Awaitable[Any]]
-"""What can be adapted to a sink."""
+"""Everything that can be adapted to a sink."""
 
 
 def as_sink(obj: AnySink) -> Sink:

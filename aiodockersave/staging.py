@@ -1,4 +1,4 @@
-"""What is received and verified as a whole before its turn: in memory first, then in a temporary file.
+"""Layers that are received and verified as a whole before their turn: in memory first, then in a temporary file.
 
 All stages of one writer share one bound of memory. A stage that would exceed it moves into an unnamed
 temporary file, which is gone with it, whatever happens.

@@ -30,7 +30,7 @@ import posixpath
 
 BLOCK_SIZE = 512
 END_OF_ARCHIVE = bytes(2 * BLOCK_SIZE)
-"""What closes an archive. Go writes these two blocks and no padding to a 10,240-byte record."""
+"""The end of an archive. Go writes these two blocks and no padding to a 10,240-byte record."""
 
 MAX_OCTAL_SIZE = 0o77777777777
 """The largest size (bytes, 8 GiB - 1) that the header holds; beyond it PAX does."""

@@ -54,7 +54,7 @@ STAGING_SLOTS = 2
 _COMPUTE_INLINE = 64 << 10
 """Bytes of documents that are read or made on the loop, which takes about a millisecond."""
 _NAME_COST = 512
-"""What a layer or tag costs, in such bytes: its legacy metadata, its place in ``manifest.json``."""
+"""The cost of a layer or tag, in such bytes: its legacy metadata, its place in ``manifest.json``."""
 
 
 class _State(enum.Enum):

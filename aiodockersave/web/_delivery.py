@@ -34,7 +34,7 @@ PIECE_SIZE = 256 << 10
 
 
 class Outcome(enum.Enum):
-    """How a delivery ended that did not fail."""
+    """The end of a delivery that did not fail."""
 
     COMPLETE = enum.auto()
     LEFT = enum.auto()
@@ -42,7 +42,7 @@ class Outcome(enum.Enum):
 
 
 class Client(Protocol):
-    """Who receives a body: a framework's half of a response."""
+    """The receiver of a body: a framework's half of a response."""
 
     async def start(self) -> None:
         """Send status and header fields."""

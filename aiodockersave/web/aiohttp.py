@@ -158,7 +158,7 @@ async def _send(
 
 
 class _Client:
-    """Who is at the other end of a request."""
+    """The client at the other end of a request."""
 
     def __init__(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
         self._request = request

@@ -47,7 +47,7 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 
 
 class _BodyResponse(Response):
-    """What both have in common.
+    """The part that both have in common.
 
     Attributes:
         raw_headers: The caller's header fields; those of the archive are added when it is sent.
@@ -221,7 +221,7 @@ class ArchiveResponse(_BodyResponse):
 
 
 class _Client:
-    """Who is at the other end of a server's ``receive`` and ``send``."""
+    """The client at the other end of a server's ``receive`` and ``send``."""
 
     def __init__(self, receive: Receive, send: Send, status: int, headers: list[tuple[str, str]]) -> None:
         self._receive = receive

@@ -17,11 +17,11 @@ MAX_FILENAME_SIZE: Final = 255
 """Bytes of a file's name: no file system takes more."""
 
 _TOKENS: Final = "!#$&+-.^_`|~"
-"""What stands for itself in an extended value, besides letters and digits (``attr-char``, RFC 8187 § 3.2.1)."""
+"""Characters that stand for themselves in an extended value, besides letters and digits (``attr-char``, RFC 8187 § 3.2.1)."""
 _PLAIN: Final = frozenset(f"{_TOKENS} @=:(),;[]{{}}'")
-"""What stands for itself between quotes, for every browser; not ``%``, which some decode (RFC 6266, appendix D)."""
+"""Characters that stand for themselves between quotes, for every browser; not ``%``, which some decode (RFC 6266, appendix D)."""
 _NAME: Final = f"{_TOKENS}%'*"
-"""What a field's name may have besides letters and digits (``tchar``, RFC 9110 § 5.6.2)."""
+"""Characters that a field's name may have besides letters and digits (``tchar``, RFC 9110 § 5.6.2)."""
 _CONTROLS: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """Controls, what turns text around (U+202E), lone surrogates, line and paragraph separators."""
 _OURS: Final = frozenset(
@@ -37,7 +37,7 @@ _OURS: Final = frozenset(
         "transfer-encoding",
     }
 )
-"""What follows from the archive and the request, so that a caller's own value would lie."""
+"""Fields that follow from the archive and the request, so that a caller's own value would lie."""
 
 
 def response_headers(

@@ -1,4 +1,4 @@
-"""What a request for an archive is answered with: status, header fields, which bytes.
+"""Answers to requests for an archive: status, header fields, which bytes.
 
 One function decides, :func:`evaluate`, in the order of RFC 9110 § 13.2.2::
 
@@ -47,13 +47,13 @@ class ByteRange:
 
     @property
     def size(self) -> int | None:
-        """How many bytes there are; None where that is not known."""
+        """The number of bytes that there are; None where that is not known."""
         return None if self.stop is None else self.stop - self.start
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What to answer.
+    """The answer to give.
 
     Attributes:
         status: 200, 206, 304, 412 or 416.

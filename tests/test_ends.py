@@ -71,6 +71,7 @@ def noise(seed: int, size: int) -> bytes:
     return random.Random(seed).randbytes(size)
 
 
+SMALL = make_image(make_layer(noise(4, 9_000), "gzip"), make_layer(noise(5, 300), None), repo_tags=["a:1"])
 IMAGE = make_image(
     make_layer(noise(1, 40_000), "gzip"),
     make_layer(noise(2, 9_000), "gzip"),
@@ -321,6 +322,45 @@ async def test_a_file_of_the_caller_s(layers: Layers, tmp_path: Path) -> None:
         if closing.suspensions < at:
             break
     assert at > 20
+
+
+class SlowFile(io.RawIOBase):
+    """A file object of the caller's that takes its time.
+
+    Attributes:
+        is_writing: Whether a thread is in it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_writing = False
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any, /) -> int:
+        self.is_writing = True
+        time.sleep(0.02)
+        self.is_writing = False
+        return len(data)
+
+
+@pytest.mark.parametrize("layers", ["keep", "decompress"])
+async def test_a_file_object_of_the_caller_s(layers: Layers) -> None:
+    """It may be closed at once, and what is below it be somebody else's: no thread is in it when the call has ended."""
+    at = 0
+    while True:
+        at += 1
+        file: Any = SlowFile()
+        archive = ArchiveWriter(file, layers=layers)
+        closing = Closing(at)
+        await closing.drive(put(archive, SMALL))
+        assert not file.is_writing
+        file.close()
+        await settle()
+        if closing.suspensions < at:
+            break
+    assert at > 3
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -575,9 +615,6 @@ class Interrupting:
             return resume(value)
         finally:
             sys.settrace(None)
-
-
-SMALL = make_image(make_layer(noise(4, 9_000), "gzip"), make_layer(noise(5, 300), None), repo_tags=["a:1"])
 
 
 async def put_again(archive: ArchiveWriter, image: Image) -> None:

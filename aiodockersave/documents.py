@@ -51,7 +51,7 @@ LEGACY_ATTRIBUTES: Final = (
     "docker_version",
     "os",
 )
-"""What a docker archive's legacy metadata copies from the config (containers/image, docker/internal/tarfile)."""
+"""The attributes of the config that a docker archive's legacy metadata copies (containers/image, docker/internal/tarfile)."""
 
 _UNKNOWN = Platform("unknown", "unknown")
 

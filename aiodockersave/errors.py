@@ -317,7 +317,7 @@ class PlatformNotFoundError(SourceError, LookupError):
 
 
 class UnsupportedImageError(SourceError):
-    """What the reference names is no image that can be put into an archive.
+    """The reference names something that is not an image, or not one that can be put into an archive.
 
     Attributes:
         reason: Why not.

@@ -1,4 +1,4 @@
-"""Which members an archive has, under which names, with which JSON.
+"""The members of an archive: which there are, under which names, with which JSON.
 
 ``format="docker"``, what containers/image writes::
 
@@ -134,7 +134,7 @@ class ManifestItem:
 
 @dataclass(frozen=True, slots=True)
 class Addition:
-    """What :meth:`DockerBuilder.commit` records once ``members`` are in the archive."""
+    """The changes that :meth:`DockerBuilder.commit` records once ``members`` are in the archive."""
 
     members: Collection[Member] = ()
     blobs: Mapping[Digest, Member] = field(default_factory=dict)
@@ -198,7 +198,7 @@ def _check_config(config: ImageConfig, expected: Descriptor) -> None:
 
 
 class Names:
-    """Which image each name in an archive stands for: one name, one image.
+    """The image that each name in an archive stands for: one name, one image.
 
     Docker and containerd give a name that stands there twice to the last image, podman and skopeo to the first.
     """
@@ -223,7 +223,7 @@ class Names:
 
 
 class DockerBuilder:
-    """What is in a ``docker`` archive so far, and which members would follow.
+    """The content of a ``docker`` archive so far, and the members that would follow.
 
     Pure: it does no I/O. An :class:`Addition` is valid until the next commit.
     """

@@ -1,4 +1,4 @@
-"""What images are made of: digests, platforms, and the descriptors that tie content to them.
+"""The parts of images: digests, platforms, and the descriptors that tie content to them.
 
 Everything here is a frozen value that was checked when it was made: a :class:`Digest` that exists is valid, so
 it may become part of a path or a URL. Nothing here reads or fetches.
@@ -79,7 +79,7 @@ def is_layer_media_type(media_type: str) -> bool:
 Format = Literal["docker"]
 """The layout of an archive."""
 Layers = Literal["keep", "decompress"]
-"""How layers are stored: as they are, or as plain tars."""
+"""The ways to store layers: as they are, or as plain tars."""
 
 
 MAX_EXPANSION: Final = 1100
@@ -236,7 +236,7 @@ _FALLBACKS = {
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """What an image runs on (OCI image-spec, image-index.md), normalised as containerd does it.
+    """A platform that an image runs on (OCI image-spec, image-index.md), normalised as containerd does it.
 
     ``linux/aarch64`` and ``linux/arm64/v8`` are both ``linux/arm64``; ``linux/arm`` is ``linux/arm/v7``.
 

@@ -496,7 +496,7 @@ async def test_errors_name_blob_and_image(
 
 
 async def test_a_source_that_cannot_resolve(source: MemorySource) -> None:
-    """What is not ours passes as it is."""
+    """An error that is not ours passes as it is."""
     sink = ListSink()
     with pytest.raises(KeyError) as caught:
         await save([*both(source), ImageRequest(source, "three")], sink)

@@ -1,4 +1,4 @@
-"""Where images come from: the source protocol, and what every source shares.
+"""The sources of images: the protocol, and what every source shares.
 
 A **source** has two verbs. ``resolve`` turns a reference into one image for one platform: its manifest and
 config. ``open_blob`` gives a blob's bytes. A source of your own is a few lines::
@@ -71,7 +71,7 @@ class ResolvedImage:
 
 @runtime_checkable
 class Source(Protocol):
-    """Where images come from."""
+    """A place that images come from."""
 
     async def resolve(self, reference: str, platform: Platform) -> ResolvedImage:
         """Find an image.

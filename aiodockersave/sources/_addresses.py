@@ -1,4 +1,4 @@
-"""Which addresses may be dialled: what the user names always, what a registry points at only within bounds.
+"""The addresses that may be dialled: what the user names always, what a registry points at only within bounds.
 
 A registry answers with addresses of its own choice: redirects, token realms. Followed blindly they make this program
 dial for a stranger whatever is reachable from here, such as a cloud's metadata service at 169.254.169.254. So what was
@@ -22,7 +22,7 @@ __all__ = ["AddressClass", "AddressRefusedError", "DialGuard", "classify", "is_l
 
 
 class AddressClass(Enum):
-    """What kind of network an address belongs to."""
+    """The kind of network that an address belongs to."""
 
     PUBLIC = "public"
     PRIVATE = "private"

@@ -1,4 +1,4 @@
-"""What registries and token servers say, read and made fit to be shown: pure functions of headers and small bodies.
+"""The answers of registries and token servers, read and made fit to be shown: pure functions of headers and small bodies.
 
 Nothing here believes what it reads. Text of a registry may hold anything, also what was sent to it.
 """
@@ -38,7 +38,7 @@ _MAX_DIGITS = 19  # of a 63-bit number: more are no size or offset
 
 
 class ErrorBody(NamedTuple):
-    """What an error's body says (OCI distribution-spec, § Error Codes).
+    """The content of an error's body (OCI distribution-spec, § Error Codes).
 
     Attributes:
         codes: Its codes, such as ``MANIFEST_UNKNOWN``.
@@ -119,7 +119,7 @@ def media_type(header: str | None) -> str:
 
 
 class ContentRange(NamedTuple):
-    """Which bytes of a blob an answer holds: ``first`` to ``last``, both included, of ``total``."""
+    """The bytes of a blob that an answer holds: ``first`` to ``last``, both included, of ``total``."""
 
     first: int
     last: int

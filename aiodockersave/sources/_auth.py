@@ -1,4 +1,4 @@
-"""How a registry is told who asks: challenges, and the tokens that answer them.
+"""Logins at a registry: challenges, and the tokens that answer them.
 
 ::
 
@@ -58,7 +58,7 @@ _SHORTEST_LIFE = 60.0
 _LONGEST_LIFE = 1e9
 _OK = 200
 _NO_GET = frozenset({404, 405})
-"""What a token server that only knows POST says to a GET."""
+"""The statuses with which a token server that only knows POST answers a GET."""
 
 # ── challenges ──
 
@@ -141,7 +141,7 @@ def realm_fault(realm: str, registry: Origin | None, *, in_machine: bool) -> str
 
 
 class Token(NamedTuple):
-    """What a token server gave: the token, and for how many seconds it holds."""
+    """A token that a token server gave, and for how many seconds it holds."""
 
     text: str
     lifetime: float
@@ -221,7 +221,7 @@ class _Grant:
 
 @dataclass(slots=True)
 class _Access:
-    """What is known for one repository. The lock is held while a grant is fetched, so that one fetch serves all."""
+    """The grant for one repository, where there is one. The lock is held while a grant is fetched, so that one fetch serves all."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     grant: _Grant | None = None

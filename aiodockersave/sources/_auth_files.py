@@ -1,4 +1,4 @@
-"""Where Docker and podman keep credentials in files, and what such a file says. Everything here blocks."""
+"""The files in which Docker and podman keep credentials, and what they say. Everything here blocks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _READABLE_BY_OTHERS = stat.S_IRGRP | stat.S_IROTH
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What a registry, or the token server that it names, is shown. ``repr()`` has no secrets.
+    """Credentials that a registry, or the token server that it names, is shown. ``repr()`` has no secrets.
 
     Attributes:
         username: The user; may be empty beside a token.
@@ -44,7 +44,7 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True)
 class AuthFile:
-    """What a file says, as far as it can be used.
+    """The content of a file, as far as it can be used.
 
     Attributes:
         entries: Credentials by registry or path, in the order of the file.
@@ -64,7 +64,7 @@ class AuthFile:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where credentials may be.
+    """A place where credentials may be.
 
     Attributes:
         path: The file.

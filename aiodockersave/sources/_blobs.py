@@ -37,7 +37,7 @@ from ._transport import Response
 __all__ = ["BlobReader", "Verdict", "Wanted", "judge"]
 
 BUDGET: Final = 2
-"""How many times a blob's size all answers together may bring."""
+"""Times a blob's size that all answers together may bring."""
 
 # ── decisions ──
 
@@ -73,7 +73,7 @@ class Wanted(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What an answer is good for.
+    """A decision on what an answer is good for.
 
     Attributes:
         skip: How many bytes of its body come before what is wanted.

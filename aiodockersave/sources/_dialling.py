@@ -1,4 +1,4 @@
-"""Whom to connect to: the sessions of one address of a registry, kept apart by what they may dial.
+"""The connections for one address of a registry: its sessions, kept apart by what they may dial.
 
 =========  ==================================  ==========================================================
 way        leads to                            which addresses are dialled
@@ -69,7 +69,7 @@ Tls = Callable[[str, bool], Awaitable["ssl.SSLContext | bool"]]
 
 
 class Settings(NamedTuple):
-    """What all requests of a source have in common.
+    """The settings that all requests of a source have in common.
 
     Attributes:
         tls: Gives TLS contexts.

@@ -46,7 +46,7 @@ _OK = 200
 
 
 class Stated(NamedTuple):
-    """What headers say of a document.
+    """The statements of headers about a document.
 
     Attributes:
         content_type: ``Content-Type``.

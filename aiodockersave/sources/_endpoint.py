@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Endpoint", "Place", "check_mirror"]
 
 _HUB: Final = {"docker.io": "registry-1.docker.io"}
-"""What a registry is called, and which host answers for it."""
+"""The host that answers for a registry of another name."""
 _MAX_LOGINS = 3
 """Tokens that are tried for one request: one may have expired when it is used, or been used up by others."""
 _SHUNNED: Final = 60.0

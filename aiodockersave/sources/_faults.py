@@ -1,4 +1,4 @@
-"""What the faults of a connection mean: the only place that reads aiohttp's exceptions.
+"""The faults of a connection, and what they mean: the only place that reads aiohttp's exceptions.
 
 They are turned into ours, not chained: theirs may hold whole URLs, whose queries give access. What ours say is looked
 through before anybody sees it, by :func:`discretion`: a registry may repeat what it was sent in all that is quoted of it.

@@ -12,7 +12,7 @@ __all__ = ["load_aiohttp", "load_aiohttp_for_us_alone"]
 
 
 _LOADING: Final = ("load_default_certs", "set_default_verify_paths")
-"""What reads authorities into a TLS context."""
+"""The methods that read authorities into a TLS context."""
 
 
 def load_aiohttp() -> Any:

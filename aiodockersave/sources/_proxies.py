@@ -1,4 +1,4 @@
-"""Which proxy a request goes through, by the rules of Go's ``httpproxy``, which Docker and podman follow.
+"""The proxy that a request goes through, by the rules of Go's ``httpproxy``, which Docker and podman follow.
 
 ``HTTP_PROXY`` and ``HTTPS_PROXY`` name the proxy by the scheme of what is asked for, ``NO_PROXY`` what is asked directly:
 ``*``, addresses, networks (``10.0.0.0/8``), domains (with what is below them; with a leading dot only what is below), each

@@ -1,4 +1,4 @@
-"""Who is asked next, and when: attempts across the addresses that have the same content.
+"""Attempts across the addresses that have the same content: which is asked next, and when.
 
 The decisions are plain functions of what has failed so far; the only thing that waits is :meth:`Turns.failed`. An
 address that *refuses* (404, 403, a wrong size) is asked no more; one that *breaks* (a dropped connection, 429, 5xx) gets
@@ -27,7 +27,7 @@ Sleep = Callable[[float], Awaitable[object]]
 
 @dataclass(frozen=True, slots=True)
 class Retries:
-    """How long a registry is asked again.
+    """The limits on asking a registry again.
 
     Attributes:
         attempts: Requests in a row, to each address, that bring nothing new; the last one's failure is final.
@@ -101,7 +101,7 @@ class Turns(Generic[P]):
 
     @property
     def place(self) -> P:
-        """Who is asked now."""
+        """The address that is asked now."""
         return self._places[self._turn]
 
     async def run(self, ask: Callable[[P], Awaitable[T]]) -> T:

@@ -47,7 +47,7 @@ _DRAINED = 16 << 10
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is asked.
+    """A request, as the user or a registry wants it.
 
     Attributes:
         what: What it is about, for errors.

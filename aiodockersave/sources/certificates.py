@@ -1,4 +1,4 @@
-"""Whom a registry's TLS is trusted by, and what it is shown: certificates as Docker and podman lay them out.
+"""The certificates for a registry's TLS, ours and those that it is trusted by, as Docker and podman lay them out.
 
 As with them, a certificate is for the hosts that it has as subject alternative names, and its common name is not one.
 

@@ -45,7 +45,7 @@ class HelperError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class HelperAnswer:
-    """What a helper has for a server."""
+    """The credentials that a helper has for a server."""
 
     username: str
     secret: str = field(repr=False)

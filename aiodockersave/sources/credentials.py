@@ -1,4 +1,4 @@
-"""Who a registry is told that we are: the credentials that Docker and podman keep.
+"""The credentials that Docker and podman keep: they tell a registry who we are.
 
 They are looked for in these files, in this order, as podman does (containers-auth.json(5)); the first that has
 some for the image decides::

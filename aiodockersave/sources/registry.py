@@ -98,7 +98,7 @@ class RegistrySource:
         mirrors: URLs of mirrors, which are asked first, in this order, for what is named by a digest; a path is what
             stands before the names of repositories. What a tag means is asked of the registry itself.
         timeouts: How long things may take.
-        retries: How often is asked again.
+        retries: The limits on asking again.
         guard: The rules for addresses that a registry points at.
         sleep: Waits for seconds between attempts.
 

@@ -1,4 +1,4 @@
-"""Which addresses may be dialled, and what goes through a proxy."""
+"""The addresses that may be dialled, and the requests that go through a proxy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What registries say: read without belief, and shown without harm."""
+"""The answers of registries: read without belief, and shown without harm."""
 
 from __future__ import annotations
 

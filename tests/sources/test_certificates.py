@@ -91,7 +91,7 @@ async def registry(keys: Keys, **settings: Any) -> AsyncIterator[int]:
 
 
 async def client_at(port: int, context: ssl.SSLContext, host: str = HOST) -> str:
-    """Who the server takes us for."""
+    """The client that the server takes us for."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname=host)
     try:
         return (await asyncio.wait_for(reader.read(), 60)).decode()

@@ -863,7 +863,7 @@ class Waiting:
 
 
 async def is_gone(pid: int) -> bool:
-    """Whether a process ends; one that nobody has reaped yet has ended."""
+    """Tell whether a process ends; one that nobody has reaped yet has ended."""
     deadline = time.monotonic() + LIMIT
     while time.monotonic() < deadline:
         try:

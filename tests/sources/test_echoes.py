@@ -69,7 +69,7 @@ FORMS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Place:
-    """Where an answer repeats something.
+    """A place in an answer where it repeats something.
 
     Attributes:
         make: Makes the answer that does, of the right one.

@@ -51,7 +51,7 @@ async def _time_that_flies() -> AsyncIterator[None]:
 
 @dataclass(frozen=True)
 class Drip:
-    """What a server answers: something at once, and then the same drop again and again.
+    """The answer of a server: something at once, and then the same drop again and again.
 
     Attributes:
         first: What comes at once.
@@ -285,7 +285,7 @@ async def test_a_document_needs_no_rate(led: Led) -> None:
 
 
 async def test_how_slow_a_document_may_be(led: Led) -> None:
-    """What is slower than the lowest rate may still come within the time that silence may last."""
+    """A body that is slower than the lowest rate may still come within the time that silence may last."""
     head = OK + b"Content-Length: %d\r\n\r\n" % len(MANIFEST)
     rate = TIMEOUTS.document_rate
 

@@ -171,7 +171,7 @@ def recoverable(choose: random.Random, kinds: Sequence[Kind]) -> list[Fault]:
 Errors = tuple[type[DockerSaveError], ...]
 
 BROKEN_OFF = drop(0.5, "close").often(1)
-"""What makes a client ask for the rest of a blob."""
+"""The faults that make a client ask for the rest of a blob."""
 
 OTHER_BYTES: Errors = (DigestMismatchError, DecompressionError)
 """A checksum inside the blob may speak before its digest does."""
@@ -235,7 +235,7 @@ FATAL: dict[str, tuple[list[Fault], Errors]] = {
     "redirected to a host that is no name": ([redirect("http://[::1/x")], (RegistryError,)),
 }
 PINNED = {"manifest flipped", "manifest longer"}
-"""Whether these bytes are the right ones only a digest in the reference says."""
+"""Cases that bring wrong bytes, which only a digest in the reference shows."""
 
 
 # ── a run ──
@@ -364,7 +364,7 @@ async def attempt(
 
 @dataclass(frozen=True)
 class Ended:
-    """What a run came to."""
+    """The outcome of a run."""
 
     run: Run
     registry: FaultyRegistry
@@ -401,7 +401,7 @@ async def test_run(seed: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(0, RUNS, 3))
 async def test_run_where_layers_are_asked_for_early(seed: int, tmp_path: Path) -> None:
-    """Which request meets which fault is not known, so what was to be fatal may not have happened."""
+    """No order says which request meets which fault, so a fault that was to be fatal may not have happened."""
     end = await ended(seed, tmp_path, RegistrySource)
     if end.error is None and not all(fault.fired for fault in end.run.faults):
         assert end.target.read_bytes() == await archive_from_memory(end.run.image, end.run.layers), end.told

@@ -1,4 +1,4 @@
-"""What lies where a file should be: devices, pipes, files of the kernel, files that are cut while they are read."""
+"""Things that lie where a file should be: devices, pipes, files of the kernel, files that are cut while they are read."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_a_file_that_gives_nothing_for_now(tmp_path: Path, monkeypatch: pytest.M
 @linux
 @pytest.mark.parametrize("place", ["index.json", "manifest", "layer"])
 async def test_a_part_of_a_layout_that_leads_to_the_kernels_files(place: str, tmp_path: Path) -> None:
-    """What stands there is not repeated."""
+    """The text that stands there is not repeated."""
     folder = write_layout(tmp_path / "layout", {"latest": IMAGE})
     path = places(folder)[place]
     path.unlink()

@@ -1,4 +1,4 @@
-"""What others write is cut where it gets into a message: whatever a registry or a layout says, a message is one short line."""
+"""The text of others is cut where it gets into a message: whatever a registry or a layout says, a message is one short line."""
 
 from __future__ import annotations
 

@@ -395,7 +395,7 @@ DAMAGES: list[tuple[Callable[[Path], None], type[Exception], bool]] = [
     (extend, SizeMismatchError, True),
     (flip_a_bit, DigestMismatchError, False),
 ]
-"""What is done to a blob's file, what is raised, and whether also for blobs that the source does not verify."""
+"""The changes to a blob's file, what is raised, and whether also for blobs that the source does not verify."""
 
 
 @pytest.mark.parametrize(
@@ -511,7 +511,7 @@ async def test_a_link_is_followed(blob_layout: Layout, tmp_path: Path) -> None:
 
 
 async def test_a_blob_that_shrinks_is_an_error(blob_layout: Layout) -> None:
-    """Who reads a range has no digest that would show it."""
+    """A reader of a range has no digest that would show it."""
     path = blob_layout.path(BLOB_DESCRIPTOR.digest)
     async with blob_layout.source.open_blob(BLOB_DESCRIPTOR) as chunks:
         received = [await anext(chunks)]

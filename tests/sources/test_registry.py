@@ -481,7 +481,7 @@ def names_layers_of(image: Image, *, twice: bool = False) -> Image:
 
 @pytest.mark.parametrize("what", ["manifest", "index", "index in an index", "config"])
 async def test_a_digest_is_no_key_to_another_repository(build: Build, what: str) -> None:
-    """Who may read one repository must not be given what another has, because somebody asked for that before."""
+    """Somebody who may read one repository must not be given what another has, because somebody asked for that before."""
     index = to_json({"schemaVersion": 2, "manifests": [to_document(IMAGE.manifest.descriptor)]})
     outer = to_json(
         {"schemaVersion": 2, "manifests": [to_document(Descriptor(OCI_INDEX, Digest.of(index), len(index)))]}

@@ -1,4 +1,4 @@
-"""Who is asked next, and when."""
+"""The order in which addresses are asked, and when."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How little a registry is asked: requests before the first byte of an archive, and bytes of blobs."""
+"""The few questions to a registry: requests before the first byte of an archive, and bytes of blobs."""
 
 from __future__ import annotations
 
@@ -332,7 +332,7 @@ async def test_a_range_costs_no_more_than_its_bytes(start: Start, begin: int, en
 
 
 async def test_a_range_that_breaks_off_costs_what_was_lost(start: Start) -> None:
-    """What came before the break is not asked for again."""
+    """The bytes that came before the break are not asked for again."""
     counter = Counter()
     registry = await start(drop(0.5).often(1), counter.fault())
     whole = await archive_of([IMAGE.tagged("example.com/app:1.0")])

@@ -247,7 +247,7 @@ def check_origins(town: Town) -> None:
 @pytest.mark.parametrize("auth", ["none", "basic", "bearer"])
 @pytest.mark.parametrize("scheme", ["Basic", "Bearer"])
 async def test_s1_origin_of_a_challenge(tmp_path: Path, scheme: str, auth: Auth) -> None:
-    """Where a redirect leads to, somebody may ask for credentials; they are not theirs (CVE-2020-15157)."""
+    """A redirect leads to somebody who asks for credentials; they are not his (CVE-2020-15157)."""
     registry = FaultyRegistry({"team/app:1": IMAGE}, auth=auth)
     async with registry:
         wanted = Answer(401).saying(
@@ -282,7 +282,7 @@ def away_and_back(registry: FaultyRegistry, *kinds: Kind) -> list[Fault]:
 @pytest.mark.parametrize("kind", DOCUMENTS)
 @pytest.mark.parametrize("auth", ["none", "basic", "bearer"])
 async def test_s1_origin_that_was_left(tmp_path: Path, auth: Auth, kind: Kind) -> None:
-    """What a stranger leads back to gets no credentials, and is given none when it asks for them."""
+    """A path that a stranger leads back to gets no credentials, and is given none when it asks for them."""
     registry = FaultyRegistry({"team/app:1": IMAGE}, auth=auth)
     async with registry:
         registry.faults = away_and_back(registry, kind)
@@ -553,7 +553,7 @@ async def test_s2_realm_that_redirects(
     "value", ["a&account=root", "a#b", "a b", "a%26b", "ä", "a&scope=repository:other:push"]
 )
 async def test_s2_realm_parameters_are_values(keyring: Keyring, tmp_path: Path, value: str) -> None:
-    """What a registry calls its service is one value of the query, whatever stands in it."""
+    """The name that a registry gives its service is one value of the query, whatever stands in it."""
     registry = FaultyRegistry({"team/app:1": IMAGE}, auth="bearer")
     async with registry:
         header = (

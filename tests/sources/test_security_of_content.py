@@ -120,7 +120,7 @@ def with_digest(where: str, digest: object) -> bytes:
 @pytest.mark.parametrize("where", ["config", "layer"])
 @pytest.mark.parametrize("digest", BAD_DIGESTS)
 async def test_s4_digest_in_a_manifest(tmp_path: Path, digest: str, where: str) -> None:
-    """What is no digest never becomes a part of a URL or of a name."""
+    """A text that is not a digest never becomes a part of a URL or of a name."""
     async with FaultyRegistry({"team/app:1": IMAGE}) as registry:
         registry.add_document("team/app:1", with_digest(where, BAD_DIGESTS[digest]))
         error = await attempt(f"{registry.address}/team/app:1", tmp_path / "app.tar")
@@ -277,7 +277,7 @@ async def test_s5_kinds(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("content_type", [OCI_INDEX, DOCKER_MANIFEST, "text/html", None])
 async def test_s5_kinds_not_by_the_header(tmp_path: Path, content_type: str | None) -> None:
-    """Where the bytes say what they are, a header makes nothing else of them: the image, or an error."""
+    """A header makes nothing else of bytes that say what they are: the image, or an error."""
     fault = change("Content-Type", lambda answer: answer.saying(Content_Type=content_type)).of("manifest")
     async with FaultyRegistry({"team/app:1": IMAGE}, [fault]) as registry:
         error = await attempt(f"{registry.address}/team/app:1", tmp_path / "app.tar")
@@ -395,7 +395,7 @@ async def test_s6_size_of_documents(
 
 @pytest.mark.parametrize("kind", ["manifest", "config", "blob", "token"])
 async def test_s6_size_without_an_end(tmp_path: Path, kind: Kind) -> None:
-    """What does not end is left soon, whatever it is."""
+    """An answer that does not end is left soon, whatever it is."""
     flood = Fault(
         "flood",
         lambda _, answer: replace(answer, body=b" " * 65536, has_length=False, ending="endless"),
@@ -503,7 +503,7 @@ TOO_LARGE: dict[str, Callable[[], Blob]] = {
     "many gzip members": lambda: (gzip.compress(bytes(MEBIBYTE), mtime=0) * 300, OCI_LAYER_GZIP),
     "many zstd frames": lambda: (compress(bytes(MEBIBYTE), "zstd") * 300, OCI_LAYER_ZSTD),
 }
-"""What has more in it than is allowed."""
+"""The answers that have more in them than is allowed."""
 
 ODD: dict[str, Callable[[], Blob]] = {
     "empty gzip members": lambda: (gzip.compress(b"", mtime=0) * 100_000, OCI_LAYER_GZIP),
@@ -514,7 +514,7 @@ ODD: dict[str, Callable[[], Blob]] = {
     "rubbish behind zstd": lambda: (compress(LAYER.plain, "zstd") + b"rubbish" * 99, OCI_LAYER_ZSTD),
     "gzip inside gzip": lambda: (gzip.compress(TOO_LARGE["gzip"]()[0], mtime=0), OCI_LAYER_GZIP),
 }
-"""What asks for more work than it is worth, or is not what it says."""
+"""The answers that ask for more work than they are worth, or are not what they say."""
 
 
 def image_of_blob(blob: bytes, media_type: str) -> Image:
@@ -583,7 +583,7 @@ TELLTALE: dict[str, str] = {
     "the password": f"you sent {PASSWORD}, {BASIC}, and {BASIC.removeprefix('Basic ')}",
     "a signed URL": "see https://user:hunter2@example.com/x?X-Signature=abcdef123#frag",
 }
-"""What repeats a secret: of the client's, which it was sent, or of a server's own."""
+"""The answers that repeat a secret: the client's, which the server was sent, or the server's own."""
 
 every_text = pytest.mark.parametrize("text", [*NASTY.values(), *TELLTALE.values()], ids=[*NASTY, *TELLTALE])
 LONGEST_LINE = 2000
@@ -610,7 +610,7 @@ def check_error(error: BaseException | None) -> None:
 
 @pytest.fixture
 def logged(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    """What any logger says, at every level, is checked too."""
+    """The lines of any logger, at every level, are checked too."""
     caplog.set_level(logging.DEBUG)
     yield caplog
     for record in caplog.records:
@@ -691,7 +691,7 @@ async def test_s10_text_of_manifests(
 
 
 async def test_s10_text_of_a_foreign_layers_url(tmp_path: Path) -> None:
-    """Where it could be had is said, without what gives access."""
+    """The error says where the layer could be had, without what gives access."""
     document = json.loads(IMAGE.manifest_bytes)
     url = "https://user:hunter2@example.com/x?X-Signature=abcdef123#frag"
     IN_MANIFEST["layer's URLs"](document, url)

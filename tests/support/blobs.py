@@ -13,7 +13,7 @@ from tests.interruption import suspend, suspend_until_ready
 
 @dataclass(frozen=True)
 class Opening:
-    """What was asked of a source."""
+    """A request that a source got."""
 
     digest: Digest
     start: int

@@ -42,7 +42,7 @@ QUIET = 10  # looks in a row at which nothing goes on: then nothing does
 USER, PASSWORD = "gordon", "correct horse"
 BASIC = "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
 SECRETS = (PASSWORD, BASIC.removeprefix("Basic "), "token-")
-"""What must not be seen where it does not belong: the password, as it is and as a header has it, and any token."""
+"""Secrets, not to be seen where they do not belong: the password, as it is and as a header has it, and any token."""
 
 
 # ── what is asked, what is answered ──
@@ -79,7 +79,7 @@ class Ask:
 
 @dataclass(frozen=True)
 class Answer:
-    """What is sent back.
+    """An answer that is sent back.
 
     Attributes:
         body: The bytes that follow the head.
@@ -377,7 +377,7 @@ class _Host:
 
     @property
     def connections(self) -> int:
-        """How many connections are open."""
+        """The number of open connections."""
         assert self._runner is not None
         assert self._runner.server is not None
         return len(self._runner.server.connections)
@@ -520,7 +520,7 @@ class FaultyRegistry:
 
     @property
     def connections(self) -> int:
-        """How many connections are open, at both hosts."""
+        """The number of open connections, at both hosts."""
         return self.here.connections + self.other.connections
 
     async def _fall_silent(self) -> None:

@@ -1,4 +1,4 @@
-"""Where an archive can be written: every kind of sink, with what is open around it, and how to read it back.
+"""Places where an archive can be written: every kind of sink, with what is open around it, and how to read it back.
 
 :data:`PLACES` is the table: ``async with place.at(folder) as (sink, read)`` gives what is passed to
 ``ArchiveWriter``, and a coroutine function that says, once nothing more is written, what came out of it.

@@ -12,7 +12,7 @@ from tests.images import Image
 
 
 class StoreFailedError(Exception):
-    """What a store raises where it was told to fail."""
+    """The error of a store that was told to fail."""
 
 
 class Store:

@@ -35,7 +35,7 @@ def give(path: Path, owner: int = STRANGER) -> None:
 
 
 class Ended(NamedTuple):
-    """How a save by another user has ended.
+    """The end of a save by another user.
 
     Attributes:
         error: The class of what was raised; "" for nothing.

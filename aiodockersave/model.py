@@ -128,7 +128,8 @@ def check_choice(name: str, value: str, choices: object) -> None:
 _HEX = {"sha256": re.compile("[0-9a-f]{64}"), "sha512": re.compile("[0-9a-f]{128}")}
 
 
-@dataclass(frozen=True, slots=True, order=True, repr=False)
+# With weak references: a source keeps, for as long as a digest lives, which repository it came from.
+@dataclass(frozen=True, slots=True, order=True, repr=False, weakref_slot=True)
 class Digest:
     """A valid digest, ``algorithm:encoded`` (OCI image-spec, descriptor.md § Digests).
 

@@ -6,7 +6,8 @@ be allowed to read what another one has, and knowing a digest is no permission.
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+import weakref
+from typing import Final
 
 from aiodockersave.documents import ImageIndex, ImageManifest
 from aiodockersave.model import Descriptor, Digest
@@ -19,21 +20,12 @@ __all__ = ["Kept"]
 _CACHE_SIZE: Final = 32 << 20
 """Bytes of manifests and of configs that are kept."""
 _MAX_BLOBS: Final = 1 << 16
-"""Blobs of which is kept where they are."""
+"""Blobs for which the repositories that have them are kept."""
 _MAX_HOLDERS: Final = 8
+"""Repositories that are kept for one blob."""
 
 _Key = tuple[str, Digest]
 """A repository, by its whole name with the registry's, and a digest in it."""
-
-
-class _Holder(NamedTuple):
-    """A repository that has a blob, and the very objects that the descriptors of the blob in a manifest from there have.
-
-    Objects, since nothing else tells a descriptor from an equal one out of another repository.
-    """
-
-    image: Reference
-    digests: tuple[Digest, ...]
 
 
 class Kept:
@@ -44,7 +36,11 @@ class Kept:
             _CACHE_SIZE, lambda document: len(document.raw)
         )
         self._configs: Recent[_Key, bytes] = Recent(_CACHE_SIZE, len)
-        self._holders: Recent[Digest, tuple[_Holder, ...]] = Recent(_MAX_BLOBS)
+        self._holders: Recent[Digest, tuple[Reference, ...]] = Recent(_MAX_BLOBS)
+        # The digest objects in the layers of a manifest, by `id`, with the manifest's repository: nothing else tells a
+        # descriptor from an equal one out of another repository. They are known for as long as they live, and not up to a
+        # bound: a descriptor that is forgotten would be taken for the caller's own.
+        self._origins: dict[int, tuple[weakref.ref[Digest], Reference]] = {}
 
     @property
     def has_manifests(self) -> bool:
@@ -70,13 +66,17 @@ class Kept:
     def put_layers(self, image: Reference, manifest: ImageManifest) -> None:
         """Keep that a repository should have the layers that a manifest from there names."""
         repository = Reference(image.registry, image.repository)
-        digests: dict[Digest, list[Digest]] = {}
         for layer in manifest.layers:
-            digests.setdefault(layer.digest, []).append(layer.digest)
-        for digest, objects in digests.items():
-            known = self._holders.get(digest) or ()
-            others = [each for each in known if each.image.name != image.name]
-            self._holders.put(digest, (*others, _Holder(repository, tuple(objects)))[-_MAX_HOLDERS:])
+            self._put_origin(layer.digest, repository)
+            known = self._holders.get(layer.digest) or ()
+            others = [each for each in known if each != repository]
+            self._holders.put(layer.digest, (*others, repository)[-_MAX_HOLDERS:])
+
+    def _put_origin(self, digest: Digest, repository: Reference) -> None:
+        key = id(digest)
+        if key not in self._origins:
+            # The object takes its entry along when it goes, so that no other one is taken for it.
+            self._origins[key] = weakref.ref(digest, lambda _: self._origins.pop(key)), repository
 
     def repositories(self, descriptor: Descriptor) -> list[Reference]:
         """Return where to look for a layer: only in its own repository, if a manifest from there gave the descriptor.
@@ -84,6 +84,5 @@ class Kept:
         Else a manifest could name a layer of another repository, for those who may not read that. Of a descriptor that a
         caller has made, only the caller knows who may have it, and all repositories with such a layer are returned.
         """
-        holders = self._holders.get(descriptor.digest) or ()
-        own = [each.image for each in holders if any(known is descriptor.digest for known in each.digests)]
-        return own or [each.image for each in holders]
+        origin = self._origins.get(id(descriptor.digest))
+        return [origin[1]] if origin else list(self._holders.get(descriptor.digest) or ())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import random
 import ssl
@@ -40,7 +42,9 @@ from aiodockersave import (
     save,
 )
 from aiodockersave.model import DOCKER_MANIFEST, DOCKER_MANIFEST_LIST, OCI_INDEX, OCI_LAYER_GZIP, OCI_MANIFEST
+from aiodockersave.reference import Reference
 from aiodockersave.sources._documents import Stated, read_manifest
+from aiodockersave.sources._kept import Kept
 from aiodockersave.sources.credentials import StaticCredentials
 from aiodockersave.sources.registry import Retries
 from tests.images import Image, make_image, make_layer, to_document, to_json
@@ -542,6 +546,42 @@ async def test_a_manifest_that_names_the_layers_of_another_repository_does_not_g
             await save([ImageRequest(source, names[1])], tmp_path / "app.tar", platform=AMD64, fsync=False)
     report = await save([ImageRequest(source, names[0])], tmp_path / "app.tar", platform=AMD64, fsync=False)
     assert report.size > 0
+
+
+@pytest.mark.parametrize("other", ["1", "2"], ids=["the same, read twice", "another"])
+async def test_nor_where_another_manifest_of_the_repository_names_them_too(build: Build, other: str) -> None:
+    """Of the one that was resolved before, it must not be forgotten where it is from."""
+    secret = [layer.descriptor.digest for layer in IMAGE.layers]
+    registry, source = await build({}, only_in("team/private", *secret))
+    registry.add("team/private:1", IMAGE)
+    registry.add("team/public:1", names_layers_of(IMAGE))
+    registry.add("team/public:2", names_layers_of(IMAGE, twice=True))
+    # At once, so that nothing is kept yet.
+    _, *public = await asyncio.gather(
+        *(
+            source.resolve(f"{registry.address}/team/{name}", AMD64)
+            for name in ("private:1", "public:1", f"public:{other}")
+        )
+    )
+    for image in public:
+        for layer in image.manifest.layers:
+            with pytest.raises(BlobNotFoundError, match="team/public"):
+                await read(source, layer)
+
+
+def test_where_a_layer_is_from_is_known_as_long_as_its_descriptor_lives() -> None:
+    kept = Kept()
+    repositories = [Reference("registry.example", f"team/{number}") for number in range(100)]
+    read = [(each, ImageManifest.parse(IMAGE.manifest_bytes)) for each in repositories]
+    for repository, manifest in read:
+        kept.put_layers(repository, manifest)
+    for repository, manifest in read:
+        assert [kept.repositories(layer) for layer in manifest.layers] == [[repository]] * len(
+            manifest.layers
+        )
+    del read[:], manifest
+    gc.collect()
+    assert len(kept._origins) == len(IMAGE.layers), "those that were put last are keys of what is kept"
 
 
 async def test_foreign_layers_are_not_fetched_from_their_urls(build: Build) -> None:

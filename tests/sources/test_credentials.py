@@ -11,14 +11,17 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import itertools
 import json
 import logging
 import os
 import pickle
 import shutil
 import time
-from collections.abc import Mapping
+import types
+from collections.abc import Callable, Coroutine, Generator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +37,7 @@ from aiodockersave.sources.credentials import (
     StaticCredentials,
 )
 from tests.interop.programs import ProgramError, run
-from tests.interruption import WAYS, Driver, Way
+from tests.interruption import WAYS, Driver, Way, outcome_of
 from tests.support.clock import LoopClock
 
 LIMIT = 60.0  # seconds for anything that is waited for
@@ -943,6 +946,39 @@ async def test_cancelled_at_every_suspension_nothing_is_left(
     else:
         pytest.fail("it never ends")
     assert at > 5
+
+
+@types.coroutine
+def interrupted(coroutine: Coroutine[Any, Any, object], at: int) -> Generator[Any, Any, object]:
+    """Run a coroutine in which a signal handler raises at its so many'th suspension."""
+    step: Callable[[], Any] = partial(coroutine.send, None)
+    for number in itertools.count(1):
+        try:
+            waited_for = step()
+        except StopIteration as stop:
+            return stop.value
+        if number == at:
+            step = partial(coroutine.throw, KeyboardInterrupt())
+        else:
+            yield waited_for
+            step = partial(coroutine.send, None)
+
+
+async def test_interrupted_at_every_suspension_nothing_is_left(computer: Computer) -> None:
+    """Also while the helper is only being started, which nobody else would wait for."""
+    computer.write(AUTH_JSON, FOR_QUAY)
+    computer.install("x", "exec /bin/sleep 600")
+    credentials = computer.credentials(helper_timeout=0.1)  # not a verdict: it never answers
+    before = children()
+    for at in range(1, 100):
+        outcome = await outcome_of(interrupted(credentials.get("quay.io", "team/app"), at))
+        assert isinstance(outcome, KeyboardInterrupt | None), repr(outcome)
+        async with asyncio.timeout(LIMIT):
+            while not children() <= before:
+                await asyncio.sleep(0.01)
+        if outcome is None:
+            break
+    assert 5 < at < 99
 
 
 # ── what the caller knows ──

@@ -22,6 +22,7 @@ __all__ = [
     "lock",
     "mode_of_new",
     "name_beside",
+    "names_beside",
     "open_temporary",
     "remove_stale",
     "stat_of_new",
@@ -44,6 +45,18 @@ def name_beside(name: str, suffix: str) -> str:
     """Return a hidden name beside ``name``, cut to what file systems take."""
     kept = os.fsencode(name)[: _NAME_MAX - len(suffix) - 1]
     return f".{os.fsdecode(kept)}{suffix}"
+
+
+def names_beside(directory: int, name: str, digits: int, suffix: str) -> list[str]:
+    """Return the names in a directory that :func:`name_beside` makes of ``name``, any hex digits, and a suffix.
+
+    Raises:
+        OSError: The directory cannot be listed.
+    """
+    ending = "?" * digits + suffix  # as long as theirs, since it says where a long name is cut
+    beginning = name_beside(name, f".{ending}").removesuffix(ending)
+    pattern = re.compile(f"{re.escape(beginning)}[0-9a-f]{{{digits}}}{re.escape(suffix)}")
+    return [each for each in os.listdir(directory) if pattern.fullmatch(each)]
 
 
 def is_still(fd: int, directory: int, name: str) -> bool:
@@ -136,15 +149,10 @@ def remove_stale(directory: int, name: str, fd: int) -> None:
     Raises:
         OSError: The directory cannot be listed.
     """
-    beginning = name_beside(name, f".{'?' * _TOKEN_DIGITS}{_SUFFIX}").removesuffix(
-        "?" * _TOKEN_DIGITS + _SUFFIX
-    )
-    pattern = f"{re.escape(beginning)}[0-9a-f]{{{_TOKEN_DIGITS}}}{re.escape(_SUFFIX)}"
     own = os.fstat(fd)
-    for each in os.listdir(directory):
-        if re.fullmatch(pattern, each):
-            with contextlib.suppress(OSError):  # then it stays, or somebody else has removed it
-                _remove_if_stale(directory, each, own)
+    for each in names_beside(directory, name, _TOKEN_DIGITS, _SUFFIX):
+        with contextlib.suppress(OSError):  # then it stays, or somebody else has removed it
+            _remove_if_stale(directory, each, own)
 
 
 def _remove_if_stale(directory: int, name: str, own: os.stat_result) -> None:

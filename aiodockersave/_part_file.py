@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import stat
 from typing import Final
 
-from ._beside import OPEN_BESIDE, PRIVATE, is_still, lock, name_beside, stat_of_new
+from ._beside import OPEN_BESIDE, PRIVATE, is_still, lock, name_beside, names_beside, stat_of_new
 from .errors import PartFileError, PartFileLockedError
 
-__all__ = ["is_still", "name_beside", "open_part", "part_name"]
+__all__ = ["open_part", "part_name"]
 
 _SUFFIX: Final = ".part"
 _ETAG_DIGITS: Final = 16
@@ -48,11 +47,12 @@ def open_part(directory: int, part: str, name: str, *, folder: str) -> int:
         PartFileError: One of another archive is there, it is no file, or others have made it or may write to it.
         OSError: It cannot be made.
     """
-    for other in _others(directory, part, name):
-        raise PartFileError(
-            os.path.join(folder, other),
-            "it is of another archive: a tag has moved, or this was another command; remove it, or save without it",
-        )
+    for other in sorted(names_beside(directory, name, _ETAG_DIGITS, _SUFFIX)):
+        if other != part:
+            raise PartFileError(
+                os.path.join(folder, other),
+                "it is of another archive: a tag has moved, or this was another command; remove it, or save without it",
+            )
     path = os.path.join(folder, part)
     for _ in range(_TRIES):
         fd = _open_or_make(directory, part, name, path)
@@ -111,13 +111,6 @@ def _make_private(fd: int, directory: int, name: str, path: str) -> None:
     if mode != PRIVATE:  # as an earlier version has made them
         with contextlib.suppress(PermissionError):  # no modes again
             os.fchmod(fd, PRIVATE)
-
-
-def _others(directory: int, part: str, name: str) -> list[str]:
-    """Return the part files of other archives beside a target."""
-    beginning = part_name(name, "?" * _ETAG_DIGITS).removesuffix("?" * _ETAG_DIGITS + _SUFFIX)
-    pattern = f"{re.escape(beginning)}[0-9a-f]{{{_ETAG_DIGITS}}}{re.escape(_SUFFIX)}"
-    return sorted(each for each in os.listdir(directory) if each != part and re.fullmatch(pattern, each))
 
 
 def _lock(fd: int, part: str) -> bool:

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from aiodockersave import InsufficientSpaceError, InvalidInputError, PartFileError, PartFileLockedError
-from aiodockersave._part_file import is_still, name_beside, open_part, part_name
+from aiodockersave._beside import is_still, name_beside
+from aiodockersave._part_file import open_part, part_name
 from aiodockersave._target import Target
 
 ETAG = "0123456789abcdef" * 4

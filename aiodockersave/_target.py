@@ -14,7 +14,8 @@ All of it happens below one descriptor of the directory, so a parent that is swa
 symbolic link's target is replaced, not the link. What is no regular file is written into, and never replaced. What a stranger
 may have prepared on the way is refused, see :mod:`._path`.
 
-Until it is published the file is private. Then it has the old file's mode, if that was one's own, or an ordinary new file's.
+Until it is published the file is private. Then it has the old file's group and mode, if that was one's own, or an ordinary new
+file's.
 
 All methods block. :func:`opened` and :func:`open_stream` do not.
 """
@@ -114,9 +115,8 @@ class Target:
         self._directory = OpenFile(directory)
         _check_replaceable(spot, os.fstat(directory))
         try:
-            mode = _mode_of_old(spot)
-            if mode is None:
-                mode = mode_of_new(directory, spot.name)
+            old = _old_to_follow(spot)
+            mode = mode_of_new(directory, spot.name) if old is None else stat.S_IMODE(old.st_mode) & _MODES
             if self._etag is None:
                 fd, self._temporary = open_temporary(directory, spot.name)
             else:
@@ -128,6 +128,8 @@ class Target:
             if isinstance(exc.filename, str):
                 exc.filename = os.path.join(spot.folder, exc.filename)
             raise
+        if old is not None and not _give_group(fd, old.st_gid):
+            mode &= ~stat.S_IRWXG  # what the old group may do is not for another one
         there = os.fstat(fd)
         # A file system without modes shows others than it was asked for, and may refuse any.
         self._mode = mode if not stat.S_IMODE(there.st_mode) & ~PRIVATE else None
@@ -289,15 +291,23 @@ def _check_replaceable(spot: Spot, directory: os.stat_result) -> None:
         )
 
 
-def _mode_of_old(spot: Spot) -> int | None:
-    """Return the mode of what is there, as far as it is kept; None where it says nothing of what its owner wants.
+def _old_to_follow(spot: Spot) -> os.stat_result | None:
+    """Return the old file whose group and mode the new one has; None where they say nothing of what its owner wants.
 
     That is one that another user has chosen, or may have: where others may write, a second name can be their doing.
     """
     old = spot.there
     if old is None or old.st_uid != os.geteuid() or (old.st_nlink > 1 and spot.is_shared):
         return None
-    return stat.S_IMODE(old.st_mode) & _MODES
+    return old
+
+
+def _give_group(fd: int, group: int) -> bool:
+    """Give a file to a group, which one has to be a member of; tell whether it has it."""
+    if os.fstat(fd).st_gid != group:
+        with contextlib.suppress(OSError):
+            os.fchown(fd, -1, group)
+    return os.fstat(fd).st_gid == group
 
 
 async def open_stream(target: Target) -> OpenFile:

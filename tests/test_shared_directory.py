@@ -567,6 +567,30 @@ async def test_the_mode_of_an_archive(mode: Mode, way: Save, room: Room) -> None
     assert oct(stat.S_IMODE(there.st_mode)) == oct(0o640 if mode.kept is None else mode.kept)
 
 
+@needs_root
+@every_way
+@pytest.mark.parametrize(("old", "without"), [(0o660, 0o600), (0o2664, 0o604), (0o604, 0o604)], ids=oct)
+async def test_the_group_of_an_archive(
+    old: int, without: int, way: Save, room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one group was allowed to do, no other one is."""
+    for is_allowed, expected in ((True, (THIRD, old & 0o777)), (False, (os.getegid(), without))):
+        room.target.touch()
+        os.chown(room.target, -1, THIRD)
+        room.target.chmod(old)
+        with monkeypatch.context() as patch:
+            if not is_allowed:
+                patch.setattr(os, "fchown", _refuse)
+            await way(room.target)
+        there = room.target.stat()
+        assert (there.st_gid, stat.S_IMODE(there.st_mode)) == expected
+        room.target.unlink()
+
+
+def _refuse(*_: Any) -> None:
+    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+
 @every_way
 @pytest.mark.parametrize("mask", [0o000, 0o002, 0o022, 0o027, 0o077], ids=oct)
 @pytest.mark.parametrize("is_told", [True, False], ids=["the kernel tells the umask", "it does not"])
@@ -678,11 +702,8 @@ async def test_a_file_system_without_modes(way: Save, room: Room, monkeypatch: p
         values, more = made_of
         return os.stat_result((stat.S_IFREG | 0o777, *values[1:]), more)
 
-    def refuse(_: int, __: int) -> None:
-        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
-
     monkeypatch.setattr(os, "fstat", show)
-    monkeypatch.setattr(os, "fchmod", refuse)
+    monkeypatch.setattr(os, "fchmod", _refuse)
     await way(room.target)
     assert room.target.read_bytes() == await archive_of([IMAGE])
 
@@ -840,6 +861,16 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+@needs_root
+def test_a_group_of_which_another_user_is_no_member(room: Room) -> None:
+    room.target.touch()
+    os.chown(room.target, STRANGER, THIRD)
+    room.target.chmod(0o664)
+    assert save_as(STRANGER, room.folder, "app.tar").error == ""
+    there = room.target.stat()
+    assert (there.st_uid, there.st_gid, stat.S_IMODE(there.st_mode)) == (STRANGER, STRANGER, 0o604)
 
 
 @needs_root

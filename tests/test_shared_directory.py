@@ -115,6 +115,11 @@ class Directory:
     owner: int | None
     is_shared: bool
 
+    def make_of(self, folder: Path) -> None:
+        folder.chmod(self.mode)
+        if self.owner is not None:
+            give(folder, self.owner)
+
 
 DIRECTORIES = [
     Directory("private", 0o755, None, is_shared=False),
@@ -171,9 +176,7 @@ LINKS = [_link, _link_to_nothing, _relative_link, _chain, _link_of_links]
 async def test_links(
     directory: Directory, make: Callable[[Room, int], Path], owner: int, way: Save, room: Room
 ) -> None:
-    room.folder.chmod(directory.mode)
-    if directory.owner is not None:
-        give(room.folder, directory.owner)
+    directory.make_of(room.folder)
     end = make(room, owner)
     names = sorted(os.listdir(room.folder))  # noqa: PTH208
     if directory.is_shared and owner:
@@ -194,9 +197,7 @@ async def test_links(
 @pytest.mark.parametrize("owner", [0, STRANGER], ids=["one's own", "a stranger's"])
 @pytest.mark.parametrize("directory", DIRECTORIES, ids=lambda directory: directory.name)
 async def test_a_link_on_the_way(directory: Directory, owner: int, way: Save, room: Room) -> None:
-    room.folder.chmod(directory.mode)
-    if directory.owner is not None:
-        give(room.folder, directory.owner)
+    directory.make_of(room.folder)
     (room.folder / "way").symlink_to(room.home)
     give(room.folder / "way", owner)
     if directory.is_shared and owner:
@@ -214,9 +215,7 @@ async def test_a_link_on_the_way(directory: Directory, owner: int, way: Save, ro
 @pytest.mark.parametrize("owner", [0, STRANGER], ids=["one's own", "a stranger's"])
 @pytest.mark.parametrize("directory", DIRECTORIES, ids=lambda directory: directory.name)
 async def test_fifos(directory: Directory, owner: int, way: Save, room: Room) -> None:
-    room.folder.chmod(directory.mode)
-    if directory.owner is not None:
-        give(room.folder, directory.owner)
+    directory.make_of(room.folder)
     room.fifo(room.target)
     give(room.target, owner)
     if directory.is_shared and owner:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from .errors import ContentTooLargeError, DecompressionError, MissingDependencyError
 from .first_bytes import Compression, sniff
-from .model import MAX_EXPANSION, Share
+from .model import MAX_EXPANSION, Limits, Share
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -263,23 +263,13 @@ class PlainHash:
     Args:
         hash_: The ``hashlib`` object that gets the plain bytes.
         what: Names the blob in errors.
-        max_plain_size, max_expansion, share: As for :class:`Decompressor`.
+        limits: How far the blob may expand, as for :class:`Decompressor`.
     """
 
-    def __init__(
-        self,
-        hash_: _Hash,
-        *,
-        what: str,
-        max_plain_size: int | None = None,
-        max_expansion: int | None = MAX_EXPANSION,
-        share: Share | None = None,
-    ) -> None:
+    def __init__(self, hash_: _Hash, *, what: str, limits: Limits) -> None:
         self._hash = hash_
         self._what = what
-        self._max_plain_size = max_plain_size
-        self._max_expansion = max_expansion
-        self._share = share
+        self._limits = limits
         self._head: bytes | None = b""  # until it is known what it is
         self._decompressor: Decompressor | None = None
         self._plain_size = 0  # where nothing is decompressed
@@ -322,20 +312,15 @@ class PlainHash:
     def _begin(self, head: bytes) -> None:
         compression = sniff(head[:4])
         if compression is not None:
-            self._decompressor = Decompressor(
-                compression,
-                what=self._what,
-                max_plain_size=self._max_plain_size,
-                max_expansion=self._max_expansion,
-                share=self._share,
-            )
+            self._decompressor = Decompressor(compression, what=self._what, **self._limits._asdict())
         self._head = None
 
     def _expand(self, data: bytes | memoryview) -> None:
         if self._decompressor is None:
             self._plain_size += len(data)
-            if self._max_plain_size is not None and self._plain_size > self._max_plain_size:
-                raise ContentTooLargeError(self._max_plain_size, what=self._what)
+            most = self._limits.max_plain_size
+            if most is not None and self._plain_size > most:
+                raise ContentTooLargeError(most, what=self._what)
             self._hash.update(data)
             return
         self._decompressor.feed(bytes(data))

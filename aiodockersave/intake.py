@@ -183,7 +183,7 @@ class Intake:
         self._beside: PlainHash | None = None
         if verify_plain and not decompress:
             hash_ = (diff_id or Digest.of(b"")).hasher()
-            self._beside = PlainHash(hash_, what=self._what, **limits._asdict())
+            self._beside = PlainHash(hash_, what=self._what, limits=limits)
         self._blob = _Blob(content, expected, self._beside, diff_id)
         self._decompress = decompress
         self._plain: _Plain | None = None

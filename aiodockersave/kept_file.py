@@ -128,7 +128,7 @@ class _Kept:
         from .decompression import PlainHash  # noqa: PLC0415 - nothing else that is kept has a use of it
 
         diff_id = self._blob.diff_id
-        plain_hash = PlainHash(diff_id.hasher(), what=f"layer {layer.digest}", **self._verify._asdict())
+        plain_hash = PlainHash(diff_id.hasher(), what=f"layer {layer.digest}", limits=self._verify)
         return KeptBlob(self._file, self._offset, layer, diff_id, plain_hash)
 
     async def run(self, *, resume: bool) -> None:

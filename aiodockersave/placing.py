@@ -17,7 +17,6 @@ depends on what other blobs do: each writes into its own region only, and knows 
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -29,12 +28,13 @@ from .content import Batch
 from .errors import ContentError, ContentTooLargeError, DigestMismatchError, SinkError
 from .first_bytes import is_like_a_layer
 from .in_place import write_at
-from .model import MAX_EXPANSION, Descriptor, Digest, Limits, Share
+from .model import Descriptor, Digest
 from .tar import BLOCK_SIZE
 
 if TYPE_CHECKING:
     from ._open_file import OpenFile
     from .decompression import Decompressor, PlainHash
+    from .model import Limits
     from .space import Space
 
 __all__ = ["Crew", "KeptBlob", "Lane", "Placement", "PlainBlob", "RegionFullError"]
@@ -47,8 +47,6 @@ _RELAY_DEPTH: Final = 4
 """Pieces that may wait between two threads."""
 _LAST_ZEROS: Final = 64 << 10
 """Zeros at the end of a blob that are taken for its own: a plain tar ends with a record of them."""
-
-
 _LOOK_AGAIN: Final = 2.0
 """Seconds after which a thread that has nothing to do looks whether anybody is left who could give it something."""
 
@@ -213,9 +211,7 @@ class PlainBlob:
         diff_id: The digest of the plain tar.
         lane: Its threads.
         region: How many bytes of the file are its own; None where no end is set.
-        max_plain_size: The largest plain tar to accept, in bytes.
-        max_expansion: The most plain bytes to accept for each compressed one.
-        share: What all blobs of an archive may expand to beyond that.
+        limits: How far the blob may expand.
         space: What there is room for.
     """
 
@@ -228,9 +224,7 @@ class PlainBlob:
         lane: Lane,
         *,
         region: int | None,
-        max_plain_size: int | None,
-        max_expansion: int | None = MAX_EXPANSION,
-        share: Share | None = None,
+        limits: Limits,
         space: Space | None = None,
     ) -> None:
         self._file = file
@@ -238,8 +232,7 @@ class PlainBlob:
         self._descriptor = descriptor
         self._diff_id = diff_id
         self._region = region
-        self._limit = sys.maxsize if max_plain_size is None else max_plain_size
-        self._limits = Limits(self._limit, max_expansion, share)
+        self._limits = limits
         self._space = space
         self._blob_hash = descriptor.digest.hasher()
         self._plain_hash = diff_id.hasher()
@@ -268,8 +261,9 @@ class PlainBlob:
     def _expand(self, data: bytes) -> None:
         if self._decompressor is None:
             self._taken += len(data)
-            if self._taken > self._limit:
-                raise ContentTooLargeError(self._limit, what=f"layer {self._descriptor.digest}")
+            most = self._limits.max_plain_size
+            if most is not None and self._taken > most:
+                raise ContentTooLargeError(most, what=f"layer {self._descriptor.digest}")
             self._lane.storing.put(self._store, data)
             return
         self._decompressor.feed(data)

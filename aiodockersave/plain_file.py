@@ -359,7 +359,7 @@ class _Filer:
                 blob.diff_id,
                 lane.threads,
                 region=region,
-                **self._limits._asdict(),
+                limits=self._limits,
                 space=self._space,
             )
             if self._follower is not None and place is not None:

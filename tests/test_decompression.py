@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from aiodockersave import decompression
 from aiodockersave.decompression import Decompressor, PlainHash, sniff
 from aiodockersave.errors import ContentTooLargeError, DecompressionError, MissingDependencyError
+from aiodockersave.model import MAX_EXPANSION, Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -510,8 +511,11 @@ def test_what_all_layers_have_together() -> None:
 # ── hashing what is not stored ──
 
 
-def plain_hash(algorithm: str = "sha256", **limits: Any) -> PlainHash:
-    return PlainHash(hashlib.new(algorithm), what="layer sha256:1", **limits)
+def plain_hash(
+    algorithm: str = "sha256", *, max_plain_size: int | None = None, max_expansion: int | None = MAX_EXPANSION
+) -> PlainHash:
+    limits = Limits(max_plain_size, max_expansion)
+    return PlainHash(hashlib.new(algorithm), what="layer sha256:1", limits=limits)
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
@@ -570,7 +574,7 @@ def test_a_hash_that_is_stopped_ends_soon() -> None:
             hash_.stop()
 
     inner: Any = Stopping()
-    hash_ = PlainHash(inner, what="layer sha256:1", max_expansion=None)
+    hash_ = PlainHash(inner, what="layer sha256:1", limits=Limits(None, None))
     hash_.update(zeros(100_000))  # 12.5 GiB otherwise
     hash_.update(b"what comes behind it")
     assert 0 < inner.size <= MEBIBYTE

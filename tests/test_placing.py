@@ -23,6 +23,7 @@ from aiodockersave import (
 )
 from aiodockersave._open_file import OpenFile
 from aiodockersave.in_place import move_back, write_at, write_literals
+from aiodockersave.model import MAX_EXPANSION, Limits
 from aiodockersave.placing import Crew, KeptBlob, Lane, PlainBlob, RegionFullError, Relay
 
 from .images import Compression, Layer, make_image, make_layer
@@ -208,7 +209,8 @@ def plain(
     fd: int | None, layer: Layer, lane: Lane, *, region: int | None = None, limit: int | None = None
 ) -> PlainBlob:
     file = None if fd is None else shared(fd)
-    return PlainBlob(file, START, layer.descriptor, layer.diff_id, lane, region=region, max_plain_size=limit)
+    limits = Limits(limit, MAX_EXPANSION)
+    return PlainBlob(file, START, layer.descriptor, layer.diff_id, lane, region=region, limits=limits)
 
 
 def take_all(placement: PlainBlob, blob: bytes) -> int:

@@ -1,4 +1,4 @@
-"""What a save has to read, each blob once, and which images are whole by then."""
+"""The blobs that a save reads, each of them once, and the images that are whole by then."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Blob(NamedTuple):
 
 
 class Books:
-    """Which blobs are to be read, and which images are whole.
+    """The blobs that are to be read, and the images that are not whole yet.
 
     Args:
         prepared: What is saved.

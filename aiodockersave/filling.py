@@ -36,11 +36,11 @@ BATCH_SIZE: Final = 1 << 18
 """Bytes that are worth a hop to a thread."""
 _LEAST_BATCH: Final = 1 << 17
 _BATCHES: Final = 64
-"""What a blob is cut into at least, as far as that makes its batches no smaller than that."""
+"""The number of batches that a blob is cut into at least, as long as they are no smaller than that."""
 _GIVEN: Final = 8
 """Batches that the threads of all blobs have been given: one of each runs, the others wait."""
 _LEAST_GIVEN: Final = 2
-"""Of them, what each blob may have however many there are."""
+"""The batches that the thread of each blob may have been given, however many blobs there are."""
 
 
 async def fill(
@@ -72,6 +72,8 @@ async def fill(
     Raises:
         ContentError: The blob is not what was promised.
         BaseException: What the source or the placement raises.
+
+    Cancel: nothing goes on; what was taken until then is in its place, and nothing of it is verified.
     """
     content = BlobContent(open_blob, layer, start=start)
     feeder = _Feeder(placement, worker, max(_LEAST_GIVEN, _GIVEN // readers), written)

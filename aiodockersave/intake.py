@@ -44,9 +44,9 @@ INLINE_SIZE = 256 << 10
 _QUEUE = 2
 """Batches that may wait for a thread: memory, and how far a source may be ahead of the processor."""
 _INFLATION = 8
-"""What a compressed byte costs, compared to a hashed one."""
+"""The cost of a compressed byte, in hashed ones."""
 _NEVER_INLINE = INLINE_SIZE + 1
-"""The same where all that comes of it is hashed by the same call: few bytes may be very many."""
+"""The cost of a byte where all that comes of it is hashed by the same call: few bytes may be very many."""
 
 MEDIA_TYPES: dict[Compression | None, str] = {None: OCI_LAYER, "gzip": OCI_LAYER_GZIP, "zstd": OCI_LAYER_ZSTD}
 
@@ -199,7 +199,7 @@ class Intake:
 
     @property
     def stored(self) -> Descriptor:
-        """What is to be stored of it, once it is done."""
+        """The blob that is to be stored of it, once it is done."""
         if self._stored is None:
             raise AssertionError("the content is not at its end")
         return self._stored

@@ -1,4 +1,4 @@
-"""Which layers are in an archive, and as what: the map from blobs to what is stored of them."""
+"""The layers that are in an archive: a map from blobs to what is stored of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .model import Descriptor, Digest
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a layer is expected to be.
+    """The blob and the plain tar that a layer is expected to be.
 
     Attributes:
         descriptor: The blob, where it is known.

@@ -147,9 +147,8 @@ class _Lane:
     async def close(self, _: object, fault: BaseException | None, __: object) -> None:
         """End the threads."""
         with self._held:
-            if isinstance(
-                fault, GeneratorExit
-            ):  # the coroutine is being closed: nothing can be awaited any more
+            # The coroutine is being closed: nothing can be awaited any more.
+            if isinstance(fault, GeneratorExit):
                 self.worker.leave(self.threads.close)  # behind what hands over to them
             else:
                 await self.worker.run_always(self.threads.close)

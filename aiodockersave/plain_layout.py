@@ -1,4 +1,4 @@
-"""Where plain tars go in an archive, by what is known of their sizes, and what a gzip blob tells of its own ahead.
+"""The places of plain tars in an archive, by what is known of their sizes; and the size that a gzip blob tells ahead.
 
 Pure: the sizes come from elsewhere, and may be guesses.
 """
@@ -39,7 +39,7 @@ def least_plain_size(size: int) -> int:
 
 
 class PlainLayout:
-    """Where plain tars go, by what is known of their sizes.
+    """The places of plain tars, by what is known of their sizes.
 
     Attributes:
         order: The diff IDs in the order in which they are stored.

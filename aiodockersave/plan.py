@@ -37,7 +37,7 @@ class ImageSpec:
 
 @dataclass(frozen=True, slots=True)
 class ArchiveMember:
-    """Where a member is in an archive.
+    """The place of a member in an archive.
 
     Attributes:
         name: Its name.
@@ -73,7 +73,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What a range has of a segment.
+    """The bytes of a segment that a range has.
 
     Attributes:
         segment: The segment.
@@ -144,7 +144,7 @@ def _offset(segment: Segment) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What is in a closed archive.
+    """The contents of a closed archive.
 
     Attributes:
         size: The size of the archive, in bytes.

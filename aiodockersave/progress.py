@@ -1,4 +1,4 @@
-"""What a save tells while it runs: events for a callback, on the event loop.
+"""The events that a save tells a callback while it runs, on the event loop.
 
 ::
 

@@ -1,4 +1,4 @@
-"""What was prepared, brought to its target: into a file beside it, or through a writer into a stream.
+"""Images that were prepared, brought to their target: into a file beside it, or through a writer into a stream.
 
 Each way has rooms of its own, and needs none of the others': so they are loaded one by one, see :func:`load`.
 """
@@ -30,7 +30,7 @@ __all__ = ["Settings", "load", "save_prepared"]
 
 
 class Settings(NamedTuple):
-    """How it is saved, as :func:`~aiodockersave.save` takes it."""
+    """The options of a save, as :func:`~aiodockersave.save` takes them."""
 
     format: Format
     layers: Layers

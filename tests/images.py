@@ -48,7 +48,7 @@ else:
     from backports import zstd
 
 Compression: TypeAlias = Literal["gzip", "zstd"] | None
-"""How a layer's blob is compressed; None for a plain tar."""
+"""The compression of a layer's blob; None for a plain tar."""
 
 REF_NAME = "org.opencontainers.image.ref.name"
 EXAMPLES = Path(__file__).parent.parent / "examples"

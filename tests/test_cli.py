@@ -37,7 +37,7 @@ def layout(tmp_path: Path) -> Path:
 
 
 class Result:
-    """What a command line came to.
+    """The outcome of a command line.
 
     Attributes:
         code: The exit code.

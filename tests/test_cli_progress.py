@@ -1,4 +1,4 @@
-"""What the command shows while it saves: bars on a terminal, lines elsewhere, JSON for programs."""
+"""The progress that the command shows: bars on a terminal, lines elsewhere, JSON for programs."""
 
 from __future__ import annotations
 
@@ -334,7 +334,7 @@ TYPES = {"object": dict, "array": list, "string": str, "integer": int, "null": t
 
 
 def satisfies(value: Any, schema: dict[str, Any]) -> bool:
-    """What a validator would say, of the keywords that the schema uses."""
+    """A validator's complaints, for the keywords that the schema uses."""
     wanted = schema.get("type", [])
     types = [TYPES[each] for each in ([wanted] if isinstance(wanted, str) else wanted)]
     if types and type(value) not in types:

@@ -1,4 +1,4 @@
-"""How a command's work ends: in one line, and with a code."""
+"""The end of a command's work: one line, and a code."""
 
 from __future__ import annotations
 

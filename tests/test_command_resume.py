@@ -117,7 +117,7 @@ def whole(layout: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_killed_at_any_moment(desk: Desk, whole: str, jobs: int) -> None:
-    """When so many bytes were received; and whenever it is, what follows is the same archive."""
+    """It is killed when so many bytes were received; and whenever that is, the same archive follows."""
     moments = random.Random(f"SIGKILL, {jobs} jobs")
     resumed = []
     for _ in range(MOMENTS // 2):
@@ -205,7 +205,7 @@ def test_a_limit_on_file_sizes(desk: Desk, whole: str) -> None:
 
 
 def test_a_small_disk(tmp_path: Path) -> None:
-    """What does not fit is said before the first byte is fetched, what is there stays, and with more room it goes on."""
+    """It says that there is too little room before the first byte is fetched; what is there stays, and with more room it goes on."""
     disk, layout = tmp_path / "disk", write_layout(tmp_path / "layout", {"latest": SMALL})
     disk.mkdir()
     plan = plan_archive([SMALL.tagged("a:1").spec])

@@ -90,7 +90,7 @@ WRONG: dict[str, tuple[Layer, type[ContentError]]] = {
     "cut off": (blob_of(LARGE.blob[:-9], LARGE), DecompressionError),
     "more behind it": (blob_of(LARGE.blob + b"more", LARGE), DecompressionError),
 }
-"""What has the right digest as a blob, and is not what the config says, with the error that this is."""
+"""Layers that have the right digest as blobs, and are not what the config says, with the error that this is."""
 
 wrong = pytest.mark.parametrize(("layer", "error"), WRONG.values(), ids=WRONG)
 
@@ -148,7 +148,7 @@ async def test_a_wrong_one_where_the_layer_is_put(
 async def test_a_wrong_one_where_the_image_is_put(
     layer: Layer, error: type[ContentError], make_sink: Any
 ) -> None:
-    """Where no diff ID was told with the layer, the config tells it: before a byte of the image is written."""
+    """The config tells the diff ID where nobody told it with the layer: before a byte of the image is written."""
     sink = make_sink()
     archive = ArchiveWriter(sink, verify_diff_ids=True)
     wrong = make_image(layer)
@@ -380,14 +380,14 @@ def _small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_part_files(tmp_path: Path) -> Iterator[None]:
-    """What is kept for the next save is no leak."""
+    """A part file that is kept for the next save is no leak."""
     yield
     for path in tmp_path.rglob(".*.part"):
         path.unlink()
 
 
 def parts_of(blob: bytes) -> dict[str, tuple[bytes, int]]:
-    """What may be left, and how much has to be fetched then."""
+    """Return bytes that may be left, and how many have to be fetched then."""
     half, third = len(blob) // 2, len(blob) // 3
     hole = blob[:third] + bytes(1000) + blob[third + 1000 : half]
     wrong_head = b"\xff" * 10 + blob[10:half]

@@ -1,4 +1,4 @@
-"""How far layers may expand, in every way that they are decompressed: into a file, into a stream, through the writer."""
+"""The limits on how far layers expand, in every way that they are decompressed: into a file, into a stream, through the writer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LIMIT = 20.0  # seconds for anything that is waited for
 MEBIBYTE = 1 << 20
 BOMB = make_layer(bytes(200 * MEBIBYTE), "zstd")
 SPARSE = make_layer({"disk.img": bytes(60 * MEBIBYTE), "etc/name": b"x"}, "zstd")
-"""What may well be in an image: little, and much of it zeros."""
+"""A layer that may well be in an image: little, and much of it zeros."""
 
 
 def assert_is_named(error: ContentTooLargeError) -> None:

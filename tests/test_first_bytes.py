@@ -1,4 +1,4 @@
-"""What the first bytes of a layer say: compressed, a tar of any kind, empty, or nothing that a layer can be."""
+"""The first bytes of a layer say that it is compressed, a tar of any kind, empty, or nothing that a layer can be."""
 
 from __future__ import annotations
 

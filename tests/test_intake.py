@@ -363,7 +363,7 @@ async def test_a_cancelled_close_waits_for_the_thread() -> None:
 
 
 async def test_a_sink_that_fails_beside_a_damaged_layer_is_what_is_seen() -> None:
-    """What runs ahead in a thread may fail as well; the sink failed first."""
+    """A call that runs ahead in a thread may fail as well; the sink failed first."""
 
     async def full(data: bytes) -> None:
         raise OSError("full")

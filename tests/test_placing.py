@@ -272,7 +272,7 @@ def test_a_limit(fd: int, lane: Lane, kind: Compression) -> None:
 
 @pytest.mark.parametrize("lane", [2], indirect=True, ids=["helped"])
 def test_a_limit_where_the_disk_is_slow(fd: int, lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What waits to be written counts."""
+    """Bytes that wait to be written count."""
     layer = make_layer(random_bytes(1000), None)
     may_write = threading.Event()
     pwrite = os.pwrite

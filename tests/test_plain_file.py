@@ -140,7 +140,7 @@ GIB = 1 << 30
     ],
 )
 def test_plausible_sizes(told: int, size: int, plain_size: int | None) -> None:
-    """What a gzip member tells is modulo 4 GiB; what cannot be the size of a tar is none."""
+    """A gzip member tells its size modulo 4 GiB; a number that cannot be the size of a tar is none."""
     assert plausible_size(told.to_bytes(4, "little"), size) == plain_size
 
 
@@ -151,7 +151,7 @@ def test_a_hint_has_four_bytes(last: bytes) -> None:
 
 @dataclass(frozen=True)
 class Hint:
-    """What a source tells of the end of one blob, in the place of the truth.
+    """The last bytes that a source tells of one blob, in the place of the truth.
 
     Attributes:
         name: The test's id.
@@ -310,7 +310,7 @@ async def test_a_source_that_never_answers(
 
 @pytest.mark.parametrize("hint", HINTS, ids=lambda hint: hint.name)
 async def test_the_last_is_asked_for_a_checksum(hint: Hint, target: Path) -> None:
-    """Who hashes behind the writers needs its header, and is right also where that was a wrong guess."""
+    """The hash behind the writers needs its header, and is right also where that was a wrong guess."""
     store = HangingStore(make_image(FOUR[0]), [])
     store.ends[FOUR[0].descriptor.digest] = hint.end(FOUR[0])
     await save_plain(store, target, checksum=True)
@@ -527,7 +527,7 @@ async def test_lanes_are_counted_while_they_have_a_blob(
 @pytest.mark.usefixtures("_small")
 @pytest.mark.parametrize("jobs", [1, 2, 4])
 async def test_a_small_layer_with_another_blob(jobs: int, target: Path) -> None:
-    """What is received of one blob is not taken for the other of the same plain tar."""
+    """Bytes received of one blob are not taken for the other of the same plain tar."""
     plain = random_bytes(5, 3 * 512)
     images = {
         "one": make_image(layer_of(9, 40, "zstd"), make_layer(plain), author="1"),

@@ -292,7 +292,7 @@ async def test_flipped(desk: Desk, spot: Spot) -> None:
 
 @each_spot
 async def test_a_hole(desk: Desk, spot: Spot) -> None:
-    """What a disk leaves that lies, or crashes: zeros where bytes were written."""
+    """A disk that lies, or crashes, leaves zeros where bytes were written."""
     state = bytearray(await archive_of([IMAGE]))
     size = min(random.Random(spot.at).choice([1, 64, 512, 2000]), PLAN.size - spot.at)
     state[spot.at : spot.at + size] = bytes(size)
@@ -358,7 +358,7 @@ FAILING = [
 @pytest.mark.parametrize("jobs", [1, 2])
 @pytest.mark.parametrize(("number", "at"), FAILING)
 async def test_the_source_fails(desk: Desk, number: int, at: int, jobs: int) -> None:
-    """When it is opened (-1), behind a byte, or behind all of them."""
+    """It breaks off when it is opened (-1), behind a byte, or behind all of them."""
     descriptor = BLOBS[number].descriptor
     assert descriptor is not None
     desk.store.fails_at[descriptor.digest] = at
@@ -421,7 +421,7 @@ async def interrupt(desk: Desk, monkeypatch: pytest.MonkeyPatch, at: int) -> Non
 
 @each_middle
 async def test_the_tag_has_moved(desk: Desk, monkeypatch: pytest.MonkeyPatch, spot: Spot) -> None:
-    """What is received of one image is never mixed with another's; and if the tag moves back, it is used."""
+    """Bytes of one image are never mixed with another's; and if the tag moves back, they are used."""
     await interrupt(desk, monkeypatch, spot.at)
     left = desk.part.read_bytes()
     there, desk.store = desk.store, Store({"image": OTHER}, chunk_size=CHUNK)
@@ -646,7 +646,7 @@ async def test_something_else_at_the_name_of_the_part_file(desk: Desk, kind: str
 async def test_a_part_file_that_is_removed_meanwhile(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, then: str
 ) -> None:
-    """What is under its name by then is another's: it is neither put under the target's name, nor removed."""
+    """The file under its name is another's by then: it is neither put under the target's name, nor removed."""
     another: list[Any] = []
 
     def remove() -> None:

@@ -500,7 +500,7 @@ async def test_a_link_that_is_there_for_the_rename_is_replaced(
 async def test_a_file_of_somebody_else_s_is_not_put_under_the_target_s_name(
     way: Save, room: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is under the temporary name by then is no archive, and not ours to remove."""
+    """The file under the temporary name is no archive by then, and not ours to remove."""
     fsync = os.fsync
 
     def swap(fd: int) -> None:
@@ -572,7 +572,7 @@ async def test_the_mode_of_an_archive(mode: Mode, way: Save, room: Room) -> None
 async def test_the_group_of_an_archive(
     old: int, without: int, way: Save, room: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What one group was allowed to do, no other one is."""
+    """The permissions of one group are not given to another one."""
     for is_allowed, expected in ((True, (THIRD, old & 0o777)), (False, (os.getegid(), without))):
         room.target.touch()
         os.chown(room.target, -1, THIRD)
@@ -714,7 +714,7 @@ PART = f".app.tar.{plan_archive([IMAGE.spec]).etag[:16]}.part"
 
 @pytest.fixture
 async def received() -> bytes:
-    """What an interrupted save has received, or somebody says that it has."""
+    """Bytes that an interrupted save has received, or somebody says that it has."""
     whole = await archive_of([IMAGE])
     return whole[: len(whole) // 2]
 

@@ -363,7 +363,7 @@ async def test_a_file_that_is_made_and_not_locked_yet(
 async def test_a_file_that_is_published_while_it_is_looked_at(
     way: Save, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What has its name by the time that it is locked is another's."""
+    """The file that has its name by the time that it is locked is another's."""
     (folder / STALE).touch()
     stale = (folder / STALE).stat()
     flock = fcntl.flock

@@ -481,7 +481,7 @@ async def test_what_fails_while_cleaning_up_is_a_note(disk: Disk, what: str, tmp
 
 
 async def test_what_fails_while_closing_a_whole_file_is_raised(disk: Disk, tmp_path: Path) -> None:
-    """Where the disk is asked last (as NFS does it), a failing close is lost bytes."""
+    """A close that fails is lost bytes where the disk is asked last, as NFS does it."""
     disk.fails = "close"
     with pytest.raises(OSError, match="close failed"):
         await save(tmp_path / "app.tar")

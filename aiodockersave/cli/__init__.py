@@ -37,7 +37,7 @@ Commands:
   plan  Show size, ETag and members of an archive ahead of time.
   save  Save images into one archive.
 """
-"""What click makes of :mod:`.commands`; a test compares the two."""
+"""The help that click makes of :mod:`.commands`; a test compares the two."""
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -116,7 +116,7 @@ class Bars(Reporter):
 
 
 class _Pace:
-    """How quickly a count grows."""
+    """The speed at which a count grows."""
 
     def __init__(self) -> None:
         self._noted: deque[tuple[float, int]] = deque()

@@ -26,8 +26,11 @@ _OTHER_KINDS = (
     "oci-archive:",
 )
 _LONGEST_PATH = 4096
+"""Characters, at least as many as the bytes that the system takes for a path."""
 _MAX_SHOWN = 300
+"""Characters of an argument that an error shows: it is one line."""
 _MAX_CHOICES = 5
+"""Ways to write an argument that an error shows."""
 
 
 class RegistryImage(NamedTuple):

@@ -29,7 +29,7 @@ DELAY: Final = 0.25
 """Seconds until a display appears: what is over by then needs none."""
 
 _MOST_WAITING: Final = 1000
-"""How many texts may wait to be written when some more come that may be dropped."""
+"""Texts that may wait to be written; when there are more, those that may be dropped are dropped."""
 
 
 class Display(Protocol):

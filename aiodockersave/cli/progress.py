@@ -1,4 +1,4 @@
-"""What the command tells of a save while it runs, and in which form.
+"""The progress of a save as the command shows it, in one of several forms.
 
 =======  ==================================================================================
 form     what is shown, all of it on standard error
@@ -70,7 +70,7 @@ def _can_show_bars() -> bool:
 
 @dataclass(slots=True)
 class LayerTally:
-    """How far one layer is.
+    """The progress of one layer.
 
     Attributes:
         layer: The blob.
@@ -101,7 +101,7 @@ class LayerTally:
 
 @dataclass(slots=True)
 class Tally:
-    """How far a save is. In whatever order events come, no count goes back.
+    """The progress of a save. In whatever order events come, no count goes back.
 
     Attributes:
         total: Bytes of all blobs.
@@ -153,7 +153,7 @@ class Tally:
 
     @property
     def percent(self) -> int:
-        """How much of all blobs is done; 100 when every layer is in the archive, and not before."""
+        """The share of all blobs that is done; 100 when every layer is in the archive, and not before."""
         if self.is_over or (self.layers and len(self.finished) == len(self.layers)):
             return 100
         return min(99, 100 * self.total_done // self.total) if self.total else 0

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class RegistryOptions(NamedTuple):
-    """How registries are asked, by the options of the same names."""
+    """The options for registries, by their names on the command line."""
 
     plain_http: bool
     ca_file: str | None

@@ -1,4 +1,4 @@
-"""What people see: messages as lines on standard error, data on standard output."""
+"""The lines that people see: messages on standard error, data on standard output."""
 
 from __future__ import annotations
 

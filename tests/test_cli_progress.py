@@ -334,7 +334,7 @@ TYPES = {"object": dict, "array": list, "string": str, "integer": int, "null": t
 
 
 def satisfies(value: Any, schema: dict[str, Any]) -> bool:
-    """A validator's complaints, for the keywords that the schema uses."""
+    """Tell what a validator would, of the keywords that the schema uses."""
     wanted = schema.get("type", [])
     types = [TYPES[each] for each in ([wanted] if isinstance(wanted, str) else wanted)]
     if types and type(value) not in types:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import random
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -35,47 +34,39 @@ class Filled:
     position: int = 0
 
 
-_shared: list[OpenFile] = []
-
-
-def shared(fd: int) -> OpenFile:
-    """Return a file for threads, which is closed with the test's own descriptor."""
-    _shared.append(OpenFile(os.dup(fd)))
-    return _shared[-1]
-
-
 @pytest.fixture
 def plan() -> Plan:
     return plan_archive([ImageSpec(IMAGE.config, IMAGE.manifest, [TAG])])
 
 
 @pytest.fixture
-async def file(tmp_path: Path) -> Any:
+async def file(tmp_path: Path) -> AsyncIterator[OpenFile]:
     path = tmp_path / "archive"
     path.write_bytes(await archive_of([IMAGE.tagged(TAG)]))
-    fd = os.open(path, os.O_RDWR)
-    yield fd
-    while _shared:
-        _shared.pop().close()
-    os.close(fd)
+    file = OpenFile(os.open(path, os.O_RDWR))
+    yield file
+    file.close()
 
 
-def whole(fd: int) -> Digest:
-    return Digest("sha256", hashlib.sha256(os.pread(fd, os.fstat(fd).st_size, 0)).hexdigest())
+def whole(file: OpenFile) -> Digest:
+    with file as fd:
+        return Digest.of(os.pread(fd, os.fstat(fd).st_size, 0))
 
 
-async def test_all_at_the_end(file: int, plan: Plan) -> None:
-    async with Follower(shared(file)) as follower:
+async def test_all_at_the_end(file: OpenFile, plan: Plan) -> None:
+    async with Follower(file) as follower:
         assert await follower.finish(plan.segments) == whole(file)
 
 
 @pytest.mark.parametrize("seed", range(20))
-async def test_behind_its_writers(file: int, plan: Plan, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_behind_its_writers(
+    file: OpenFile, plan: Plan, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     choice = random.Random(seed)
     monkeypatch.setattr(room, "_LEAST", choice.choice([1, 600, 50_000]))
     monkeypatch.setattr(room, "_MOST", choice.choice([100, 5_000, 1 << 20]))
     filled = {layer.descriptor.digest: Filled() for layer in LAYERS}
-    async with Follower(shared(file)) as follower:
+    async with Follower(file) as follower:
         for digest, placed in filled.items():
             follower.watch(digest, placed)
         for _ in range(200):
@@ -89,22 +80,23 @@ async def test_behind_its_writers(file: int, plan: Plan, seed: int, monkeypatch:
 
 
 async def test_what_was_guessed_wrong_is_read_again(
-    file: int, plan: Plan, monkeypatch: pytest.MonkeyPatch
+    file: OpenFile, plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(room, "_LEAST", 1)
     other = plan_archive([ImageSpec(IMAGE.config, [*IMAGE.manifest.layers], ["other:1"])])
     wrong = plan_archive([ImageSpec(make_image(LAYERS[0]).config, [LAYERS[0].descriptor])])
     assert wrong.segments[:2] == plan.segments[:2]
-    async with Follower(shared(file)) as follower:
+    async with Follower(file) as follower:
         follower.watch(LAYERS[0].descriptor.digest, Filled(len(LAYERS[0].blob)))
         follower.advance(wrong.segments)
         assert await follower.finish(plan.segments) == whole(file)
         assert await follower.finish(other.segments) != whole(file)
 
 
-async def test_a_file_that_is_too_short(file: int, plan: Plan) -> None:
-    os.ftruncate(file, 1000)
-    async with Follower(shared(file)) as follower:
+async def test_a_file_that_is_too_short(file: OpenFile, plan: Plan) -> None:
+    with file as fd:
+        os.ftruncate(fd, 1000)
+    async with Follower(file) as follower:
         with pytest.raises(Exception, match="the file is shorter than what was written to it, at byte 1000"):
             await follower.finish(plan.segments)
 

@@ -455,22 +455,39 @@ async def test_a_directory_on_the_way_that_is_replaced_between_two_steps(
     raise AssertionError("a save makes no end of calls")
 
 
-@needs_root
-async def test_a_fifo_of_the_same_inode_and_another_owner(
-    room: Room, monkeypatch: pytest.MonkeyPatch, nothing_blocks: BlockBuster
-) -> None:
+def _given_away(room: Room) -> None:
     """As one that is removed and made anew: file systems give the same number again."""
+    give(room.target)
+
+
+def _moved_here(room: Room) -> None:
+    room.fifo(room.folder / "another")
+    (room.folder / "another").rename(room.target)
+
+
+def _link_that_leads_nowhere(room: Room) -> None:
+    room.target.unlink()
+    room.target.symlink_to("nothing")
+
+
+@needs_root
+@pytest.mark.parametrize(
+    "replace", [_given_away, _moved_here, _link_that_leads_nowhere], ids=lambda make: make.__name__.strip("_")
+)
+async def test_what_is_not_the_fifo_any_more_that_was_looked_at(
+    replace: Callable[[Room], None], room: Room, monkeypatch: pytest.MonkeyPatch, nothing_blocks: BlockBuster
+) -> None:
     nothing_blocks.deactivate()
     room.fifo(room.target)
     open_ = os.open
 
-    def give_first(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+    def replace_first(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
         if path == "app.tar" and flags & os.O_WRONLY:
-            give(room.target)
+            replace(room)
         return open_(path, flags, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "open", give_first)
+        patch.setattr(os, "open", replace_first)
         with pytest.raises(PermissionError, match="somebody has replaced it meanwhile") as caught:
             await by_open_archive(room.target)
     assert caught.value.filename == str(room.target)

@@ -125,7 +125,9 @@ class Secrets:
 
     def _hide(self, text: str, limit: int | None) -> str:
         forms = self._every_form()
-        data = (text if limit is None else text[: limit + self._longest]).encode("utf-8", "surrogatepass")
+        # Behind a limit as much is looked at as a secret may have there, each byte of it as "%XX".
+        looked_at = text if limit is None else text[: limit + 3 * self._longest]
+        data = looked_at.encode("utf-8", "surrogatepass")
         end = len(data) if limit is None else len(text[:limit].encode("utf-8", "surrogatepass"))
         # Where text is to be cut yet, nothing in it was cut by us.
         spans = list(_spans(data.lower(), forms, _cuts(data) if limit is None else ()))

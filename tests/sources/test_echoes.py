@@ -481,6 +481,13 @@ def test_a_secret_is_found_at_the_end_of_what_is_looked_at() -> None:
     assert shown(("abcd" * 500 + " ") * 9, secrets=secrets) == "*** ***…"
 
 
+def test_a_secret_at_the_end_of_what_is_looked_at_may_be_longer_in_percent() -> None:
+    secrets = Secrets([PASSWORD])
+    for at in range(100 - 3 * len(PASSWORD), 100):
+        text = "x" * at + in_percent(PASSWORD)
+        assert secrets.hide(text, limit=100) == "x" * at + "***"
+
+
 def test_urls_are_looked_through_before_they_are_cut() -> None:
     secrets = Secrets(["pass?word", "user@host"])
     assert shown_url("http://h/pass?word", secrets=secrets) == "http://h/***"

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import itertools
 import json
 import logging
 import os
@@ -952,16 +951,17 @@ async def test_cancelled_at_every_suspension_nothing_is_left(
 def interrupted(coroutine: Coroutine[Any, Any, object], at: int) -> Generator[Any, Any, object]:
     """Run a coroutine in which a signal handler raises at its so many'th suspension."""
     step: Callable[[], Any] = partial(coroutine.send, None)
-    for number in itertools.count(1):
+    while True:
         try:
             waited_for = step()
         except StopIteration as stop:
             return stop.value
-        if number == at:
-            step = partial(coroutine.throw, KeyboardInterrupt())
-        else:
+        at -= 1
+        if at:
             yield waited_for
             step = partial(coroutine.send, None)
+        else:
+            step = partial(coroutine.throw, KeyboardInterrupt())
 
 
 async def test_interrupted_at_every_suspension_nothing_is_left(computer: Computer) -> None:

@@ -450,6 +450,18 @@ def test_one_that_is_closed_ends(relay: Relay) -> None:
         relay._is_dropping = False  # as in a new one
 
 
+def test_one_that_nobody_has_any_more_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where an interrupt came between two lines, and nobody could close it."""
+    monkeypatch.setattr(placing, "_LOOK_AGAIN", 0.01)
+    before = set(threading.enumerate())
+    relay = Relay("test", Crew(1))
+    relay.put(lambda _: None, b"")
+    (thread,) = set(threading.enumerate()) - before
+    del relay
+    thread.join(LIMIT)
+    assert not thread.is_alive()
+
+
 def test_a_thread_that_cannot_start(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
     class Refusing(threading.Thread):
         def start(self) -> None:

@@ -446,11 +446,18 @@ async def test_an_archive_at_a_path(tmp_path: Path) -> None:
     assert at > 3
 
 
-async def test_a_layout_s_blobs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["saved", "read"])
+async def test_a_layout_s_blobs(how: str, tmp_path: Path) -> None:
     source = OciLayoutSource(write_layout(tmp_path / "layout", {"one": IMAGE}))
 
     async def work() -> None:
-        await save([ImageRequest(source, "one")], ListSink())
+        if how == "saved":
+            await save([ImageRequest(source, "one")], ListSink())
+            return
+        for layer in IMAGE.manifest.layers:
+            async with source.open_blob(layer) as chunks:
+                async for _ in chunks:
+                    pass
 
     at = 0
     while True:

@@ -22,6 +22,7 @@ __all__ = [
     "lock",
     "mode_of_new",
     "name_beside",
+    "named_by_acl",
     "names_beside",
     "open_temporary",
     "remove_stale",
@@ -37,6 +38,8 @@ _NAME_MAX: Final = 255
 _TRIES: Final = 16
 _TOKEN_DIGITS: Final = 8
 _SUFFIX: Final = ".tmp"
+_ACL_OF_OTHERS: Final = frozenset({2, 4, 8})
+"""Tags of entries: a user, the group of the file, another group (Linux, include/uapi/linux/posix_acl.h)."""
 _NEW: Final = 0o666
 """The mode of an ordinary new file, before umask or the directory's default ACL take from it."""
 
@@ -203,6 +206,25 @@ def _has_default_acl(directory: int) -> bool:
         return bool(os.getxattr(directory, "system.posix_acl_default"))
     except (OSError, AttributeError):  # none, no ACLs on this file system, or no Linux
         return False
+
+
+def named_by_acl(fd: int, name: str | None = None) -> frozenset[bytes]:
+    """Return whom the access control list of a file names, each with what they may do, and the group; empty without one.
+
+    That is Linux' own form: entries of a tag, permissions and an ID, of 2, 2 and 4 bytes, behind 4 bytes of a version.
+
+    Args:
+        fd: The file, or its directory.
+        name: Its name in that.
+    """
+    try:
+        # The list of a name is not read by `dir_fd`; without /proc there is none.
+        path = fd if name is None else f"/proc/self/fd/{fd}/{name}"
+        acl = os.getxattr(path, "system.posix_acl_access", follow_symlinks=name is None)
+    except (OSError, AttributeError):  # none, no ACLs on this file system, or no Linux
+        return frozenset()
+    entries = [acl[at : at + 8] for at in range(4, len(acl), 8)]
+    return frozenset(each for each in entries if each[0] in _ACL_OF_OTHERS)
 
 
 def stat_of_new(directory: int, name: str, mode: int) -> os.stat_result:

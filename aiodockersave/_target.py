@@ -14,8 +14,8 @@ All of it happens below one descriptor of the directory, so a parent that is swa
 symbolic link's target is replaced, not the link. What is no regular file is written into, and never replaced. What a stranger
 may have prepared on the way is refused, see :mod:`._path`.
 
-Until it is published the file is private. Then it has the old file's group and mode, if that was one's own, or an ordinary new
-file's.
+Until it is published the file is private. Then it has the old file's mode, if that was one's own, as far as it means the same
+people; or an ordinary new file's.
 
 All methods block. :func:`opened` and :func:`open_stream` do not.
 """
@@ -30,7 +30,7 @@ import stat
 from collections.abc import Callable
 
 from ._aio import Worker, running_task, wait_out
-from ._beside import PRIVATE, is_still, mode_of_new, open_temporary, remove_stale
+from ._beside import PRIVATE, is_still, mode_of_new, named_by_acl, open_temporary, remove_stale
 from ._open_file import OpenFile
 from ._part_file import open_part, part_name
 from ._path import Spot, find
@@ -116,7 +116,7 @@ class Target:
         _check_replaceable(spot, os.fstat(directory))
         try:
             old = _old_to_follow(spot)
-            mode = mode_of_new(directory, spot.name) if old is None else stat.S_IMODE(old.st_mode) & _MODES
+            mode = None if old is not None else mode_of_new(directory, spot.name)
             if self._etag is None:
                 fd, self._temporary = open_temporary(directory, spot.name)
             else:
@@ -128,8 +128,8 @@ class Target:
             if isinstance(exc.filename, str):
                 exc.filename = os.path.join(spot.folder, exc.filename)
             raise
-        if old is not None and not _give_group(fd, old.st_gid):
-            mode &= ~stat.S_IRWXG  # what the old group may do is not for another one
+        if mode is None and old is not None:
+            mode = _mode_as(old, spot, fd)
         there = os.fstat(fd)
         # A file system without modes shows others than it was asked for, and may refuse any.
         self._mode = mode if not stat.S_IMODE(there.st_mode) & ~PRIVATE else None
@@ -292,7 +292,7 @@ def _check_replaceable(spot: Spot, directory: os.stat_result) -> None:
 
 
 def _old_to_follow(spot: Spot) -> os.stat_result | None:
-    """Return the old file whose group and mode the new one has; None where they say nothing of what its owner wants.
+    """Return the old file whose mode the new one follows; None where it says nothing of what its owner wants.
 
     That is one that another user has chosen, or may have: where others may write, a second name can be their doing.
     """
@@ -302,12 +302,19 @@ def _old_to_follow(spot: Spot) -> os.stat_result | None:
     return old
 
 
-def _give_group(fd: int, group: int) -> bool:
-    """Give a file to a group, which one has to be a member of; tell whether it has it."""
-    if os.fstat(fd).st_gid != group:
-        with contextlib.suppress(OSError):
-            os.fchown(fd, -1, group)
-    return os.fstat(fd).st_gid == group
+def _mode_as(old: os.stat_result, spot: Spot, fd: int) -> int:
+    """Return the mode of an old file, as far as it means the same of the new one: nobody gets more than he had.
+
+    Permissions of a group are for that group alone, and its members are among all others where the new file has another
+    one. An access control list is not kept; where the two files have others, the mode is left with the owner's part.
+    """
+    mode = stat.S_IMODE(old.st_mode) & _MODES
+    if named_by_acl(spot.directory, spot.name) != named_by_acl(fd):
+        return mode & stat.S_IRWXU
+    if old.st_gid != os.fstat(fd).st_gid:
+        forbidden = ~mode >> 3 & stat.S_IRWXO
+        return mode & ~(stat.S_IRWXG | forbidden)
+    return mode
 
 
 async def open_stream(target: Target) -> OpenFile:

@@ -30,10 +30,10 @@ def open_archive(
 
     A temporary file beside the target is renamed over it by ``close()``, which the end of the block calls. It is private
     until then, and temporary files that a killed process has left there are removed. An existing file is never touched
-    before that. If it is the caller's own, its group is kept and its mode, up to ``0o777``; where the caller may not give a
-    file to that group, the new one gets no permissions for its group. A symbolic link's target is replaced, not the link.
-    What is no regular file (``/dev/null``, a FIFO) is written into. In a directory that others may write to, a link or a
-    FIFO has to be the caller's own or root's.
+    before that. If it is the caller's own, its mode is kept, up to ``0o777``, as far as the new file has the same group and
+    access control list: nobody gets more than he had. A symbolic link's target is replaced, not the link. What is no
+    regular file (``/dev/null``, a FIFO) is written into. In a directory that others may write to, a link or a FIFO has to
+    be the caller's own or root's.
 
     Args:
         path: Where the archive is to be.

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import stat
+import struct
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -583,24 +584,59 @@ async def test_the_mode_of_an_archive(mode: Mode, way: Save, room: Room) -> None
     assert oct(stat.S_IMODE(there.st_mode)) == oct(0o640 if mode.kept is None else mode.kept)
 
 
+GROUPS = [(0o660, 0o600), (0o2664, 0o604), (0o604, 0o600), (0o646, 0o604), (0o677, 0o607)]
+
+
 @needs_root
 @every_way
-@pytest.mark.parametrize(("old", "without"), [(0o660, 0o600), (0o2664, 0o604), (0o604, 0o604)], ids=oct)
-async def test_the_group_of_an_archive(
-    old: int, without: int, way: Save, room: Room, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("old", "kept"), GROUPS, ids=oct)
+async def test_the_permissions_of_one_group_are_not_given_to_another(
+    old: int, kept: int, way: Save, room: Room
 ) -> None:
-    """The permissions of one group are not given to another one."""
-    for is_allowed, expected in ((True, (THIRD, old & 0o777)), (False, (os.getegid(), without))):
+    """Whose members are among all others then, and get no more than they had."""
+    for group, expected in ((THIRD, kept), (os.getegid(), old & 0o777)):
         room.target.touch()
-        os.chown(room.target, -1, THIRD)
+        os.chown(room.target, -1, group)
         room.target.chmod(old)
-        with monkeypatch.context() as patch:
-            if not is_allowed:
-                patch.setattr(os, "fchown", _refuse)
-            await way(room.target)
+        await way(room.target)
         there = room.target.stat()
-        assert (there.st_gid, stat.S_IMODE(there.st_mode)) == expected
+        assert (there.st_gid, oct(stat.S_IMODE(there.st_mode))) == (os.getegid(), oct(expected))
         room.target.unlink()
+
+
+def acl(*entries: tuple[int, int, int]) -> bytes:
+    """Return a list as Linux keeps it: a version, then a tag, permissions and an ID for each entry."""
+    nobody = 0xFFFFFFFF
+    base = [(1, 6, nobody), (4, 0, nobody), (0x10, 6, nobody), (0x20, 0, nobody)]
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *each) for each in sorted([*base, *entries]))
+
+
+@needs_root
+@every_way
+async def test_an_access_control_list_is_not_taken_for_the_group_s_permissions(way: Save, room: Room) -> None:
+    """With a list, the group's part of a mode is the most that anybody in it may do."""
+    named = acl((2, 6, STRANGER))
+    for of_old, of_directory, kept in (
+        (named, None, 0o600),
+        (None, named, 0o600),
+        (named, named, 0o660),
+        (named, acl((2, 6, THIRD)), 0o600),
+        (None, None, 0o660),
+    ):
+        room.target.touch()
+        room.target.chmod(0o660)
+        try:
+            if of_old is not None:
+                os.setxattr(room.target, "system.posix_acl_access", of_old)
+            if of_directory is not None:
+                os.setxattr(room.folder, "system.posix_acl_default", of_directory)
+        except (OSError, AttributeError):
+            pytest.skip("no access control lists here")
+        await way(room.target)
+        assert oct(stat.S_IMODE(room.target.stat().st_mode)) == oct(kept)
+        room.target.unlink()
+        if of_directory is not None:
+            os.removexattr(room.folder, "system.posix_acl_default")
 
 
 def _refuse(*_: Any) -> None:

@@ -54,7 +54,7 @@ SHORTEST_SECRET: Final = 4
 """Characters; shorter secrets are not hidden: they would make holes in ordinary words."""
 _MAX_SECRETS: Final = 512
 """Secrets that are looked for, of which those count that were used last."""
-_PERCENT: Final = re.compile(rb"%([0-9A-Fa-f]{2})")
+_PERCENT: Final = re.compile(rb"%([0-9A-Fa-f]{2})|%[0-9A-Fa-f]?(?=\xe2\x80\xa6|\?\*\*\*)")
 # Not by `html`, which loads the names of all characters.
 _IN_HTML: Final = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#x27;"})
 _IN_GOS_HTML: Final = _IN_HTML | str.maketrans({'"': "&#34;", "'": "&#39;"})
@@ -220,8 +220,10 @@ def _percent_decoded(data: bytes) -> tuple[bytes, Sequence[int]]:
     at: list[int] = []
     for found in _PERCENT.finditer(data):
         decoded += data[position : found.start()]
-        at += range(position, found.start() + 1)
-        decoded.append(int(found[1], 16))
+        at += range(position, found.start())
+        if found[1]:  # else it was cut in its middle
+            at.append(found.start())
+            decoded.append(int(found[1], 16))
         position = found.end()
     decoded += data[position:]
     at += range(position, len(data) + 1)

@@ -20,7 +20,7 @@ from urllib.parse import quote, quote_plus
 import pytest
 
 from aiodockersave import Digest, DockerSaveError, ImageRequest, PlatformNotFoundError, save
-from aiodockersave._text import Secrets, shown, shown_url
+from aiodockersave._text import Secrets, quoted, shown, shown_url
 from aiodockersave.model import OCI_INDEX, OCI_MANIFEST
 from aiodockersave.sources.credentials import Credentials
 from aiodockersave.sources.registry import RegistrySource, Retries
@@ -486,6 +486,17 @@ def test_a_secret_at_the_end_of_what_is_looked_at_may_be_longer_in_percent() -> 
     for at in range(100 - 3 * len(PASSWORD), 100):
         text = "x" * at + in_percent(PASSWORD)
         assert secrets.hide(text, limit=100) == "x" * at + "***"
+
+
+@pytest.mark.parametrize("at", range(40, 60))
+def test_a_secret_that_was_cut_in_the_middle_of_a_percent_sign_and_its_digits(at: int) -> None:
+    secrets = Secrets([PASSWORD])
+    for text in (in_percent(PASSWORD), f"{PASSWORD[:-2]}{in_percent(PASSWORD[-2:])}"):
+        said = secrets.hide(quoted("x" * at + text) + " is no media type")
+        assert said.startswith(f"'{'x' * at}***")
+        assert said.endswith("is no media type")
+        assert "%" not in said
+    assert secrets.hide(quoted("100%" + "x" * 60)) == quoted("100%" + "x" * 60)
 
 
 def test_urls_are_looked_through_before_they_are_cut() -> None:

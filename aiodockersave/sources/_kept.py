@@ -28,6 +28,10 @@ _Key = tuple[str, Digest]
 """A repository, by its whole name with the registry's, and a digest in it."""
 
 
+class _Origins(dict[int, tuple[weakref.ref[Digest], Reference]]):
+    """The repositories that digest objects came from, by the objects' ``id``. A dict that can be referred to weakly."""
+
+
 class Kept:
     """Knowledge of registries, up to a bound; what was not used for longest is forgotten."""
 
@@ -40,7 +44,7 @@ class Kept:
         # The digest objects in the layers of a manifest, by `id`, with the manifest's repository: nothing else tells a
         # descriptor from an equal one out of another repository. They are known for as long as they live, and not up to a
         # bound: a descriptor that is forgotten would be taken for the caller's own.
-        self._origins: dict[int, tuple[weakref.ref[Digest], Reference]] = {}
+        self._origins = _Origins()
 
     @property
     def has_manifests(self) -> bool:
@@ -73,10 +77,15 @@ class Kept:
             self._holders.put(layer.digest, (*others, repository)[-_MAX_HOLDERS:])
 
     def _put_origin(self, digest: Digest, repository: Reference) -> None:
-        key = id(digest)
-        if key not in self._origins:
-            # The object takes its entry along when it goes, so that no other one is taken for it.
-            self._origins[key] = weakref.ref(digest, lambda _: self._origins.pop(key)), repository
+        key, origins = id(digest), weakref.ref(self._origins)
+        if self._origin(digest) is None:
+            # The object takes its entry along when it goes.
+            self._origins[key] = weakref.ref(digest, lambda _: _forget(origins(), key)), repository
+
+    def _origin(self, digest: Digest) -> Reference | None:
+        # Not by `id` alone: an entry stays where its object could not take it along, as an interrupt came in between.
+        origin = self._origins.get(id(digest))
+        return origin[1] if origin is not None and origin[0]() is digest else None
 
     def repositories(self, descriptor: Descriptor) -> list[Reference]:
         """Return where to look for a layer: only in its own repository, if a manifest from there gave the descriptor.
@@ -84,5 +93,10 @@ class Kept:
         Else a manifest could name a layer of another repository, for those who may not read that. Of a descriptor that a
         caller has made, only the caller knows who may have it, and all repositories with such a layer are returned.
         """
-        origin = self._origins.get(id(descriptor.digest))
-        return [origin[1]] if origin else list(self._holders.get(descriptor.digest) or ())
+        origin = self._origin(descriptor.digest)
+        return [origin] if origin else list(self._holders.get(descriptor.digest) or ())
+
+
+def _forget(origins: _Origins | None, key: int) -> None:
+    if origins is not None:
+        origins.pop(key, None)

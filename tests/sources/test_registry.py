@@ -7,6 +7,7 @@ import gc
 import json
 import random
 import ssl
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -582,6 +583,38 @@ def test_where_a_layer_is_from_is_known_as_long_as_its_descriptor_lives() -> Non
     del read[:], manifest
     gc.collect()
     assert len(kept._origins) == len(IMAGE.layers), "those that were put last are keys of what is kept"
+
+
+def test_an_object_is_not_taken_for_one_that_was_at_its_place_before() -> None:
+    """Where an interrupt kept that from taking its entry along."""
+    kept = Kept()
+    private, public = (Reference("registry.example", f"team/{name}") for name in ("private", "public"))
+    kept.put_layers(private, ImageManifest.parse(IMAGE.manifest_bytes))
+    gc.collect()
+    manifest = ImageManifest.parse(IMAGE.manifest_bytes)
+    dead: Any = lambda: None  # noqa: E731 - as a weak reference is whose object is gone
+    for layer in manifest.layers:
+        kept._origins[id(layer.digest)] = dead, private
+    kept.put_layers(public, manifest)
+    assert [kept.repositories(layer) for layer in manifest.layers] == [[public]] * len(manifest.layers)
+    for layer in manifest.layers:
+        kept._origins[id(layer.digest)] = dead, private
+        assert kept.repositories(layer) == [private, public], "as of a descriptor that the caller has made"
+
+
+def test_what_is_kept_goes_with_its_source() -> None:
+    """At once, and not when the garbage collector comes to it."""
+    kept = Kept()
+    manifest = ImageManifest.parse(IMAGE.manifest_bytes)
+    kept.put_layers(Reference("registry.example", "team/app"), manifest)
+    gone = weakref.ref(kept)
+    gc.disable()
+    try:
+        del kept
+        assert gone() is None
+    finally:
+        gc.enable()
+    del manifest  # whose entries are gone already
 
 
 async def test_foreign_layers_are_not_fetched_from_their_urls(build: Build) -> None:

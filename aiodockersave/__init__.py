@@ -24,9 +24,12 @@ from typing import TYPE_CHECKING  # noqa: E402
 __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
-    from .archive_file import open_archive
-    from .documents import ImageConfig, ImageIndex, ImageManifest
-    from .errors import (
+    from .archive.archive_file import open_archive
+    from .archive.stream import archive_stream, stream_plan
+    from .archive.writer import ArchiveWriter
+    from .core.docker_archive import ManifestItem
+    from .core.documents import ImageConfig, ImageIndex, ImageManifest
+    from .core.errors import (
         AuthenticationError,
         BlobNotFoundError,
         ConfigurationError,
@@ -60,12 +63,10 @@ if TYPE_CHECKING:
         WriterClosedError,
         WriterError,
     )
-    from .formats import ManifestItem
-    from .model import Descriptor, Digest, Platform
-    from .pipeline import save
-    from .plan import ArchiveMember, ImageSpec, Plan, Report, Segment, plan_archive
-    from .preparing import ImageRequest, Prepared, PreparedImage, prepare
-    from .progress import (
+    from .core.model import Descriptor, Digest, Platform
+    from .core.plan import ArchiveMember, ImageSpec, Plan, Report, Segment, plan_archive
+    from .core.reference import Reference
+    from .pipeline.progress import (
         Event,
         ImageFinished,
         LayerAdvanced,
@@ -76,8 +77,9 @@ if TYPE_CHECKING:
         SaveFinished,
         SaveStarted,
     )
-    from .reference import Reference
-    from .sinks import Sink, as_sink
+    from .pipeline.resolve import ImageRequest, Prepared, PreparedImage, prepare
+    from .pipeline.save import save
+    from .sinks.adapters import Sink, as_sink
     from .sources import ResolvedImage, Source, SupportsEarlyBlobs, SupportsLastBytes
     from .sources.credentials import (
         Credentials,
@@ -88,8 +90,6 @@ if TYPE_CHECKING:
     )
     from .sources.oci_layout import OciLayoutSource
     from .sources.registry import RegistrySource
-    from .stream import archive_stream, stream_plan
-    from .writer import ArchiveWriter
 
 __all__ = [
     "ArchiveMember",
@@ -174,21 +174,21 @@ __all__ = [
 
 # Where each name lives; what is not listed is an error.
 _ROOMS = {
-    "Descriptor": "model",
-    "Digest": "model",
-    "ImageConfig": "documents",
-    "ImageIndex": "documents",
-    "ImageManifest": "documents",
-    "Platform": "model",
-    "Reference": "reference",
-    "ImageSpec": "plan",
-    "Plan": "plan",
-    "plan_archive": "plan",
-    "Sink": "sinks",
-    "as_sink": "sinks",
-    "ArchiveWriter": "writer",
-    "Report": "plan",
-    "open_archive": "archive_file",
+    "Descriptor": "core.model",
+    "Digest": "core.model",
+    "ImageConfig": "core.documents",
+    "ImageIndex": "core.documents",
+    "ImageManifest": "core.documents",
+    "Platform": "core.model",
+    "Reference": "core.reference",
+    "ImageSpec": "core.plan",
+    "Plan": "core.plan",
+    "plan_archive": "core.plan",
+    "Sink": "sinks.adapters",
+    "as_sink": "sinks.adapters",
+    "ArchiveWriter": "archive.writer",
+    "Report": "core.plan",
+    "open_archive": "archive.archive_file",
     "ResolvedImage": "sources",
     "Source": "sources",
     "SupportsEarlyBlobs": "sources",
@@ -200,32 +200,32 @@ _ROOMS = {
     "DockerCredentials": "sources.credentials",
     "MappingCredentials": "sources.credentials",
     "StaticCredentials": "sources.credentials",
-    "ImageRequest": "preparing",
-    "ArchiveMember": "plan",
-    "Segment": "plan",
-    "ManifestItem": "formats",
-    "prepare": "preparing",
-    "Prepared": "preparing",
-    "PreparedImage": "preparing",
-    "Event": "progress",
-    "SaveStarted": "progress",
-    "LayerStarted": "progress",
-    "LayerAdvanced": "progress",
-    "LayerFinished": "progress",
-    "LayerReused": "progress",
-    "LayerRetried": "progress",
-    "SaveFinished": "progress",
-    "ImageFinished": "progress",
-    "save": "pipeline",
-    "archive_stream": "stream",
-    "stream_plan": "stream",
+    "ImageRequest": "pipeline.resolve",
+    "ArchiveMember": "core.plan",
+    "Segment": "core.plan",
+    "ManifestItem": "core.docker_archive",
+    "prepare": "pipeline.resolve",
+    "Prepared": "pipeline.resolve",
+    "PreparedImage": "pipeline.resolve",
+    "Event": "pipeline.progress",
+    "SaveStarted": "pipeline.progress",
+    "LayerStarted": "pipeline.progress",
+    "LayerAdvanced": "pipeline.progress",
+    "LayerFinished": "pipeline.progress",
+    "LayerReused": "pipeline.progress",
+    "LayerRetried": "pipeline.progress",
+    "SaveFinished": "pipeline.progress",
+    "ImageFinished": "pipeline.progress",
+    "save": "pipeline.save",
+    "archive_stream": "archive.stream",
+    "stream_plan": "archive.stream",
 }
 
 if not TYPE_CHECKING:  # a type checker would take any misspelt name for one of these
 
     def __getattr__(name: str) -> object:
         """Load a public name from its room, and keep it."""
-        room = "errors" if name.endswith("Error") else _ROOMS.get(name)
+        room = "core.errors" if name.endswith("Error") else _ROOMS.get(name)
         if name not in __all__ or room is None:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = globals()[name] = getattr(import_module(f".{room}", __name__), name)

@@ -13,7 +13,7 @@ import os
 import sys
 from typing import NoReturn
 
-from .errors import MissingDependencyError
+from .core.errors import MissingDependencyError
 
 # What the extra brings: one of these missing is a matter of installing, any other a fault of ours.
 _BROUGHT_BY_EXTRA = frozenset({"aiohttp", "click"})

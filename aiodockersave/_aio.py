@@ -28,7 +28,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any, ParamSpec, Protocol, Self, TypeVar
 
-from .errors import EventLoopError
+from .core.errors import EventLoopError
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -35,7 +35,7 @@ from aiodockersave import (
     ResolvedImage,
     save,
 )
-from aiodockersave.documents import MAX_DOCUMENT_SIZE, parse_document
+from aiodockersave.core.documents import MAX_DOCUMENT_SIZE, parse_document
 
 
 class GardenerSource:

@@ -29,7 +29,7 @@ from aiodockersave import (
     InvalidReferenceError,
     Reference,
 )
-from aiodockersave.documents import MAX_DOCUMENT_SIZE
+from aiodockersave.core.documents import MAX_DOCUMENT_SIZE
 
 MANIFESTS = "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json"
 REGISTRY, SESSION = web.AppKey("registry", str), web.AppKey("session", ClientSession)

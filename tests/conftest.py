@@ -21,8 +21,8 @@ import pytest
 from blockbuster import BlockBuster, BlockBusterFunction, BlockingError
 from pytest_asyncio import is_async_test
 
-from aiodockersave.model import Platform
-from aiodockersave.preparing import default_platform
+from aiodockersave.core.model import Platform
+from aiodockersave.pipeline.resolve import default_platform
 from tests.interop.programs import require_program
 
 if TYPE_CHECKING:

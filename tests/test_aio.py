@@ -15,9 +15,9 @@ import pytest
 
 from aiodockersave import ArchiveWriter, Descriptor, Digest, EventLoopError
 from aiodockersave._aio import YIELD_BYTES, Fairness, Worker, running_task, wait_out
-from aiodockersave.model import OCI_LAYER
-from tests.images import MemorySink
-from tests.interruption import outcome_of, step
+from aiodockersave.core.model import OCI_LAYER
+from tests.support.images import MemorySink
+from tests.support.interruption import outcome_of, step
 
 PATIENCE = 60.0  # seconds that something which must happen may take
 WORKER = "test-worker"

@@ -20,11 +20,11 @@ from aiohttp.test_utils import RawTestServer
 import aiodockersave
 from aiodockersave import ImageRequest, save
 from aiodockersave.cli import commands
-from aiodockersave.model import OCI_INDEX
-from tests.images import archive_of, make_image, make_layer, read_layout
+from aiodockersave.core.model import OCI_INDEX
 from tests.interop.programs import TIME_LIMIT, run
 from tests.interop.pushing import Entry, make_index
 from tests.support.faulty_registry import FaultyRegistry
+from tests.support.images import archive_of, make_image, make_layer, read_layout
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

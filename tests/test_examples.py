@@ -19,7 +19,8 @@ from typing import Literal
 
 import pytest
 
-from .images import archive_of, make_image, make_layer
+from tests.support.images import archive_of, make_image, make_layer
+
 from .interop.programs import run
 from .support.faulty_registry import Fault, FaultyRegistry, drop, endless, flip, refuse
 from .support.ports import free_port

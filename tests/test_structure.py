@@ -13,70 +13,17 @@ from typing import TypeGuard
 import pytest
 
 import aiodockersave
-from aiodockersave import errors
+from aiodockersave.core import errors
 
 PACKAGE = Path(aiodockersave.__file__).parent
 
-# The rooms in order: each imports only from those before it. A package is one room. A new room is
-# given its place here, and there is no other list to keep.
-DECIDES = (
-    "_text",
-    "errors",
-    "gojson",
-    "model",
-    "documents",
-    "reference",
-    "tar",
-    "formats",
-    "plan",
-    "plain_layout",
-    "first_bytes",
-    "decompression",
-)
-ACTS = (
-    *("_aio", "_open_file", "content", "expansion", "space", "staging", "intake"),
-    *(
-        "_adapter",
-        "_pipes",
-        "sinks",
-        "output",
-        "ledger",
-        "layers",
-        "_calls",
-        "_path",
-        "_beside",
-        "_part_file",
-        "_target",
-        "writer",
-        "archive_file",
-        "blob_content",
-        "read_ahead",
-        "outgoing",
-        "stream",
-    ),
-    *(
-        "sources",
-        "ahead",
-        "preparing",
-        "progress",
-        "books",
-        "in_place",
-        "placing",
-        "following",
-        "filling",
-        "kept_file",
-        "plain_file",
-    ),
-    *("syncing", "streaming", "saving", "pipeline", "web", "cli"),
-)
-ROOMS = (*DECIDES, *ACTS)
+# The rooms, lowest first: each imports from those below it only. Rooms of one floor do not know each other.
+FLOORS = "core ← _aio ← blobs ← sinks sources ← archive ← pipeline web ← cli"
+FLOOR = {room: number for number, floor in enumerate(FLOORS.split(" ← ")) for room in floor.split()}
+# Modules at the top that only give public names of `core` under the paths that callers know.
+PUBLIC_PATHS = {"errors", "model", "documents"}
 # What decides inside a room that acts.
 DECIDES_TOO = {"web.fields", "web.ranges"}
-
-# Known only for types, against the direction: errors carry digests and descriptors.
-FOR_TYPES_ONLY = {("errors", "model")}
-# The two ends of the way: what joins them is the pipeline.
-STRANGERS = {("sources", "sinks"), ("sinks", "sources"), ("sources", "writer")}
 
 # The standard library's parts that wait, touch files or read a clock.
 ACTING_LIBRARIES = {
@@ -88,9 +35,9 @@ CORE_DEPENDENCIES = {"aiofiles", "anyio"}
 # Where an optional dependency may be imported.
 OPTIONAL_DEPENDENCIES = {
     "aiohttp": {"sources", "web"},
-    "backports": {"decompression"},
+    "backports": {"core"},
     "click": {"cli"},
-    "isal": {"decompression"},
+    "isal": {"core"},
     "rich": {"cli"},
     "starlette": {"web"},  # used where it is there: FastAPI takes no other responses
     "yarl": {"sources"},
@@ -143,70 +90,73 @@ def own_imports(module: str) -> list[tuple[str, bool]]:
     ]
 
 
-def test_every_module_has_its_room() -> None:
-    assert {room_of(module) for module in MODULES} <= set(ROOMS), "give the new room its place in ROOMS"
+def test_rooms_import_only_from_rooms_below() -> None:
+    assert {room_of(module) for module in MODULES} == {*FLOOR, *PUBLIC_PATHS}
+    for module in MODULES:
+        room = room_of(module)
+        known = {room_of(imported) for imported, _ in own_imports(module)} - {"", room}
+        if room in PUBLIC_PATHS:
+            assert known == {"core"}, module
+        else:
+            assert not {other for other in known if FLOOR.get(other, 99) >= FLOOR[room]}, module
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_rooms_import_only_from_rooms_above(module: str) -> None:
-    room = room_of(module)
-    for imported, for_types in own_imports(module):
-        other = room_of(imported)
-        if other in {"", room} or (for_types and (room, other) in FOR_TYPES_ONLY):
-            continue  # the version, the own room
-        assert other != "__main__", f"{module} imports __main__"
-        assert ROOMS.index(other) < ROOMS.index(room), f"{module} imports {imported}, which is below it"
-        assert (room, other) not in STRANGERS, f"{module} imports {imported}: they do not know each other"
+def test_archives_know_no_source() -> None:
+    assert not {room_of(name) for m in MODULES if room_of(m) == "archive" for name, _ in own_imports(m)} & {
+        "sources"
+    }
 
 
 def test_the_entry_imports_only_the_command_line_and_errors() -> None:
-    assert {imported for imported, _ in own_imports("__main__")} == {"cli", "errors"}
+    assert {imported for imported, _ in own_imports("__main__")} == {"cli", "core.errors"}
 
 
 def test_the_package_itself_imports_nothing_of_its_own_at_run_time() -> None:
     assert all(for_types for _, for_types in own_imports(""))
 
 
-@pytest.mark.parametrize(
-    "module", [module for module in MODULES if room_of(module) in DECIDES or module in DECIDES_TOO]
-)
-def test_deciding_rooms_do_not_act(module: str) -> None:
-    foreign = {room_of(name) for name, for_types in imports_of(module) if not for_types} - {"aiodockersave"}
-    assert not foreign & ACTING_LIBRARIES
-    assert not foreign & CORE_DEPENDENCIES
-    tree = ast.parse(FILES[module].read_text(encoding="utf-8"))
+def test_deciding_rooms_do_not_act() -> None:
     waiting = (ast.AsyncFunctionDef, ast.AsyncFor, ast.AsyncWith, ast.Await)
-    assert not [node.lineno for node in ast.walk(tree) if isinstance(node, waiting)]
+    for module in (module for module in MODULES if room_of(module) == "core" or module in DECIDES_TOO):
+        foreign = {room_of(name) for name, for_types in imports_of(module) if not for_types}
+        assert not foreign & (ACTING_LIBRARIES | CORE_DEPENDENCIES), module
+        tree = ast.parse(FILES[module].read_text(encoding="utf-8"))
+        assert not [node.lineno for node in ast.walk(tree) if isinstance(node, waiting)], module
 
 
-@pytest.mark.parametrize("module", sorted(DECIDES_TOO))
-def test_what_decides_inside_a_room_knows_nothing_that_acts(module: str) -> None:
-    imported = {name for name, _ in own_imports(module)}
-    assert {name for name in imported if room_of(name) not in DECIDES} <= DECIDES_TOO
+def test_what_decides_inside_a_room_knows_nothing_that_acts() -> None:
+    imported = {name for module in DECIDES_TOO for name, _ in own_imports(module)}
+    assert {name for name in imported if room_of(name) != "core"} <= DECIDES_TOO
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_dependencies_are_imported_where_they_belong(module: str) -> None:
-    for name, _ in imports_of(module):
-        library = room_of(name)
-        if library in {"aiodockersave", *sys.stdlib_module_names, *CORE_DEPENDENCIES}:
-            continue
-        assert room_of(module) in OPTIONAL_DEPENDENCIES.get(library, set()), f"{module} imports {library}"
+def test_dependencies_are_imported_where_they_belong() -> None:
+    always = {"aiodockersave", *sys.stdlib_module_names, *CORE_DEPENDENCIES}
+    found = {(room_of(name), room_of(module)) for module in MODULES for name, _ in imports_of(module)}
+    strangers = {(library, room) for library, room in found if library not in always}
+    assert not {
+        (library, room)
+        for library, room in strangers
+        if room not in OPTIONAL_DEPENDENCIES.get(library, set())
+    }
 
 
-@pytest.mark.parametrize("module", FILES)
-def test_cancellation_is_held_off_in_one_place(module: str) -> None:
-    if module != "_aio":
-        text = FILES[module].read_text(encoding="utf-8")
-        assert not re.findall(r"\b\w*(?:shield|run_in_executor|to_thread)\w*\b", text)
+def test_cancellation_is_held_off_in_one_place() -> None:
+    texts = {module: path.read_text(encoding="utf-8") for module, path in FILES.items() if module != "_aio"}
+    assert not {
+        m for m, text in texts.items() if re.search(r"\b\w*(?:shield|run_in_executor|to_thread)\w*\b", text)
+    }
 
 
-@pytest.mark.parametrize("module", FILES)
-def test_nothing_is_unpacked(module: str) -> None:
+def test_nothing_is_unpacked() -> None:
     """Members of a foreign archive never become files: their names are not to be trusted."""
-    tree = ast.parse(FILES[module].read_text(encoding="utf-8"))
-    names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    assert not {name for name in names if name.startswith(("extract", "unpack_archive"))}
+    trees = {module: ast.parse(path.read_text(encoding="utf-8")) for module, path in FILES.items()}
+    names = {
+        (node.attr, m)
+        for m, tree in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+    }
+    assert not {(name, m) for name, m in names if name.startswith(("extract", "unpack_archive"))}
 
 
 # ── what loads when ──
@@ -239,10 +189,10 @@ def test_importing_the_package_loads_nothing_else() -> None:
 
 def test_the_writer_loads_only_what_it_needs() -> None:
     loaded = modules_after("from aiodockersave import ArchiveWriter")
-    assert "aiodockersave.writer" in loaded
+    assert "aiodockersave.archive.writer" in loaded
     assert not {room_of(name) for name in loaded} & set(OPTIONAL_DEPENDENCIES)
     rooms = {name.split(".")[1] for name in loaded if name.startswith("aiodockersave.")}
-    assert rooms <= set(ROOMS[: ROOMS.index("writer") + 1])
+    assert rooms <= {"core", "_aio", "blobs", "sinks", "archive"}
 
 
 SAVES = """
@@ -266,17 +216,20 @@ asyncio.run(main())
 """Saves the small image that ships with the project: layers kept, or decompressed, into a file; or into a stream."""
 
 
+WRITING = ("archive.writer", "sinks.adapters", "pipeline.to_sink")
+
+
 @pytest.mark.parametrize(
     ("kind", "unused"),
     [
-        ("keep", {"anyio", "writer", "sinks", "streaming", "plain_file", "decompression"}),
-        ("decompress", {"anyio", "writer", "sinks", "streaming", "kept_file"}),
-        ("stream", {"anyio", "kept_file", "plain_file", "filling"}),
+        ("keep", {"anyio", *WRITING, "pipeline.to_file_decompressed", "core.decompression"}),
+        ("decompress", {"anyio", *WRITING, "pipeline.to_file"}),
+        ("stream", {"anyio", "pipeline.to_file", "pipeline.to_file_decompressed", "blobs.filling"}),
     ],
 )
 def test_a_save_loads_only_what_it_needs(kind: str, unused: set[str]) -> None:
     loaded = {name.removeprefix("aiodockersave.") for name in modules_after(SAVES.format(kind=kind))}
-    assert "saving" in loaded
+    assert "pipeline.saving" in loaded
     assert not loaded & unused
 
 
@@ -323,7 +276,7 @@ def test_without_aiohttp_its_responses_say_what_to_install() -> None:
 def test_loading_aiohttp_for_us_alone_leaves_tls_as_it_was() -> None:
     result = run_python(
         "import ssl; own = dict(vars(ssl.SSLContext)); certs = len(ssl.create_default_context().get_ca_certs())\n"
-        "from aiodockersave.sources._importing import load_aiohttp_for_us_alone as load; load()\n"
+        "from aiodockersave.sources.registry.importing import load_aiohttp_for_us_alone as load; load()\n"
         "import aiohttp.connector\n"
         "print(dict(vars(ssl.SSLContext)) == own, len(ssl.create_default_context().get_ca_certs()) == certs,\n"
         "      len(aiohttp.connector._SSL_CONTEXT_VERIFIED.get_ca_certs()))"
@@ -335,10 +288,10 @@ def test_the_entry_loads_no_command_line() -> None:
     assert not {room_of(name) for name in modules_after("import aiodockersave.__main__")} & {"click", "rich"}
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_every_module_is_importable_alone(module: str) -> None:
-    result = run_python(f"import aiodockersave.{module}")
-    assert result.returncode == 0, result.stderr
+def test_every_module_is_importable_alone() -> None:
+    for module in MODULES:
+        result = run_python(f"import aiodockersave.{module}")
+        assert result.returncode == 0, result.stderr
 
 
 def test_without_the_extra_the_entry_says_what_to_install() -> None:

@@ -74,7 +74,7 @@ def _printing(call: Callable[[], int]) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError as error:
-        from .running import give_up_output  # noqa: PLC0415 - not for --help
+        from .run import give_up_output  # noqa: PLC0415 - not for --help
 
         give_up_output()
         if isinstance(error, BrokenPipeError):

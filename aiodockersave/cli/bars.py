@@ -20,10 +20,10 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from aiodockersave.model import Digest
-from aiodockersave.progress import Event, SaveStarted
+from aiodockersave.core.model import Digest
+from aiodockersave.pipeline.progress import Event, SaveStarted
 
-from .progress import LayerTally, Reporter, amount, count
+from .reporters import LayerTally, Reporter, amount, count
 from .terminal import Terminal
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 from aiodockersave import __version__
-from aiodockersave.errors import InvalidInputError
+from aiodockersave.core.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from aiodockersave.model import Platform
+    from aiodockersave.core.model import Platform
 
     from .image_argument import ImageArgument
     from .sources import RegistryOptions
@@ -43,7 +43,7 @@ def _read_images(_: click.Context, __: click.Parameter, values: tuple[str, ...])
 
 
 def _read_platform(_: click.Context, __: click.Parameter, value: str | None) -> Platform | None:
-    from aiodockersave.model import Platform  # noqa: PLC0415 - see the head of this file
+    from aiodockersave.core.model import Platform  # noqa: PLC0415 - see the head of this file
 
     try:
         return None if value is None else Platform.parse(value)
@@ -53,7 +53,7 @@ def _read_platform(_: click.Context, __: click.Parameter, value: str | None) -> 
 
 def _read_mirrors(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
     if values:
-        from aiodockersave.sources._endpoint import check_mirror  # noqa: PLC0415 - see the head of this file
+        from aiodockersave.sources.registry.endpoint import check_mirror  # noqa: PLC0415 - see the head of this file
 
         for value in values:
             try:
@@ -208,11 +208,11 @@ def save(
     IMAGE is an image in a registry, as Docker writes it (alpine:3.20), or oci:DIR[:REF], one in an OCI image layout.
     =NAME:TAG[,NAME:TAG...] behind it gives it other names. An existing FILE is not touched before the archive is whole.
     """
-    from aiodockersave import pipeline  # noqa: PLC0415 - see the head of this file
+    from aiodockersave.pipeline import save as pipeline  # noqa: PLC0415 - see the head of this file
 
     from .heap import giving_back  # noqa: PLC0415
-    from .progress import new_reporter  # noqa: PLC0415
-    from .running import run  # noqa: PLC0415
+    from .reporters import new_reporter  # noqa: PLC0415
+    from .run import run  # noqa: PLC0415
     from .sources import Sources, get_ready  # noqa: PLC0415
     from .terminal import Terminal, summary  # noqa: PLC0415
 
@@ -283,9 +283,9 @@ def plan(
 
     IMAGE is as for "save", which writes exactly this with --layers keep. No layer is read.
     """
-    from aiodockersave.preparing import prepare  # noqa: PLC0415 - see the head of this file
+    from aiodockersave.pipeline.resolve import prepare  # noqa: PLC0415 - see the head of this file
 
-    from .running import run  # noqa: PLC0415
+    from .run import run  # noqa: PLC0415
     from .sources import Sources, get_ready  # noqa: PLC0415
     from .terminal import Terminal, plan_json, plan_text, print_data  # noqa: PLC0415
 

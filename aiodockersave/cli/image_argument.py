@@ -12,9 +12,9 @@ import os
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from aiodockersave._text import cut
-from aiodockersave.errors import InvalidInputError
-from aiodockersave.reference import Reference
+from aiodockersave.core.errors import InvalidInputError
+from aiodockersave.core.reference import Reference
+from aiodockersave.core.text import cut
 
 _KIND = "oci:"
 _REGISTRY = "docker://"

@@ -31,9 +31,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from aiodockersave.model import Descriptor
-from aiodockersave.preparing import PreparedImage
-from aiodockersave.progress import (
+from aiodockersave.core.model import Descriptor
+from aiodockersave.pipeline.progress import (
     Event,
     ImageFinished,
     LayerAdvanced,
@@ -44,8 +43,9 @@ from aiodockersave.progress import (
     SaveFinished,
     SaveStarted,
 )
+from aiodockersave.pipeline.resolve import PreparedImage
 
-from .progress import Reporter
+from .reporters import Reporter
 from .terminal import Terminal
 
 _NAMES: Final = {

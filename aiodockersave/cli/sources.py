@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from aiodockersave.preparing import ImageRequest
+from aiodockersave.pipeline.resolve import ImageRequest
 
 from . import heap
 from .image_argument import ImageArgument, LayoutImage
@@ -44,7 +44,7 @@ def get_ready(images: Sequence[ImageArgument]) -> None:
     """Do what takes long and would hold up an event loop, before there is one."""
     heap.set_up()
     if not all(isinstance(image, LayoutImage) for image in images):
-        from aiodockersave.sources._importing import load_aiohttp_for_us_alone  # noqa: PLC0415 - not for layouts
+        from aiodockersave.sources.registry.importing import load_aiohttp_for_us_alone  # noqa: PLC0415 - not for layouts
 
         load_aiohttp_for_us_alone()
     if not gc.isenabled():  # as the entry has it, until all is imported

@@ -10,8 +10,8 @@ import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from aiodockersave.plan import Plan, Report
-from aiodockersave.preparing import Prepared
+from aiodockersave.core.plan import Plan, Report
+from aiodockersave.pipeline.resolve import Prepared
 
 from .printing import Printer
 

@@ -24,15 +24,22 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol, TypeGuard, runtime_checkable
 
-from aiodockersave._text import NO_SECRETS, Secrets, cut
-from aiodockersave.documents import MAX_DOCUMENT_SIZE, ImageManifest
-from aiodockersave.errors import (
+from aiodockersave.core.documents import MAX_DOCUMENT_SIZE, ImageManifest
+from aiodockersave.core.errors import (
     ContentTooLargeError,
     DigestMismatchError,
     SizeMismatchError,
     UnsupportedImageError,
 )
-from aiodockersave.model import DOCKER_CONFIG, OCI_CONFIG, Descriptor, Digest, Platform, is_layer_media_type
+from aiodockersave.core.model import (
+    DOCKER_CONFIG,
+    OCI_CONFIG,
+    Descriptor,
+    Digest,
+    Platform,
+    is_layer_media_type,
+)
+from aiodockersave.core.text import NO_SECRETS, Secrets, cut
 
 __all__ = ["ResolvedImage", "Source", "SupportsEarlyBlobs", "SupportsLastBytes"]
 

@@ -22,11 +22,10 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager
 from typing import Final, Self
 
-from aiodockersave import gojson
 from aiodockersave._aio import Worker, running_task
-from aiodockersave._text import cut, listed, one_line, quoted
-from aiodockersave.documents import MAX_DOCUMENT_SIZE, ImageIndex, ImageManifest
-from aiodockersave.errors import (
+from aiodockersave.core import gojson
+from aiodockersave.core.documents import MAX_DOCUMENT_SIZE, ImageIndex, ImageManifest
+from aiodockersave.core.errors import (
     BlobNotFoundError,
     ImageNotFoundError,
     InvalidDigestError,
@@ -35,10 +34,11 @@ from aiodockersave.errors import (
     SizeMismatchError,
     UnsupportedImageError,
 )
-from aiodockersave.model import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Digest, Platform
+from aiodockersave.core.model import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Digest, Platform
+from aiodockersave.core.text import cut, listed, one_line, quoted
 
 from . import ResolvedImage, check_document, check_document_size, check_supported
-from ._files import open_regular, read_file, shorter
+from .regular_file import open_regular, read_file, shorter
 
 __all__ = ["OciLayoutSource"]
 

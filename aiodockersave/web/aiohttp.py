@@ -19,12 +19,12 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from aiodockersave.errors import MissingDependencyError
-from aiodockersave.plan import Plan
-from aiodockersave.stream import ByteStream, OpenBlob, archive_stream, stream_plan
-from aiodockersave.writer import ArchiveWriter
+from aiodockersave.archive.stream import ByteStream, OpenBlob, archive_stream, stream_plan
+from aiodockersave.archive.writer import ArchiveWriter
+from aiodockersave.core.errors import MissingDependencyError
+from aiodockersave.core.plan import Plan
 
-from ._delivery import SEND_TIMEOUT, Delivery, Outcome, describe, drop
+from .delivery import SEND_TIMEOUT, Delivery, Outcome, describe, drop
 from .fields import response_headers
 from .ranges import evaluate
 

@@ -21,11 +21,11 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from aiodockersave._aio import running_task
-from aiodockersave.plan import Plan
-from aiodockersave.stream import ByteStream, OpenBlob, archive_stream, stream_plan
-from aiodockersave.writer import ArchiveWriter
+from aiodockersave.archive.stream import ByteStream, OpenBlob, archive_stream, stream_plan
+from aiodockersave.archive.writer import ArchiveWriter
+from aiodockersave.core.plan import Plan
 
-from ._delivery import SEND_TIMEOUT, Delivery, Outcome, describe, drop
+from .delivery import SEND_TIMEOUT, Delivery, Outcome, describe, drop
 from .fields import content_disposition, response_headers
 from .ranges import Answer, ByteRange, evaluate
 

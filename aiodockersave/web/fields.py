@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Final
 from urllib.parse import quote
 
-from aiodockersave.errors import InvalidInputError
+from aiodockersave.core.errors import InvalidInputError
 
 from .ranges import Answer
 

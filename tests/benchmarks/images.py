@@ -19,9 +19,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from aiodockersave import Digest
-from aiodockersave.model import OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST
-from tests.images import make_config, to_json
+from aiodockersave.core.model import OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST
 from tests.interop.programs import Registry, push_layout, running_registry
+from tests.support.images import make_config, to_json
 
 from .synthetic import MadeLayer, Mix, make_layer
 

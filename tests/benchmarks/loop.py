@@ -11,7 +11,7 @@ from pathlib import Path
 import aiohttp  # noqa: F401 - loaded before the loop runs, as in a service; inside it would be one stall of 100 ms
 
 from aiodockersave import ImageRequest, RegistrySource, save
-from aiodockersave.model import Layers
+from aiodockersave.core.model import Layers
 
 from .figures import Figure, Settings, print_table
 from .images import stored_images

@@ -14,7 +14,7 @@ from pathlib import Path
 from queue import Queue
 
 from aiodockersave import ArchiveWriter, Descriptor, Digest, open_archive
-from aiodockersave.model import OCI_LAYER
+from aiodockersave.core.model import OCI_LAYER
 
 from .figures import Figure, Settings
 

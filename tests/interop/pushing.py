@@ -8,7 +8,7 @@ import urllib.parse
 from dataclasses import dataclass, replace
 
 from aiodockersave import Descriptor, Digest
-from aiodockersave.model import (
+from aiodockersave.core.model import (
     DOCKER_CONFIG,
     DOCKER_LAYER,
     DOCKER_LAYER_GZIP,
@@ -18,7 +18,7 @@ from aiodockersave.model import (
     OCI_LAYER_GZIP,
     OCI_MANIFEST,
 )
-from tests.images import Image, make_layer, to_document, to_json
+from tests.support.images import Image, make_layer, to_document, to_json
 
 from .programs import TIME_LIMIT, ProgramError, Registry
 

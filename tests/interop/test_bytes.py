@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aiodockersave import InvalidDocumentError
-from aiodockersave.model import OCI_LAYER, OCI_NONDISTRIBUTABLE_LAYER_GZIP
-from tests.images import (
+from aiodockersave.core.model import OCI_LAYER, OCI_NONDISTRIBUTABLE_LAYER_GZIP
+from tests.support.images import (
     Image,
     Layer,
     archive_of,

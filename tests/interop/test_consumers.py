@@ -10,8 +10,16 @@ from typing import TYPE_CHECKING, Literal
 import pytest
 
 from aiodockersave import ImageConfig
-from tests.images import EXAMPLES, Image, archive_of, make_image, make_layer, read_layout, write_layout
-from tests.rederive import read_entries
+from tests.support.images import (
+    EXAMPLES,
+    Image,
+    archive_of,
+    make_image,
+    make_layer,
+    read_layout,
+    write_layout,
+)
+from tests.support.rederive import read_entries
 
 from .programs import ProgramError, run, skopeo, skopeo_inspect
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from aiodockersave.model import Layers
-from tests.images import EXAMPLES, Image, archive_of, make_image, make_layer, read_layout
+from aiodockersave.core.model import Layers
+from tests.support.images import EXAMPLES, Image, archive_of, make_image, make_layer, read_layout
 
 from .daemons import Containerd, Dockerd
 from .programs import Loaded, ProgramError

@@ -23,8 +23,8 @@ from typing import IO
 import pytest
 
 from aiodockersave import Digest
-from aiodockersave.model import OCI_CONFIG, OCI_LAYER, OCI_LAYER_GZIP, OCI_MANIFEST
-from tests.images import EXAMPLES, make_config, to_json
+from aiodockersave.core.model import OCI_CONFIG, OCI_LAYER, OCI_LAYER_GZIP, OCI_MANIFEST
+from tests.support.images import EXAMPLES, make_config, to_json
 
 from .chromium import running_chromium
 from .daemons import Dockerd

@@ -24,9 +24,9 @@ import pytest
 import trustme
 
 from aiodockersave import Digest, ImageSpec, Plan, Platform, Reference, Source, plan_archive, stream_plan
-from aiodockersave.preparing import default_platform
-from tests.images import Image, archive_of, make_image, make_layer, read_layout
+from aiodockersave.pipeline.resolve import default_platform
 from tests.support.blobs import FakeSource
+from tests.support.images import Image, archive_of, make_image, make_layer, read_layout
 from tests.test_examples import EXAMPLES, LIMIT, example, serving, until
 
 from .daemons import Dockerd

@@ -39,11 +39,20 @@ from aiodockersave import (
     UnsupportedImageError,
     save,
 )
-from aiodockersave.model import OCI_LAYER_GZIP, Descriptor, Layers
+from aiodockersave.core.model import OCI_LAYER_GZIP, Descriptor, Layers
 from aiodockersave.sources.credentials import Credentials, MappingCredentials, StaticCredentials
 from aiodockersave.sources.registry import RegistrySource
-from tests.images import EXAMPLES, Image, Layer, archive_of, layer_tar, make_image, make_layer, read_layout
 from tests.support.faulty_registry import PASSWORD, USER, FaultyRegistry
+from tests.support.images import (
+    EXAMPLES,
+    Image,
+    Layer,
+    archive_of,
+    layer_tar,
+    make_image,
+    make_layer,
+    read_layout,
+)
 from tests.support.token_server import TokenServer, TokenSigner
 
 from .daemons import Containerd, Dockerd

@@ -22,8 +22,8 @@ from pathlib import Path
 import pytest
 
 from aiodockersave import plan_archive
-from aiodockersave._part_file import part_name
-from tests.images import Image, make_image, make_layer, write_layout
+from aiodockersave.sinks.part_file import part_name
+from tests.support.images import Image, make_image, make_layer, write_layout
 
 from . import one_thread
 

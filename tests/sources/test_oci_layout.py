@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from aiodockersave import ResolvedImage, Source
-from aiodockersave.documents import MAX_DOCUMENT_SIZE
-from aiodockersave.errors import (
+from aiodockersave.core.documents import MAX_DOCUMENT_SIZE
+from aiodockersave.core.errors import (
     BlobNotFoundError,
     ContentTooLargeError,
     DigestMismatchError,
@@ -25,7 +25,7 @@ from aiodockersave.errors import (
     SizeMismatchError,
     UnsupportedImageError,
 )
-from aiodockersave.model import (
+from aiodockersave.core.model import (
     DOCKER_CONFIG,
     DOCKER_LAYER_GZIP,
     DOCKER_MANIFEST,
@@ -40,8 +40,8 @@ from aiodockersave.model import (
 )
 from aiodockersave.sources import oci_layout
 from aiodockersave.sources.oci_layout import REF_NAME, OciLayoutSource
-from tests.images import make_config, make_image, make_layer, to_json, write_layout
-from tests.interruption import (
+from tests.support.images import make_config, make_image, make_layer, to_json, write_layout
+from tests.support.interruption import (
     Driver,
     Way,
     by_cancel_scope,

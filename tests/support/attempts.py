@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from aiodockersave import DockerSaveError, ImageRequest, Platform, save
-from aiodockersave.model import Layers
+from aiodockersave.core.model import Layers
 from aiodockersave.sources.credentials import Credentials
 from aiodockersave.sources.registry import RegistrySource, Timeouts
-from tests.images import make_image, make_layer
 from tests.support.faulty_registry import PASSWORD, USER, Answer, Fault, Kind
+from tests.support.images import make_image, make_layer
 
 NAME = "example.com/app:1.0"
 AMD64 = Platform("linux", "amd64")

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from aiodockersave import Descriptor, Digest
-from tests.images import Image
-from tests.interruption import suspend, suspend_until_ready
+from tests.support.images import Image
+from tests.support.interruption import suspend, suspend_until_ready
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from aiodockersave import Digest
-from aiodockersave.model import OCI_MANIFEST
-from tests.images import Image, to_json
+from aiodockersave.core.model import OCI_MANIFEST
+from tests.support.images import Image, to_json
 
 Kind: TypeAlias = Literal["ping", "token", "manifest", "config", "blob"]
 Auth: TypeAlias = Literal["none", "basic", "bearer"]

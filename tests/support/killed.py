@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from aiodockersave import open_archive, save
-from tests.images import make_image, make_layer, put
+from tests.support.images import make_image, make_layer, put
 from tests.support.stores import Store
 
 LIMIT = 30.0  # seconds for a process

@@ -30,8 +30,8 @@ import anyio
 from aiohttp import web
 from anyio.abc import ByteSendStream
 
-from tests.images import ListSink, MemorySink
 from tests.support.http import serving
+from tests.support.images import ListSink, MemorySink
 
 Read: TypeAlias = Callable[[], Awaitable[bytes]]
 Opened: TypeAlias = AsyncIterator[tuple[Any, Read]]

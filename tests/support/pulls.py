@@ -8,8 +8,8 @@ from functools import partial
 
 from anyio import ClosedResourceError
 
-from aiodockersave.stream import ByteStream
-from tests.interruption import Driver, TasksDriver, TickWorker, Way, by_task_group, outcome_of
+from aiodockersave.archive.stream import ByteStream
+from tests.support.interruption import Driver, TasksDriver, TickWorker, Way, by_task_group, outcome_of
 
 from .blobs import FakeSource
 

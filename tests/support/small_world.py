@@ -24,7 +24,7 @@ import pytest
 import trustme
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from aiodockersave.sources._addresses import AddressClass, DialGuard, classify
+from aiodockersave.sources.registry.addresses import AddressClass, DialGuard, classify
 
 PUBLIC, PUBLIC_TOO = "127.1.0.1", "127.1.0.2"
 PRIVATE, PRIVATE_TOO = "127.2.0.1", "127.2.0.2"

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 
 from aiodockersave import Descriptor, Digest, ImageManifest, ImageRequest, Platform, ResolvedImage
-from tests.images import Image
+from tests.support.images import Image
 
 
 class StoreFailedError(Exception):

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pytest
 
 from aiodockersave import save
-from tests.images import make_image, make_layer
+from tests.support.images import make_image, make_layer
 from tests.support.stores import Store
 
 STRANGER = 65534

@@ -19,7 +19,7 @@ from aiohttp import web
 from aiodockersave import ArchiveWriter, Descriptor, Digest, Plan, plan_archive
 from aiodockersave.web.aiohttp import archive_response, plan_response
 from aiodockersave.web.asgi import ArchiveResponse, PlanResponse
-from tests.images import Image, make_image, make_layer
+from tests.support.images import Image, make_image, make_layer
 
 from .servers import LIMIT, Address, App
 

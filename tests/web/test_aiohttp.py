@@ -15,7 +15,7 @@ import trustme
 from aiohttp import web
 
 from aiodockersave import InvalidInputError
-from tests.images import archive_of
+from tests.support.images import archive_of
 
 from .servers import LIMIT, Address, listening_socket
 from .site import Caller, Depot, DepotError, Site, own_tasks, random_image, receiving_socket, until

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from aiodockersave import SizeMismatchError
-from aiodockersave.stream import ByteStream
+from aiodockersave.archive.stream import ByteStream
 from aiodockersave.web import _delivery
-from aiodockersave.web._delivery import PIECE_SIZE, Delivery, Outcome
-from tests.interruption import WAYS, Driver, Way, suspend_until_ready
+from aiodockersave.web.delivery import PIECE_SIZE, Delivery, Outcome
+from tests.support.interruption import WAYS, Driver, Way, suspend_until_ready
 
 from .servers import LIMIT
 from .site import own_tasks, until

@@ -13,8 +13,8 @@ import aiohttp
 import pytest
 
 from aiodockersave import DigestMismatchError
-from tests.images import archive_of
 from tests.support.clock import LoopClock
+from tests.support.images import archive_of
 
 from .servers import KEEP_STALLED, LIMIT, SERVERS, Server, open_sockets
 from .site import Caller, Depot, DepotError, Site, own_tasks, random_image, until

@@ -27,7 +27,7 @@ from starlette.routing import Mount, Route
 import aiodockersave
 from aiodockersave import InvalidInputError
 from aiodockersave.web.asgi import ArchiveResponse, PlanResponse
-from tests.images import archive_of
+from tests.support.images import archive_of
 
 from .servers import LIMIT, SERVERS, App
 from .site import Caller, Depot, DepotError, Site, own_tasks, random_image, until

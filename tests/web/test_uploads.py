@@ -13,8 +13,8 @@ import httpx2
 import pytest
 
 from aiodockersave import archive_stream, stream_plan
-from aiodockersave.stream import ByteStream
-from tests.images import archive_of
+from aiodockersave.archive.stream import ByteStream
+from tests.support.images import archive_of
 
 from .servers import LIMIT
 from .site import Depot, DepotError, Site, own_tasks, random_image, until

@@ -1,0 +1,94 @@
+"""An archive at a path: there when it is whole, or not at all."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from types import TracebackType
+from typing import Any
+
+from aiodockersave.core.model import MAX_EXPANSION, Format, Layers
+from aiodockersave.sinks.adapters import target_sink
+from aiodockersave.sinks.atomic_file import Target, open_stream, opened
+
+from .writer import ArchiveWriter
+
+
+def open_archive(
+    path: str | os.PathLike[str],
+    *,
+    fsync: bool = True,
+    format: Format = "docker",
+    layers: Layers = "keep",
+    stage_memory: int = 8 << 20,
+    stage_dir: str | os.PathLike[str] | None = None,
+    max_plain_size: int | None = None,
+    max_expansion: int | None = MAX_EXPANSION,
+    verify_diff_ids: bool = False,
+    checksum: bool = False,
+) -> AbstractAsyncContextManager[ArchiveWriter]:
+    """Write an archive to a path: it appears there when it is whole, or not at all.
+
+    A temporary file beside the target is renamed over it by ``close()``, which the end of the block calls. It is private
+    until then, and temporary files that a killed process has left there are removed. An existing file is never touched
+    before that. If it is the caller's own, its mode is kept, up to ``0o777``, as far as the new file has the same group and
+    access control list: nobody gets more than he had. A symbolic link's target is replaced, not the link. What is no
+    regular file (``/dev/null``, a FIFO) is written into. In a directory that others may write to, a link or a FIFO has to
+    be the caller's own or root's.
+
+    Args:
+        path: Where the archive is to be.
+        fsync: Whether file and directory are brought to the disk.
+        format: As :class:`ArchiveWriter`, and so are the others.
+        layers: Whether blobs are kept as they are, or stored as plain tars.
+        stage_memory: Bytes of memory for content that is staged.
+        stage_dir: Where staged content goes that exceeds it.
+        max_plain_size: The largest plain tar of a layer to accept when decompressing, in bytes.
+        max_expansion: The most plain bytes to accept for each compressed one, beyond the first 64 MiB of a layer.
+        verify_diff_ids: Whether the plain tar of a layer that is kept is looked at beside.
+        checksum: Whether the report has the SHA-256 of the archive.
+
+    Raises:
+        PermissionError: Another user has prepared something on the path, or what is there may not be replaced.
+        InsufficientSpaceError: What is decompressed, or of unknown size, would leave too little of the disk.
+        OSError: The file cannot be made, or the disk is full.
+
+    Cancel: the old file is untouched and no temporary file is left, unless the archive was under its name already.
+    """
+    return _OpenArchive(
+        Target(path, fsync=fsync),
+        {
+            "format": format,
+            "layers": layers,
+            "stage_memory": stage_memory,
+            "stage_dir": stage_dir,
+            "max_plain_size": max_plain_size,
+            "max_expansion": max_expansion,
+            "verify_diff_ids": verify_diff_ids,
+            "checksum": checksum,
+        },
+    )
+
+
+class _OpenArchive:
+    """An archive at a path while it is written."""
+
+    # No async generator: up to Python 3.12 one that waits is not told that its coroutine is closed.
+
+    def __init__(self, target: Target, options: dict[str, Any]) -> None:
+        self._target = target
+        self._options = options
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> ArchiveWriter:
+        async with AsyncExitStack() as stack:
+            target = await stack.enter_async_context(opened(self._target))
+            sink = target_sink(await open_stream(target))
+            archive = await stack.enter_async_context(ArchiveWriter(sink, _target=target, **self._options))
+            self._stack = stack.pop_all()
+        return archive
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._stack.__aexit__(kind, fault, traceback)

@@ -1,0 +1,321 @@
+"""Archives for consumers that pull: any bytes of a planned one, or a build as it writes.
+
+:func:`stream_plan` puts known bytes and blobs together; :func:`archive_stream` turns a function that writes into an
+object that is read. Both give a :class:`ByteStream`: iterated by one task at a time, closed from any.
+
+The idea to know first: nothing is open across a chunk that is given out, neither a cancel scope nor a task group nor
+a time-out. What has to be opened, iterated and closed by one task has a task of its own (:mod:`aiodockersave.blobs.read_ahead`). So a
+cancelled ``__anext__`` loses nothing, and who closes need not be who reads.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Any, Self
+
+from anyio import ClosedResourceError
+from anyio.lowlevel import checkpoint_if_cancelled
+
+from aiodockersave._aio import Fairness, close_all, running_task
+from aiodockersave.blobs.blob_content import OpenBlob
+from aiodockersave.blobs.read_ahead import Feed
+from aiodockersave.core.errors import WriterClosedError
+from aiodockersave.core.model import Digest
+from aiodockersave.core.plan import Part, Plan, Report
+
+from .outgoing import OutgoingBlob, check_digest
+from .writer import ArchiveWriter
+
+__all__ = ["ArchiveStream", "ByteStream", "OpenBlob", "PlanStream", "archive_stream", "stream_plan"]
+
+
+NEAR_END = 16 << 20
+"""With so many bytes of a blob to come, the next one is opened: what comes in the time that this takes."""
+
+
+class ByteStream(abc.ABC):
+    """Bytes that are pulled. Use it with ``async with``, or close it: what it has open waits for that.
+
+    One task reads at a time; any may close, at any time. A read that is waiting then raises
+    ``anyio.ClosedResourceError``, as every later one: an end that is none must not look like one. Behind its end a
+    stream stays at its end, and what has failed raises the same error again.
+    """
+
+    def __init__(self) -> None:
+        self._is_read = False
+        self._ended = False
+        self._closed = False
+        self._failure: Exception | None = None
+        self._traceback: TracebackType | None = None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        """Return the next chunk, which is never empty.
+
+        Raises:
+            StopAsyncIteration: All was given.
+            ClosedResourceError: The stream is closed, or was closed meanwhile.
+            EventLoopError: Not under asyncio.
+
+        Cancel: nothing is lost, the next call goes on. It stays open.
+        """
+        running_task()
+        if self._is_read:
+            raise RuntimeError("the stream is being read already: one task reads at a time")
+        self._is_read = True
+        try:
+            # A cancel scope finds nobody waiting where the next chunk is always ready in time.
+            await checkpoint_if_cancelled()
+            return await self._pull()
+        finally:
+            self._is_read = False
+
+    async def aclose(self) -> None:
+        """Close all that is open, and return when nothing of it is left; a second call does nothing.
+
+        Cancel: what is being closed is interrupted once more; the cancel is raised when nothing is left.
+        """
+        self._closed = True
+        self._failure, self._traceback = None, None  # they hold frames that hold this
+        await self._close()
+
+    async def __aenter__(self) -> Self:
+        running_task()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        # For GeneratorExit too: who reads may be an async generator that is being closed, which may await.
+        await self.aclose()
+
+    async def _pull(self) -> bytes:
+        if self._failure is not None:
+            raise self._failure.with_traceback(self._traceback)
+        if not self._ended:
+            self._check_open()
+            try:
+                chunk = await self._next()
+            except Exception as exc:
+                if not self._closed:
+                    self._failure, self._traceback = exc, exc.__traceback__
+                    await self._close()
+                raise
+            if chunk:
+                return chunk
+            self._ended = True
+        raise StopAsyncIteration
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedResourceError("the stream is closed")
+
+    @abc.abstractmethod
+    async def _next(self) -> bytes:
+        """Return the next chunk, empty at the end, when nothing is open. A cancel must lose nothing."""
+
+    @abc.abstractmethod
+    async def _close(self) -> None:
+        """Close all that is open, whether or not a call of ``_next`` waits."""
+
+
+# ── a plan's bytes ──
+
+
+def stream_plan(plan: Plan, open_blob: OpenBlob, *, start: int = 0, stop: int | None = None) -> PlanStream:
+    """Stream the bytes of a planned archive from ``start`` up to ``stop``, or to its end.
+
+    ::
+
+        async with stream_plan(plan, source.open_blob, start=start) as chunks:
+            async for chunk in chunks:
+                await response.write(chunk)
+
+    Only the blobs in the range are opened, at the bytes that it needs, each when the one before it has begun to leave and
+    has not much to come. A blob that is in it as a whole is verified, and its last chunk stays back until its digest is
+    right; of one that the range cuts the length is checked. Chunks are given out as they come.
+
+    Args:
+        plan: The archive.
+        open_blob: Opens a blob: that of a source, or your own.
+        start: The first byte.
+        stop: The byte behind the last.
+
+    Raises:
+        InvalidInputError: There is no such range in the archive.
+
+    While it is iterated:
+
+    Raises:
+        DigestMismatchError, SizeMismatchError: A blob is not what the plan says.
+        Exception: What ``open_blob`` raises.
+    """
+    return PlanStream(plan.parts(start, stop), open_blob)
+
+
+class PlanStream(ByteStream):
+    """The bytes of a planned archive.
+
+    Attributes:
+        size: How many there are in all.
+    """
+
+    def __init__(self, parts: tuple[Part, ...], open_blob: OpenBlob) -> None:
+        """Open nothing yet."""
+        super().__init__()
+        self.size = sum(part.size for part in parts)
+        self._parts = iter(parts)
+        self._blobs = _blobs(parts, open_blob)
+        self._current: OutgoingBlob | None = None
+        self._ahead: OutgoingBlob | None = None
+        self._fairness = Fairness()
+        self._given = 0
+
+    async def _next(self) -> bytes:
+        # Before anything is taken: a cancel that comes here loses nothing.
+        await self._fairness.passed(self._given)
+        self._given = 0
+        if self._current is None:
+            self._read_ahead()  # the first blob, while what is in front of it leaves
+        chunk = b""
+        while not chunk:
+            if self._current is not None:
+                chunk = await self._current.next()
+                if self._current.done:
+                    self._current = None
+                self._read_ahead()
+            elif (part := next(self._parts, None)) is not None:
+                chunk = self._begin(part)
+            else:
+                break
+        self._given = len(chunk)
+        return chunk
+
+    def _begin(self, part: Part) -> bytes:
+        """Return known bytes as they are; make a blob the current one."""
+        descriptor = part.segment.descriptor
+        if descriptor is None:
+            return (part.segment.data or b"")[part.start : part.stop]
+        if part.size:
+            self._read_ahead()
+            self._current, self._ahead = self._ahead, None
+        else:  # no source has to be asked for no bytes
+            check_digest(descriptor, Digest.of(b"", descriptor.digest.algorithm))
+        return b""
+
+    def _read_ahead(self) -> None:
+        """Start on the next blob, where none is waiting and it is soon needed."""
+        self._check_open()  # who closes may have come while this was waited for
+        if self._current is not None and self._current.missing > NEAR_END:
+            return  # for minutes it would hold a connection, which may be closed for that, and what it has read
+        if self._ahead is None and (blob := next(self._blobs, None)) is not None:
+            self._ahead = blob
+            blob.start()
+
+    async def _close(self) -> None:
+        blobs = [blob for blob in (self._current, self._ahead) if blob is not None]
+        for blob in blobs:
+            blob.cancel()
+        await close_all(blob.aclose for blob in blobs)
+
+
+def _blobs(parts: Iterable[Part], open_blob: OpenBlob) -> Iterator[OutgoingBlob]:
+    for part in parts:
+        if part.segment.descriptor is not None and part.size:
+            yield OutgoingBlob(part, part.segment.descriptor, open_blob)
+
+
+# ── a build ──
+
+
+def archive_stream(build: Callable[[ArchiveWriter], Awaitable[object]], **options: Any) -> ArchiveStream:
+    """Stream the archive that ``build`` writes, while it writes.
+
+    ::
+
+        async def build(archive: ArchiveWriter) -> None:
+            await archive.put_layer(partial(source.open_blob, layer), layer)
+            await archive.put_image(config, manifest, ["example.com/app:1.0"])
+
+        async with archive_stream(build) as chunks:
+            await session.post(url, data=chunks)
+        chunks.report
+
+    The build runs in a task of its own, from the first read on, and is at most one piece ahead: the writer waits
+    until the piece before is taken. When it returns, the archive is closed. Closing the stream before that cancels the
+    build, at its await, and waits for it.
+
+    Args:
+        build: Puts layers and images; it must not close the archive.
+        options: Those of :class:`ArchiveWriter`.
+
+    Raises:
+        InvalidInputError, TypeError: As ``ArchiveWriter``.
+
+    While it is iterated:
+
+    Raises:
+        WriterClosedError: The build aborted the archive, and returned.
+        Exception: What the build raises, behind what was written before.
+    """
+    return ArchiveStream(build, options)
+
+
+class ArchiveStream(ByteStream):
+    """The archive of a build.
+
+    Attributes:
+        report: What is in the archive, once the iteration has come to its end.
+    """
+
+    def __init__(self, build: Callable[[ArchiveWriter], Awaitable[object]], options: dict[str, Any]) -> None:
+        """Start nothing yet."""
+        super().__init__()
+        self.report: Report | None = None
+        self._feed = _Build(build, options)
+
+    async def _next(self) -> bytes:
+        piece = await self._feed.read()
+        if not piece:
+            self.report = self._feed.report
+        return piece
+
+    async def _close(self) -> None:
+        await self._feed.aclose()
+
+
+class _Build(Feed):
+    """A build in its task."""
+
+    def __init__(self, build: Callable[[ArchiveWriter], Awaitable[object]], options: dict[str, Any]) -> None:
+        super().__init__(limit=1, name="aiodockersave-build")  # one piece, whatever its size
+        self.report: Report | None = None
+        self._build = build
+        self._archive = ArchiveWriter(_Handover(self._give), **options)
+
+    async def _make(self) -> None:
+        async with self._archive:
+            await self._build(self._archive)
+        self.report = self._archive.report
+        if self.report is None:  # it has no end, so it must not seem to have one
+            raise WriterClosedError(aborted=True)
+
+
+class _Handover:
+    """The sink of a build.
+
+    Attributes:
+        handed_over: How many bytes are out of its hands: a write that was cancelled while it waited gave none.
+    """
+
+    def __init__(self, give: Callable[[bytes], Awaitable[None]]) -> None:
+        self.handed_over = 0
+        self._give = give
+
+    async def write(self, data: bytes, /) -> None:
+        await self._give(data)
+        self.handed_over += len(data)

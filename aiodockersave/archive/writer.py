@@ -1,0 +1,502 @@
+"""The archive writer: one lock, one state, commit or rewind.
+
+Every public call is one transaction. What an interruption leaves (a cancel, a failing source, a wrong digest or
+size, a failing sink) depends on where it hits, and on whether the sink can rewind:
+
+=====================================================  ============================  ========================
+interrupted                                            sink can rewind               sink cannot
+=====================================================  ============================  ========================
+while it waits, while staging, before its first byte   OPEN, nothing written         OPEN, nothing written
+after its first byte                                   OPEN, rewound to its start    BROKEN
+after its last byte, when all is verified              OPEN, the blob is in          OPEN, the blob is in
+inside ``close()``                                     OPEN, as before ``close()``   BROKEN
+the rewind itself fails                                BROKEN                        –
+``open_archive``, after the rename                     CLOSED, the file stays        –
+=====================================================  ============================  ========================
+
+BROKEN refuses every later call with the first cause. When a call has returned or raised, no thread of it
+works any more and nothing that it opened is open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import os
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from functools import partial
+from types import TracebackType
+from typing import ParamSpec, Self, TypeVar
+
+from aiodockersave._aio import Closable, closing, running_task
+from aiodockersave.blobs.calls import Call, Calls
+from aiodockersave.blobs.content import Content, OpenContent
+from aiodockersave.blobs.expansion import SharedExpansion
+from aiodockersave.blobs.intake import Intake
+from aiodockersave.blobs.staging import Memory, Stage, check_bytes
+from aiodockersave.core import tar
+from aiodockersave.core.docker_archive import Addition, new_builder, read_image
+from aiodockersave.core.documents import ImageManifest
+from aiodockersave.core.errors import WriterBrokenError, WriterClosedError, WriterError
+from aiodockersave.core.model import (
+    MAX_EXPANSION,
+    Descriptor,
+    Digest,
+    Format,
+    Layers,
+    check_choice,
+    check_limits,
+)
+from aiodockersave.core.plan import Report
+from aiodockersave.sinks.adapters import AnySink
+from aiodockersave.sinks.atomic_file import Target
+
+from .layers import LayerWriter
+from .stored_layers import Ledger, Wanted
+from .transaction import Output, Transaction, check_promise
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+STAGING_SLOTS = 2
+_COMPUTE_INLINE = 64 << 10
+"""Bytes of documents that are read or made on the loop, which takes about a millisecond."""
+_NAME_COST = 512
+"""The cost of a layer or tag, in such bytes: its legacy metadata, its place in ``manifest.json``."""
+
+
+class _State(enum.Enum):
+    OPEN = enum.auto()
+    CLOSED = enum.auto()
+    ABORTED = enum.auto()
+    BROKEN = enum.auto()
+
+
+class ArchiveWriter:
+    """Write a ``docker save`` archive to any async byte sink.
+
+    Calls may come from many tasks; one lock orders the members. The sink is never closed. Used as a context manager,
+    it closes the archive at the end of the block, and aborts it where the block or the closing is left by an exception.
+
+    Attributes:
+        report: What is in the archive, once it is closed.
+    """
+
+    def __init__(
+        self,
+        sink: AnySink,
+        *,
+        format: Format = "docker",
+        layers: Layers = "keep",
+        stage_memory: int = 8 << 20,
+        stage_dir: str | os.PathLike[str] | None = None,
+        max_plain_size: int | None = None,
+        max_expansion: int | None = MAX_EXPANSION,
+        verify_diff_ids: bool = False,
+        checksum: bool = False,
+        _target: Target | None = None,
+    ) -> None:
+        """Begin an archive; nothing is written yet.
+
+        Args:
+            sink: What :func:`as_sink` takes.
+            format: The layout of the archive.
+            layers: ``"keep"`` stores blobs as they are, ``"decompress"`` as plain tars.
+            stage_memory: Bytes of memory for content that is staged; what exceeds it goes to a temporary file.
+            stage_dir: Where that file is; the system's place by default.
+            max_plain_size: The largest plain tar of a layer to accept when decompressing, in bytes.
+            max_expansion: The most plain bytes to accept for each compressed one, beyond the first 64 MiB of a layer;
+                None for any number. gzip never makes more of one than the default; zstd does of sparse files.
+            verify_diff_ids: Whether the plain tar of a layer that is kept is looked at beside, which takes the time of
+                decompressing it. Where layers are decompressed, it always is.
+            checksum: Whether the report has the SHA-256 of the archive.
+
+        Raises:
+            InvalidInputError: There is no such format or mode, or a number is too small.
+            TypeError: Nothing can be written to ``sink``.
+        """
+        check_choice("layers", layers, Layers)
+        self.report: Report | None = None
+        self._builder = new_builder(format)
+        self._output = Output(sink, checksum=checksum)
+        self._decompress = layers == "decompress"
+        self._memory = Memory(check_bytes("stage_memory", stage_memory))
+        self._stage_dir = stage_dir
+        check_limits(max_plain_size=max_plain_size, max_expansion=max_expansion)
+        self._max_plain_size = max_plain_size
+        self._max_expansion, self._expansion = max_expansion, SharedExpansion()
+        self._verifies = verify_diff_ids and not self._decompress
+        self._ledger = Ledger()
+        self._layers = LayerWriter(self._builder, self._ledger, decompress=layers == "decompress")
+        self._calls = Calls()
+        self._lock = asyncio.Lock()
+        self._holder: Call | None = None  # who had the lock last
+        self._slots = asyncio.Semaphore(STAGING_SLOTS)
+        self._end_cost = 0
+        self._state = _State.OPEN
+        self._cause: BaseException | None = None
+        self._torn = (0, "")
+        self._last: Transaction | None = None  # until all of it is done
+        self._target = _target
+        self._space = None if _target is None else _target.space()
+
+    def has_blob(self, digest: Digest | str) -> bool:
+        """Tell whether a layer is in: by the digest it was put under, or the one it is stored under."""
+        return self._ledger.get(Digest.parse(digest)) is not None
+
+    def stages(self, descriptor: Descriptor | None) -> bool:
+        """Tell whether a layer is received as a whole before a byte of it is written, as its header is not known."""
+        known = not self._decompress and descriptor is not None and descriptor.size is not None
+        return not known and not self._output.can_patch
+
+    # ── layers ──
+
+    async def put_layer(
+        self,
+        content: Content,
+        descriptor: Descriptor | None = None,
+        *,
+        diff_id: Digest | str | None = None,
+        stage: bool = False,
+    ) -> Descriptor:
+        """Add a layer, and return its descriptor as it is stored.
+
+        A digest that is in already is not read again. An unknown size or digest is found by staging: the content is
+        received as a whole before its turn, in memory or a temporary file, unless the sink can be patched.
+
+        The content is closed while this call has its turn: others wait for it. It must not call this writer, also not
+        through a task that it waits for.
+
+        Args:
+            content: What is read, see :mod:`aiodockersave.blobs.content`. It is opened when its turn has come, and closed.
+            descriptor: What the content must be; its size may be None. Without it the media type is told from the
+                first bytes.
+            diff_id: What the plain tar must be; only looked at with ``layers="decompress"`` or ``verify_diff_ids``.
+            stage: Receive all before a byte is written, so that a fault of the source cannot break the archive.
+
+        Raises:
+            ContentError: The content is not what was promised.
+            InvalidInputError: The digest is in already, with another size.
+            WriterClosedError, WriterBrokenError: See there; nothing was read.
+
+        Cancel: before the first byte nothing has happened. After it the archive is as it was before the call where the
+        sink can rewind, and broken where it cannot. Once all bytes are out and verified, the layer is in, also where
+        the content raises while it is closed.
+        """
+        opened = OpenContent(content)
+        del content  # the first cause of a broken writer keeps this frame
+        try:
+            wanted = Wanted.of(descriptor, diff_id, is_stored=self._decompress, is_verified=self._verifies)
+            with self._entered() as call:
+                self._check_open()
+                if (stored := self._ledger.find(wanted)) is not None:
+                    return stored
+                if stage or self.stages(descriptor):
+                    return await self._put_staged(call, opened, wanted)
+                return await self._put_streamed(call, opened, wanted)
+        finally:
+            await opened.discard()
+
+    def _intake(self, opened: OpenContent, wanted: Wanted) -> Intake:
+        grows = self._decompress or wanted.descriptor is None or wanted.descriptor.size is None
+        return Intake(
+            opened,
+            wanted.descriptor,
+            decompress=self._decompress,
+            diff_id=wanted.diff_id or wanted.plain,
+            max_plain_size=self._max_plain_size,
+            max_expansion=self._max_expansion,
+            share=self._expansion,
+            verify_plain=self._verifies,
+            make_room=partial(self._space.take_in, self._output.worker) if self._space and grows else None,
+        )
+
+    async def _put_streamed(self, call: Call, opened: OpenContent, wanted: Wanted) -> Descriptor:
+        async with self._lock:
+            self._holder = call
+            self._check_open_locked()
+            if (stored := self._ledger.find(wanted)) is not None:
+                return stored
+            intake = self._intake(opened, wanted)
+
+            async def work(transaction: Transaction) -> Callable[[], Descriptor]:
+                await opened.open()
+                commit = await self._layers.stream(transaction, intake, wanted)
+                self._ledger.know_plain(intake.blob, intake.plain_digest)
+                return commit
+
+            return await self._transact_locked(call, work, content=opened, closing=[intake])
+
+    async def _put_staged(self, call: Call, opened: OpenContent, wanted: Wanted) -> Descriptor:
+        async with self._slots:
+            self._check_open()
+            if (stored := self._ledger.find(wanted)) is not None:
+                return stored
+            stage = Stage(self._memory, self._stage_dir)
+            async with closing(stage):
+                blob, stored = await self._stage(call, opened, wanted, stage)
+                async with self._lock:
+                    self._holder = call
+                    self._check_open_locked()
+                    return await self._transact_locked(
+                        call, lambda transaction: self._layers.write_known(transaction, stage, blob, stored)
+                    )
+
+    async def _stage(
+        self, call: Call, opened: OpenContent, wanted: Wanted, stage: Stage
+    ) -> tuple[Descriptor, Descriptor]:
+        """Receive a content; return the blob that came and what is to be stored of it."""
+        intake = self._intake(opened, wanted)
+
+        async def work() -> Callable[[], tuple[Descriptor, Descriptor]]:
+            await opened.open()
+            while not intake.done:
+                await stage.append(await intake.next())
+            self._ledger.know_plain(intake.blob, intake.plain_digest)
+            return lambda: (intake.blob, intake.stored)
+
+        call.staging = True
+        try:
+            return await call.settle(work, content=opened, closing=[intake])
+        finally:
+            call.staging = False
+
+    # ── images ──
+
+    async def put_image(
+        self, config: bytes, image: ImageManifest | Sequence[Descriptor], repo_tags: Sequence[str] = ()
+    ) -> None:
+        """Add an image whose layers are in; its config is written, and its legacy metadata.
+
+        The same image again adds its tags.
+
+        Args:
+            config: The config's bytes, at most 4 MiB.
+            image: The manifest, or its layers: descriptors as they were given to :meth:`put_layer`, or returned by it.
+            repo_tags: Names such as ``example.com/app:1.0``; without a tag, ``latest`` is meant.
+
+        Raises:
+            InvalidInputError: A layer is not in, or there are not as many layers as diff IDs.
+            InvalidDocumentError: ``config`` is no image config.
+            InvalidReferenceError: A repo tag is no name.
+            DigestMismatchError, SizeMismatchError: The config is not the one of the manifest, or (with
+                ``layers="decompress"`` or ``verify_diff_ids``) a layer is not the one of the config.
+            ImageConflictError: The same config is in, with other layers.
+            NameConflictError: Another image that is in has one of the names; nothing was written.
+            WriterClosedError, WriterBrokenError: See there.
+
+        Cancel: as :meth:`put_layer`; either all of the image is in or nothing of it.
+        """
+        with self._entered() as call:
+            self._check_open()
+            layers = image.layers if isinstance(image, ImageManifest) else image
+            cost = len(config) + _NAME_COST * (len(layers) + len(repo_tags))
+            checked = await self._compute(cost, read_image, config, image, repo_tags)
+            async with self._lock:
+                self._holder = call
+                self._check_open_locked()
+                stored = [self._ledger.look_up(layer).digest for layer in checked.layers]
+                if self._decompress or self._verifies:
+                    self._ledger.check_diff_ids(checked, are_kept=self._verifies)
+                addition = await self._compute(
+                    cost, lambda: self._builder.prepare_image(checked, stored).made()
+                )
+
+                async def work(transaction: Transaction) -> Callable[[], None]:
+                    transaction.writing = f"image {checked.config.digest}"
+                    if addition.members:
+                        await transaction.write(*(member.literal for member in addition.members), last=True)
+                    return lambda: self._commit(transaction, addition)
+
+                await self._transact_locked(call, work)
+                self._end_cost += cost - len(config)
+
+    def _commit(self, transaction: Transaction, addition: Addition) -> None:
+        transaction.commit(addition)
+        self._builder.commit(addition)
+        transaction.settle()
+
+    async def _compute(self, cost: int, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a pure function that costs as much as ``cost`` bytes, in a thread where it would take long."""
+        if cost <= _COMPUTE_INLINE:
+            return call(*args, **kwargs)
+        return await self._output.worker.run(call, *args, **kwargs)
+
+    # ── the end ──
+
+    async def close(self) -> None:
+        """Finish the archive; a second call does nothing.
+
+        Waits for its turn. Layers that queue behind it, or are staging, get :class:`WriterClosedError`.
+
+        Raises:
+            WriterClosedError: The writer was aborted.
+            WriterBrokenError: An earlier call broke the archive.
+            SinkError: The sink has promised another size.
+
+        Cancel: the archive is as before the call where the sink can rewind, and ``close()`` may be called again; it is
+        broken where it cannot. An archive of :func:`open_archive` that is under its name already stays there.
+        """
+        with self._entered() as call:
+            if self._is_closed():
+                return
+            self._check_open()
+            async with self._lock:
+                self._holder = call
+                if self._is_closed():
+                    return
+                self._check_open_locked()
+                await self._transact_locked(call, self._finish_locked)
+
+    async def _finish_locked(self, transaction: Transaction) -> Callable[[], None]:
+        addition = await self._compute(self._end_cost, lambda: self._builder.prepare_end().made())
+        data = b"".join((*(member.literal for member in addition.members), tar.END_OF_ARCHIVE))
+        check_promise(self._output, transaction.cursor + len(data))
+        transaction.writing = "the end of the archive"
+        await transaction.write(data, last=True)
+        await self._output.flush()
+        sha256 = await transaction.checksum()
+
+        def commit() -> None:
+            transaction.commit(addition)
+            output = self._output
+            self.report = Report(output.position, tuple(output.members), self._builder.items, sha256)
+            self._state = _State.CLOSED
+            transaction.settle()
+            self._calls.interrupt(lambda: WriterClosedError(aborted=False), only_staging=True)
+
+        if self._target is not None:
+            run = self._output.worker.run
+            await run(self._target.sync, transaction.cursor)
+            # Once the file is under its name the archive is whole, whatever fails then.
+            transaction.forward = commit
+            await run(self._target.publish)
+        return commit
+
+    async def abort(self) -> None:
+        """Give the archive up: running calls are interrupted and raise :class:`WriterClosedError`.
+
+        Returns when none runs. A torn member is rewound where the sink can; whole members stay in the caller's sink, but
+        the archive never gets an end. On a closed or broken writer it only waits for calls that still close their content.
+
+        Cancel: the archive is given up all the same, but calls may still be running.
+        """
+        self._calls.check_entry()
+        self._give_up()
+        await self._calls.wait()
+
+    def _give_up(self) -> None:
+        if self._state is _State.OPEN:
+            self._state = _State.ABORTED
+            self._calls.interrupt(lambda: WriterClosedError(aborted=True))
+        elif self._state is _State.BROKEN:
+            # What they receive is of no use any more.
+            self._calls.interrupt(self._broken_error, only_staging=True)
+
+    async def __aenter__(self) -> Self:
+        running_task()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if exc_type is GeneratorExit:  # the caller is being closed: nothing can be awaited any more
+            self._give_up()
+        elif exc_type is None and self._state is not _State.ABORTED:
+            try:
+                await self.close()
+                await self._calls.wait()
+            except GeneratorExit:
+                self._give_up()
+                raise
+            except BaseException:
+                await self.abort()
+                raise
+        else:
+            await self.abort()
+
+    # ── transactions ──
+
+    @contextlib.contextmanager
+    def _entered(self) -> Generator[Call, None, None]:
+        """Run one public call. An interrupt that came before the lock was released does not leave it locked for ever."""
+        with self._calls.enter() as call:
+            try:
+                yield call
+            finally:
+                if self._holder is call and self._lock.locked():  # nobody else has had it since
+                    self._lock.release()
+
+    async def _transact_locked(
+        self,
+        call: Call,
+        work: Callable[[Transaction], Awaitable[Callable[[], T]]],
+        *,
+        content: OpenContent | None = None,
+        closing: Sequence[Closable] = (),
+    ) -> T:
+        """Run ``work`` and the commit that it returns, or take back what it wrote."""
+        with self._output.held():
+            self._last = transaction = Transaction(self._output)
+
+            async def undo(fault: BaseException) -> None:
+                if transaction.forward is not None:
+                    await self._output.worker.run_always(int)  # what was interrupted may be publishing yet
+                    if self._go_forward(transaction):
+                        return
+                refused = self._target is not None and self._target.sync_failed
+                if not self._is_closed() and (refused or not await transaction.undo(fault)):
+                    self._break(transaction, fault)
+
+            try:
+                result = await call.settle(
+                    lambda: work(transaction),
+                    undo=undo,
+                    content=content or OpenContent(b""),
+                    closing=[*closing, transaction],
+                )
+            except BaseException as exc:
+                # Whatever ended the call: bytes that are neither recorded nor taken back are nobody's.
+                if transaction.touched and not self._go_forward(transaction):
+                    self._break(transaction, exc)
+                raise
+            self._last = None
+            return result
+
+    def _go_forward(self, transaction: Transaction) -> bool:
+        """Commit the end of an archive that is under its name; tell whether it is."""
+        if transaction.forward is None or self._target is None or not self._target.published:
+            return False
+        transaction.forward()
+        return True
+
+    def _broken_error(self) -> WriterError:
+        error = WriterBrokenError(*self._torn)
+        error.__cause__ = self._cause
+        return error
+
+    def _break(self, transaction: Transaction, fault: BaseException | None) -> None:
+        if self._state is _State.OPEN:
+            self._state = _State.BROKEN
+            self._cause = fault
+            self._torn = (self._output.position, transaction.writing)
+
+    def _is_closed(self) -> bool:
+        return self._state is _State.CLOSED
+
+    def _check_open_locked(self) -> None:
+        """As :meth:`_check_open`, when no transaction runs.
+
+        The last one may have been interrupted where even that could not be written down any more, by a signal handler that
+        raised between two lines.
+        """
+        if self._last is not None and self._last.touched:
+            self._break(self._last, None)
+        self._check_open()
+
+    def _check_open(self) -> None:
+        if self._state is _State.BROKEN:
+            raise self._broken_error()
+        if self._state is not _State.OPEN:
+            raise WriterClosedError(aborted=self._state is _State.ABORTED)

@@ -1,0 +1,345 @@
+"""Contents, which a caller passes to be read: opened late, closed always, told of every fault.
+
+======================================  ===================================================================
+content                                 what is done with it
+======================================  ===================================================================
+bytes, bytearray, memoryview            read as it is
+an object with ``async read(n)``        read to its end; wins over ``__aiter__``, which may go by lines
+an async iterable of bytes              iterated; an async generator is closed
+a callable, also a class                called; what results is closed
+an awaitable                            awaited; what results is closed
+an async context manager                entered and left, so is what results from the rows above
+======================================  ===================================================================
+
+``aiofiles.open(…)`` and aiohttp's ``session.get(…)`` are awaitable and context managers: they are entered. What
+the caller passes open (a file, a ``StreamReader``) stays open, unless it is an iterator or has ``aclose()``.
+
+The idea to know first: open, iterate and close happen in one task, since a content may hold a cancel scope or
+``asyncio.timeout`` open while it yields. When the consumer fails, the content is *told* (``athrow``,
+``__aexit__``), so that a time-out of its own can turn its own cancel into ``TimeoutError``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
+
+from aiodockersave._aio import run_up_to_wait, weightier
+from aiodockersave.core.errors import ContentError
+
+BATCH_SIZE = 256 << 10
+"""Chunks are joined to at least this many bytes before work is done on them."""
+MAX_BATCH_SIZE = 1 << 20
+"""No batch is larger: a larger chunk is cut."""
+
+Buffer = bytes | bytearray | memoryview
+Batch = bytes | memoryview
+"""Bytes that nobody changes: of a large object of bytes a view, which costs no copy."""
+
+
+class SupportsAsyncRead(Protocol):
+    """The method that ``StreamReader``, aiofiles, anyio's files and aiohttp's streams have in common."""
+
+    def read(self, size: int, /) -> Awaitable[Buffer]:
+        """Return up to ``size`` bytes; empty at the end."""
+        ...
+
+
+Content = (
+    Buffer
+    | SupportsAsyncRead
+    | AsyncIterable[Buffer]
+    | AbstractAsyncContextManager[Any]
+    | Awaitable[Any]
+    | Callable[[], Any]
+)
+"""Any content that a caller may pass, as the table above says."""
+Closer = Callable[[BaseException | None], Awaitable[None]]
+
+_MAX_STEPS = 8
+_EXPECTED = (
+    "pass bytes, an object with async read(n), an async iterable of bytes, or a callable, awaitable or async "
+    "context manager that gives one"
+)
+
+
+class OpenContent:
+    """One content while it is read."""
+
+    def __init__(self, content: object) -> None:
+        self._content = content
+        self._closers: list[Closer] = []
+        self._next: Callable[[], Awaitable[Buffer | None]] | None = None
+        self._pending: list[memoryview] = []
+
+    async def open(self) -> None:
+        """Follow callables, awaitables and context managers until something can be read.
+
+        Raises:
+            TypeError: Nothing that can be read comes of it.
+
+        Cancel: what was opened stays open until :meth:`close`.
+        """
+        content, self._content = self._content, None
+        entered: object = None
+        ours = False  # whether we brought it into being, so that entering it is our duty
+        for _ in range(_MAX_STEPS):
+            readable = _is_readable(content)
+            if content is not entered and _is_context_manager(content) and (ours or not readable):
+                _refuse_response(content, ours=ours)
+                entered, content, ours = content, await self._enter(content), True
+            elif readable:
+                self._next = self._reader(content, owned=entered is None)
+                return
+            elif content is entered and (body := _body(content)) is not content:
+                content = entered = body
+            elif inspect.isawaitable(content):
+                content, ours = await content, True
+            elif callable(content):
+                content, ours = content(), True
+            else:
+                break
+        _refuse_response(content, ours=False)
+        raise TypeError(f"cannot read from {_kind(content)}: {_EXPECTED}")
+
+    async def read(self) -> Batch:
+        """Return the next chunk, at most :data:`MAX_BATCH_SIZE`, that nobody can change; empty at the end.
+
+        Raises:
+            TypeError: The content gave something else than bytes.
+
+        Cancel: the content has seen it where it waited; :meth:`close` closes it.
+        """
+        while not self._pending:
+            if self._next is None:
+                raise AssertionError("the content is not open")
+            chunk = await self._next()
+            if chunk is None:
+                self._next = _nothing  # what is at its end is not asked again
+                return b""
+            if type(chunk) is bytes and 0 < len(chunk) <= MAX_BATCH_SIZE:
+                return chunk
+            view = _as_view(chunk)  # for bytearrays and subclasses of bytes too
+            self._pending = [view[i : i + MAX_BATCH_SIZE] for i in range(0, len(view), MAX_BATCH_SIZE)]
+            self._pending.reverse()
+        view = self._pending.pop()
+        return view if type(view.obj) is bytes else bytes(view)  # what may change is copied
+
+    async def close(self, fault: BaseException | None) -> BaseException | None:
+        """Close everything that was opened, told of ``fault``; return what the content raised instead of it.
+
+        A content that swallows the fault changes nothing. Never raises.
+
+        Cancel: the rest is closed all the same, and the cancel is what is returned.
+        """
+        raised: BaseException | None = None
+        self._next = None
+        self._pending.clear()
+        while self._closers:
+            close = self._closers.pop()
+            try:
+                await close(raised or fault)
+            except GeneratorExit:
+                raise  # nothing can be awaited any more
+            except BaseException as exc:  # noqa: BLE001 - given to the caller, who raises it
+                if exc is not fault:  # the later one knows of the one before
+                    raised = weightier(exc, raised)
+        return raised
+
+    def abandon(self, fault: BaseException) -> None:
+        """Close what was opened as far as that needs no waiting, told of ``fault``; what is raised is dropped."""
+        self._next = None
+        self._pending.clear()
+        while self._closers:
+            run_up_to_wait(_awaiting(self._closers.pop()(fault)))
+
+    async def discard(self) -> None:
+        """Close a content that was never opened, where it would warn or leak otherwise.
+
+        Cancel: an async generator that is being closed has seen it.
+        """
+        content, self._content = self._content, None
+        # What aiofiles.open(…) returns can only be given up through the coroutine in it.
+        coroutine = getattr(content, "_coro", None) if _is_context_manager(content) else content
+        if isinstance(coroutine, Coroutine):
+            coroutine.close()
+        elif isinstance(content, AsyncGenerator):
+            await content.aclose()
+
+    async def _enter(self, content: Any) -> object:
+        leave = type(content).__aexit__
+
+        async def close(fault: BaseException | None) -> None:
+            traceback = fault.__traceback__ if fault else None
+            await leave(content, type(fault) if fault else None, fault, traceback)
+
+        result: object = await type(content).__aenter__(content)
+        self._closers.append(close)
+        return result
+
+    def _reader(self, content: Any, *, owned: bool) -> Callable[[], Awaitable[Buffer | None]]:
+        if isinstance(content, bytes | bytearray | memoryview):
+            return _once(content)
+        if _reads(content):
+            if owned:
+                self._close_later(content)
+            return _by_reading(content)
+        iterator = content.__aiter__()
+        if owned or iterator is not content or isinstance(iterator, AsyncGenerator):
+            self._close_later(iterator)
+        return _by_iterating(iterator)
+
+    def _close_later(self, content: Any) -> None:
+        if isinstance(content, AsyncGenerator):
+            self._closers.append(_teller(content))
+        elif hasattr(content, "aclose"):
+            self._closers.append(_closer(content.aclose))
+
+
+# ── what is what ──
+
+
+def _is_context_manager(content: object) -> bool:
+    return hasattr(type(content), "__aenter__") and hasattr(type(content), "__aexit__")
+
+
+def _is_readable(content: object) -> bool:
+    if isinstance(content, type) or inspect.isawaitable(content):
+        return False
+    return (
+        isinstance(content, bytes | bytearray | memoryview)
+        or _reads(content)
+        or hasattr(type(content), "__aiter__")
+    )
+
+
+def _reads(content: object) -> bool:
+    """Tell whether ``content.read`` can be called with a size."""
+    read = getattr(content, "read", None)
+    if not callable(read):
+        return False
+    try:
+        inspect.signature(read).bind(BATCH_SIZE)
+    except TypeError:
+        return False
+    except ValueError:  # a C function without a signature
+        return True
+    return True
+
+
+def _refuse_response(content: object, *, ours: bool) -> None:
+    # A response that the caller opened may be an error page: its stream is passed once the status was looked at.
+    if not ours and callable(getattr(content, "read", None)):
+        raise TypeError(
+            f"the read() of {_kind(content)} takes no size: pass its stream, such as response.content of aiohttp, "
+            "or response.aiter_raw() of httpx"
+        )
+
+
+def _body(content: Any) -> Any:
+    """Return the stream of an HTTP response that came of our own entering (aiohttp's ``session.get(…)``).
+
+    Raises:
+        ContentError: The response is no success; it must not become a layer.
+    """
+    status = getattr(content, "status", None)
+    body = getattr(content, "content", None) if isinstance(status, int) else None
+    if not isinstance(status, int) or not _reads(body):
+        return content
+    if not 200 <= status < 300:  # RFC 9110 § 15.3
+        raise ContentError(f"the request for the content was answered with status {status}")
+    return body
+
+
+def _kind(content: object) -> str:
+    if content is None:
+        return "None"
+    return (content if isinstance(content, type) else type(content)).__qualname__
+
+
+# ── ways to read ──
+
+
+def _as_view(chunk: object) -> memoryview:
+    try:
+        view = memoryview(chunk)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"the content gave {_kind(chunk)} where bytes were expected") from None
+    if not view.c_contiguous:
+        raise TypeError("the content gave a memoryview with gaps: pass bytes of it")
+    return view.cast("B")
+
+
+async def _nothing() -> None:
+    """Read behind the end."""
+
+
+def _checked(chunk: object) -> Buffer:
+    """Return what a content gave, which has a length in bytes."""
+    return chunk if isinstance(chunk, bytes) else _as_view(chunk)
+
+
+def _once(data: Buffer) -> Callable[[], Awaitable[Buffer | None]]:
+    rest = [data]
+
+    async def read() -> Buffer | None:
+        return rest.pop() if rest else None
+
+    return read
+
+
+def _by_reading(content: Any) -> Callable[[], Awaitable[Buffer | None]]:
+    async def read() -> Buffer | None:
+        result = content.read(BATCH_SIZE)
+        if not inspect.isawaitable(result):
+            raise TypeError(
+                f"the read() of {_kind(content)} is not async: open files with aiofiles.open() or anyio.open_file()"
+            )
+        return _checked(await result) or None  # nothing means the end
+
+    return read
+
+
+def _by_iterating(iterator: AsyncIterator[Buffer]) -> Callable[[], Awaitable[Buffer | None]]:
+    async def read() -> Buffer | None:
+        try:
+            return _checked(await anext(iterator))
+        except StopAsyncIteration:
+            return None
+
+    return read
+
+
+# ── ways to close ──
+
+
+async def _awaiting(awaitable: Awaitable[None]) -> None:
+    await awaitable
+
+
+def _closer(aclose: Callable[[], Awaitable[object]]) -> Closer:
+    async def close(_: BaseException | None) -> None:
+        await aclose()
+
+    return close
+
+
+def _teller(generator: AsyncGenerator[object, None]) -> Closer:
+    """Close a generator by throwing the fault into it, as if its own ``yield`` had failed."""
+
+    async def close(fault: BaseException | None) -> None:
+        if fault is not None:
+            try:
+                with contextlib.suppress(StopAsyncIteration):
+                    await generator.athrow(fault)
+            except GeneratorExit:
+                raise  # nothing can be awaited any more
+            except BaseException:
+                await generator.aclose()
+                raise
+        await generator.aclose()  # does nothing unless it yielded once more
+
+    return close

@@ -1,0 +1,1 @@
+"""The rooms that decide: no asyncio, no files, no threads, no clock."""

@@ -1,0 +1,1 @@
+"""The save: images are resolved, fetched and brought into one archive."""

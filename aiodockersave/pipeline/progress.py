@@ -1,0 +1,209 @@
+"""The events that a save tells a callback while it runs, on the event loop.
+
+::
+
+    SaveStarted ─▶ LayerReused … ─▶ LayerStarted ─▶ LayerAdvanced … ─▶ LayerFinished ─▶ ImageFinished ─▶ … ─▶ SaveFinished
+
+Layers overlap, where several are read at once. All sizes are bytes of blobs as the source has them, so that totals are
+known from the start, also where layers are decompressed. Neither a layer's count nor the total ever goes back: what is
+fetched again is not counted again. Of each layer there is at most one :class:`LayerAdvanced` in 100 ms.
+
+Where layers are decompressed into a file and the size of one was guessed wrong, those behind it are read once more, also
+such as were finished: then :class:`LayerRetried` comes behind :class:`LayerFinished`, and that comes twice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from aiodockersave.core.model import Descriptor, Digest
+from aiodockersave.core.plan import Report
+
+if TYPE_CHECKING:
+    from .resolve import Prepared, PreparedImage
+
+__all__ = [
+    "Event",
+    "ImageFinished",
+    "LayerAdvanced",
+    "LayerFinished",
+    "LayerRetried",
+    "LayerReused",
+    "LayerStarted",
+    "Progress",
+    "SaveFinished",
+    "SaveStarted",
+]
+
+INTERVAL: Final = 0.1
+"""Seconds between two events about how far one layer is."""
+
+
+@dataclass(frozen=True, slots=True)
+class SaveStarted:
+    """Everything is prepared; the target is opened next.
+
+    Attributes:
+        prepared: What is saved.
+        total: The bytes of all blobs, each counted once.
+    """
+
+    prepared: Prepared
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class LayerStarted:
+    """A layer is being read.
+
+    Attributes:
+        layer: The blob.
+        resumed: How many of its bytes an earlier save has left; they are not fetched.
+    """
+
+    layer: Descriptor
+    resumed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LayerAdvanced:
+    """Some of a layer was read.
+
+    Attributes:
+        layer: The blob.
+        done: How many of its bytes were read, or resumed.
+        total_done: How many of all blobs.
+    """
+
+    layer: Descriptor
+    done: int
+    total_done: int
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRetried:
+    """A layer broke off, or was not what it must be, and is asked for again.
+
+    Attributes:
+        layer: The blob.
+        retries: How often that has happened to it.
+    """
+
+    layer: Descriptor
+    retries: int
+
+
+@dataclass(frozen=True, slots=True)
+class LayerFinished:
+    """A layer is in the archive, verified.
+
+    Attributes:
+        layer: The blob.
+        total_done: How many bytes of all blobs were read, or resumed.
+    """
+
+    layer: Descriptor
+    total_done: int
+
+
+@dataclass(frozen=True, slots=True)
+class LayerReused:
+    """A layer that another image has too, or this one twice: it is read once. Told at the start."""
+
+    layer: Descriptor
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFinished:
+    """All of an image was received."""
+
+    image: PreparedImage
+
+
+@dataclass(frozen=True, slots=True)
+class SaveFinished:
+    """The archive is whole."""
+
+    report: Report
+
+
+Event = (
+    SaveStarted
+    | LayerStarted
+    | LayerAdvanced
+    | LayerRetried
+    | LayerFinished
+    | LayerReused
+    | ImageFinished
+    | SaveFinished
+)
+Progress = Callable[[Event], None]
+"""Called on the event loop, so it must not block. What it raises ends the save, as an error of a source does."""
+
+
+class Meter:
+    """Counts what is read of layers, and tells it, not too often.
+
+    Args:
+        notify: The callback; None if nobody wants to know.
+        layers: The blobs that are read.
+    """
+
+    def __init__(self, notify: Progress | None, layers: Iterable[Descriptor]) -> None:
+        self._notify = notify or _ignore
+        self._done: dict[Digest, int] = {}
+        self._told: dict[Digest, float] = {}
+        self._retries: dict[Digest, int] = {}
+        self._total_done = 0
+        self.total = sum(layer.size or 0 for layer in layers)
+
+    def tell(self, event: Event) -> None:
+        """Pass on an event that is not about how far a layer is."""
+        self._notify(event)
+
+    def started(self, layer: Descriptor, resumed: int = 0) -> None:
+        """Tell that a layer is read now; of one that starts again nothing is told."""
+        if layer.digest not in self._done:
+            self._done[layer.digest] = 0
+            self._count(layer, resumed)
+            self._told[layer.digest] = time.monotonic()
+            self._notify(LayerStarted(layer, resumed))
+
+    def advanced(self, layer: Descriptor, done: int) -> None:
+        """Tell how far a layer is, unless that was told a moment ago."""
+        if self._count(layer, done):
+            now = time.monotonic()
+            if now >= self._told[layer.digest] + INTERVAL:
+                self._told[layer.digest] = now
+                self._notify(LayerAdvanced(layer, self._done[layer.digest], self._total_done))
+
+    def retried(self, layer: Descriptor) -> None:
+        """Tell that a layer is asked for once more."""
+        self._retries[layer.digest] = retries = self._retries.get(layer.digest, 0) + 1
+        self._notify(LayerRetried(layer, retries))
+
+    def retried_since(self, layer: Descriptor, before: int, now: int) -> int:
+        """Tell each time that a source has asked again for a layer, of which ``before`` were told; return ``now``."""
+        for _ in range(before, now):
+            self.retried(layer)
+        return now
+
+    def finished(self, layer: Descriptor) -> None:
+        """Tell that a layer is whole."""
+        self._count(layer, layer.size or 0)
+        self._notify(LayerFinished(layer, self._total_done))
+
+    def _count(self, layer: Descriptor, done: int) -> bool:
+        more = done - self._done[layer.digest]
+        if more <= 0:
+            return False
+        self._done[layer.digest] = done
+        self._total_done += more
+        return True
+
+
+def _ignore(_: Event) -> None:
+    """Without a callback nobody is told."""

@@ -1,0 +1,271 @@
+"""Images before their archive is written: what sources have is resolved, checked and planned.
+
+Everything that can be known ahead is found out here: a reference that is not there, an image that is none, a tag that
+is no name, one layer with two sizes or two diff IDs. No layer is read. What checks and plans is loaded in a thread, when
+the first image was found.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from aiodockersave._aio import Worker, run_together, running_task
+from aiodockersave.core.errors import (
+    DockerSaveError,
+    InvalidInputError,
+    NameConflictError,
+    PlatformNotFoundError,
+)
+from aiodockersave.core.model import Descriptor, Digest, Format, Layers, Platform, check_choice
+from aiodockersave.core.reference import parse_repo_tags
+from aiodockersave.core.text import cut, one_line, shown
+from aiodockersave.sources import ResolvedImage, Source, opens_early
+
+if TYPE_CHECKING:
+    from aiodockersave.core.docker_archive import Image
+    from aiodockersave.core.plan import Plan
+
+    from .prefetch import Ahead
+
+__all__ = [
+    "ImageRequest",
+    "Prepared",
+    "PreparedImage",
+    "check_layers",
+    "default_platform",
+    "naming",
+    "prepare",
+]
+
+logger = logging.getLogger("aiodockersave")
+
+_RESOLVED_AT_ONCE: Final = 4
+# What `uname` says and `Platform` does not know from elsewhere.
+_MACHINES: Final = {
+    "armv5tel": ("arm", "v5"),
+    "armv6l": ("arm", "v6"),
+    "armv7l": ("arm", "v7"),
+    "armv8l": ("arm", "v7"),
+    "i586": ("386", ""),
+    "i686": ("386", ""),
+    "loongarch64": ("loong64", ""),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRequest:
+    """One image to put into an archive.
+
+    Attributes:
+        source: Where it comes from.
+        reference: What the source calls it.
+        tags: The names that it gets, such as ``example.com/app:1.0``; None for those that the source suggests.
+        name: What it is called in messages; the reference by default.
+    """
+
+    source: Source
+    reference: str
+    tags: Sequence[str] | None = None
+    name: str = ""
+
+    def __str__(self) -> str:
+        return self.name or self.reference
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedImage:
+    """An image that was found and checked.
+
+    Attributes:
+        request: What was asked for.
+        resolved: What the source has.
+        image: Config, layers and tags, as they go into the archive.
+    """
+
+    request: ImageRequest
+    resolved: ResolvedImage
+    image: Image
+
+    @property
+    def repo_tags(self) -> tuple[str, ...]:
+        """Its names, as they stand in ``manifest.json``."""
+        return tuple(tag.repo_tag for tag in self.image.repo_tags)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """All that is known of an archive before it is written.
+
+    Attributes:
+        images: Its images, in order.
+        plan: The archive ahead of time; None where layers are decompressed, since their sizes are not known then.
+    """
+
+    images: tuple[PreparedImage, ...]
+    plan: Plan | None
+
+    @property
+    def layers(self) -> tuple[Descriptor, ...]:
+        """The blobs that are read, each once, in order."""
+        return tuple({layer.digest: layer for image in self.images for layer in image.image.layers}.values())
+
+
+def default_platform() -> Platform:
+    """Return ``linux`` on this machine's architecture."""
+    machine = os.uname().machine
+    return Platform("linux", *_MACHINES.get(machine, (machine,)))
+
+
+async def prepare(
+    images: Sequence[ImageRequest],
+    *,
+    format: Format = "docker",
+    layers: Layers = "keep",
+    platform: Platform | None = None,
+    allow_other_platform: bool = False,
+    _ahead: Ahead | None = None,
+) -> Prepared:
+    """Resolve images, check them, and plan their archive; no layer is read.
+
+    Arguments and errors as :func:`~aiodockersave.save`.
+
+    Cancel: nothing of a source is open.
+    """
+    running_task()
+    check_choice("format", format, Format)
+    check_choice("layers", layers, Layers)
+    for request in images:
+        if request.tags is not None:
+            with naming(request):
+                parse_repo_tags(request.tags)  # before anything is asked for
+    is_default = platform is None
+    platform = platform or default_platform()
+    worker = Worker("aiodockersave-plan")
+    found: dict[int, PreparedImage] = {}
+    waiting = iter(enumerate(images))
+
+    async def run() -> None:
+        for index, request in waiting:
+            with naming(request):
+                resolved = await _resolve(request, platform, _ahead)
+                found[index] = checked = await worker.run(_check, request, resolved)
+                if not (is_default or allow_other_platform):
+                    _check_platform(checked, platform)
+
+    if images:
+        await run_together(*[run] * min(_RESOLVED_AT_ONCE, len(images)))
+    prepared = tuple(found[index] for index in range(len(images)))
+    _check_names(prepared)
+    _warn_of_platforms(prepared, platform, is_default=is_default)
+    plan = None
+    if layers == "keep":
+        plan = await worker.run(_plan, prepared, format)
+    else:
+        check_layers(prepared)
+    return Prepared(prepared, plan)
+
+
+async def _resolve(request: ImageRequest, platform: Platform, ahead: Ahead | None) -> ResolvedImage:
+    source = request.source
+    if ahead is not None and opens_early(source):
+        return await source.resolve_early(request.reference, platform, partial(ahead.ask, source))
+    return await source.resolve(request.reference, platform)
+
+
+def _plan(images: Sequence[PreparedImage], format: Format) -> Plan:
+    from aiodockersave.core.plan import plan_images  # noqa: PLC0415 - see the head of this file
+
+    return plan_images([each.image for each in images], format=format)
+
+
+def _check(request: ImageRequest, resolved: ResolvedImage) -> PreparedImage:
+    from aiodockersave.core.docker_archive import read_image  # noqa: PLC0415 - see the head of this file
+
+    image = read_image(resolved.config, resolved.manifest, _tags(request, resolved))
+    return PreparedImage(request, resolved, image)
+
+
+def _check_platform(image: PreparedImage, platform: Platform) -> None:
+    """Refuse an image that is for another platform: a source takes a single one whatever it is for."""
+    config = image.image.config
+    if config.platform is not None and config.contradicts(platform):
+        own = str(config.platform)
+        is_known = image.resolved.secrets.hide(own, own=(platform.os, platform.architecture)) == own
+        advice = "to take it all the same, allow it: --allow-other-platform, allow_other_platform=True"
+        raise PlatformNotFoundError(platform, [config.platform] if is_known else [], advice)
+
+
+def _warn_of_platforms(images: Sequence[PreparedImage], platform: Platform, *, is_default: bool) -> None:
+    whose = ", which is this machine's platform" if is_default else ""
+    for each in images:
+        config = each.image.config
+        if config.contradicts(platform):
+            name = cut(one_line(str(each.request)), 300)
+            own = shown(str(config.platform), secrets=each.resolved.secrets)
+            logger.warning(
+                "image %s is for %s, not for %s%s; it is taken all the same", name, own, platform, whose
+            )
+
+
+def _check_names(images: Sequence[PreparedImage]) -> None:
+    """Look whether each name is that of one image; the plan does too, but does not know what the images are called."""
+    if len(images) < 2:
+        return
+    from aiodockersave.core.docker_archive import Names  # noqa: PLC0415 - see the head of this file
+
+    names = Names()
+    for each in images:
+        image_id = each.image.config.image_id
+        try:
+            names.check(image_id, each.repo_tags)
+        except NameConflictError as exc:
+            for other in images:
+                if exc.name in other.repo_tags and other.image.config.image_id in exc.image_ids:
+                    _note(exc, other.request)
+            raise
+        names.record(image_id, each.repo_tags)
+
+
+def check_layers(images: Sequence[PreparedImage]) -> None:
+    """Look whether images agree on their layers; where these are kept as they are, the plan does on their sizes.
+
+    Raises:
+        InvalidInputError: A blob has two sizes, or two diff IDs.
+    """
+    known: dict[Digest, tuple[int | None, Digest]] = {}
+    for each in images:
+        with naming(each.request):
+            for layer, diff_id in zip(each.image.layers, each.image.config.diff_ids, strict=True):
+                size, other = known.setdefault(layer.digest, (layer.size, diff_id))
+                if layer.size != size:
+                    raise InvalidInputError(
+                        f"blob {layer.digest} has two sizes: {size} and {layer.size} bytes are promised"
+                    )
+                if diff_id != other:
+                    raise InvalidInputError(
+                        f"layer {layer.digest} stands for two diff IDs: {other} and {diff_id}"
+                    )
+
+
+def _tags(request: ImageRequest, resolved: ResolvedImage) -> Sequence[str]:
+    return resolved.default_tags if request.tags is None else request.tags
+
+
+@contextlib.contextmanager
+def naming(request: ImageRequest) -> Generator[None, None, None]:
+    """Note on our errors which image they are about."""
+    try:
+        yield
+    except DockerSaveError as exc:
+        _note(exc, request)
+        raise
+
+
+def _note(error: DockerSaveError, request: ImageRequest) -> None:
+    error.add_note(f"image {cut(one_line(str(request)), 300)}")

@@ -1,0 +1,160 @@
+"""From images to an archive: what sources have is resolved, planned, and brought to a file or into a sink.
+
+::
+
+    ImageRequest ─prepare▶ Prepared ─┬▶ a file    blobs at their offsets, several at once    kept_file, plain_file
+                                     └▶ a stream  one after the other, read ahead            streaming
+
+The target is opened when everything is known that can be known before a layer is read. The first layers may have been
+asked for by then (`ahead`), so that they come without a wait. What comes behind ``prepare`` is `saving`: it is loaded
+while sources are asked.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from aiodockersave._aio import Beside, running_task
+from aiodockersave.core.errors import InvalidInputError
+from aiodockersave.core.model import MAX_EXPANSION, Limits, check_limits
+
+from .prefetch import NO_FILE, Ahead, Order, look_at
+from .resolve import ImageRequest, prepare
+
+if TYPE_CHECKING:
+    from aiodockersave.core.model import Format, Layers, Platform
+    from aiodockersave.core.plan import Report
+    from aiodockersave.sinks.adapters import AnySink
+
+    from .progress import Progress
+
+__all__ = ["save"]
+
+DEFAULT_JOBS = 2
+"""Blobs that are read at once: two keep two processors busy, and more are no quicker where the processor is the limit."""
+MAX_JOBS = 64
+
+
+async def save(
+    images: Sequence[ImageRequest],
+    target: str | os.PathLike[str] | AnySink,
+    *,
+    format: Format = "docker",
+    layers: Layers = "keep",
+    platform: Platform | None = None,
+    allow_other_platform: bool = False,
+    jobs: int = DEFAULT_JOBS,
+    resume: bool = False,
+    fsync: bool = True,
+    stage_memory: int = 8 << 20,
+    stage_dir: str | os.PathLike[str] | None = None,
+    max_plain_size: int | None = None,
+    max_expansion: int | None = MAX_EXPANSION,
+    verify_diff_ids: bool = False,
+    checksum: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Write images from sources into one archive.
+
+    Its bytes depend on images, tags, ``format`` and ``layers`` alone, never on the target, ``jobs`` or timing.
+
+    Args:
+        images: What goes in, in this order.
+        target: A path, as :func:`open_archive` takes it, or any sink.
+        format: The layout of the archive.
+        layers: ``"keep"`` stores layers as the source has them, ``"decompress"`` as plain tars.
+        platform: Which of an image's platforms is taken. An image whose config says that it is for another one, on which
+            its programs do not run, is an error. By default ``linux`` on this machine's architecture; then such an
+            image is taken with a warning in the log (``aiodockersave``).
+        allow_other_platform: Whether it is taken in any case, with that warning.
+        jobs: How many blobs are read at once, from 1 to 64; into a stream one is written while the next is read.
+        resume: Whether a save that was interrupted is gone on with, and this one can be, should it be interrupted: what
+            was received is kept in ``.NAME.<16 hex>.part`` beside the target, and an exception has a note that says so.
+            Only for a path, and with ``layers="keep"``.
+        fsync: Whether a path's file and directory are brought to the disk.
+        stage_memory: Bytes of memory for content that is staged, which is only on the way into a stream.
+        stage_dir: Where content goes that is staged and too large for memory.
+        max_plain_size: The largest plain tar of a layer to accept when decompressing, in bytes.
+        max_expansion: The most plain bytes to accept for each compressed one, beyond the first 64 MiB of a layer; None for
+            any number. gzip never makes more of one than the default. zstd does of sparse files: a layer with a file of
+            1 GB that is all zeros may need more.
+        verify_diff_ids: Whether the plain tar of a layer that is kept is looked at, too, which takes the time of
+            decompressing it. Without it a layer is only reported, as a warning of the logger ``aiodockersave``, where its
+            first bytes are neither compressed nor a tar. Where layers are decompressed, it always is.
+        checksum: Whether the report has the SHA-256 of the archive.
+        progress: Called with each event, see :mod:`aiodockersave.pipeline.progress`.
+
+    Returns:
+        What is in the archive.
+
+    Raises:
+        PlatformNotFoundError: An image is not there for ``platform``, or says that it is for another one.
+        SourceError: An image or a blob is not there, or is no image.
+        ContentError: What a source gave is not what was promised.
+        InvalidDocumentError: A manifest or config is not valid.
+        InvalidInputError: A tag is no name, or a layer has two sizes.
+        NameConflictError: One name was given to two images, whose references the note names.
+        ImageConflictError: One config came with two lists of layers.
+        InsufficientSpaceError: The archive will not fit, as far as its size is known ahead; or what is decompressed would
+            fill the disk, of which 64 MiB, or one in a hundred bytes, are left to others.
+        PartFileError: What an interrupted save has left is of another archive, in use, made by another user, or others may
+            write to it.
+        OSError: The target cannot be written.
+
+    Errors of this package have a note that names the image.
+
+    Cancel: as :func:`open_archive` for a path: it has its old file, or the whole new one; with ``resume`` the part file
+    stays beside it, if anything was received. A sink of the caller's is left as ``ArchiveWriter.abort()`` leaves it.
+    Nothing of a source is open, and no thread writes any more.
+    """
+    running_task()
+    is_path = isinstance(target, str | os.PathLike)
+    if not 1 <= jobs <= MAX_JOBS:
+        raise InvalidInputError(f"jobs={jobs}: it is from 1 to {MAX_JOBS}")
+    if resume and not (is_path and layers == "keep"):
+        raise InvalidInputError(
+            "only a file can be gone on with, and only with layers kept as they are: its size is not known ahead otherwise"
+        )
+    check_limits(max_plain_size=max_plain_size, max_expansion=max_expansion)
+    verify_diff_ids = verify_diff_ids and layers == "keep"
+    async with AsyncExitStack() as stack:
+        ahead = None
+        if len(images) == 1 and jobs > 1 and not resume:
+            place = await look_at(target) if isinstance(target, str | os.PathLike) else NO_FILE
+            order = Order(layers, is_file=place.is_file, is_followed=checksum)
+            # Where layers are decompressed, the archive is larger than what is compared with it.
+            ahead = await stack.enter_async_context(Ahead(order, jobs=jobs, space=place.space))
+        async with Beside("aiodockersave-load") as loading:
+            loading.start(_load_saving, layers=layers, is_path=is_path, verify_diff_ids=verify_diff_ids)
+            prepared = await prepare(
+                images,
+                format=format,
+                layers=layers,
+                platform=platform,
+                allow_other_platform=allow_other_platform,
+                _ahead=ahead,
+            )
+        from .saving import Settings, save_prepared  # noqa: PLC0415 - see the head of this file
+
+        settings = Settings(
+            format=format,
+            layers=layers,
+            jobs=jobs,
+            resume=resume,
+            fsync=fsync,
+            stage_memory=stage_memory,
+            stage_dir=stage_dir,
+            limits=Limits(max_plain_size, max_expansion),
+            verify_diff_ids=verify_diff_ids,
+            checksum=checksum,
+        )
+        return await save_prepared(prepared, target, settings, progress, ahead)
+
+
+def _load_saving(**how: Any) -> None:
+    saving = import_module(".saving", __package__)
+    saving.load(**how)

@@ -1,0 +1,565 @@
+"""Sinks, into which bytes go: the sink protocol, its powers, and adapters for what callers have.
+
+A **sink** is anything with ``async write(data)`` that takes the data once it has room: the await is the
+back-pressure. It returns None when all was taken, or how many bytes were; the rest is written again, and 0 is an
+error. It is given ``bytes`` that nobody changes afterwards, so it may keep them.
+
+A sink may have **powers**: plain blocking methods, which are run in a thread and waited for.
+
+==============================  ============================================  ======================
+``rewind(position)``            cut to a position and go on from there        :class:`SupportsRewind`
+``patch(position, data)``,      write over earlier bytes, copy earlier        :class:`SupportsPatch`
+``move(source, target, size)``  bytes within the sink
+==============================  ============================================  ======================
+
+Positions are bytes from where the sink stood when it was adapted. The adapters decide powers once, by file type and
+mode: a pipe's writer, a ``GzipFile`` and a file in append mode have ``seek`` and ``truncate``, and cannot rewind.
+
+Threads write regular files only. Pipes, sockets and terminals are written by the loop, without blocking: a thread in
+a full pipe ends when somebody reads, that is, perhaps never. So a ``GzipFile`` that ends in one is refused; a file object
+of a class of your own is written in a thread, and its ``write`` must end by itself.
+"""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import contextlib
+import errno
+import inspect
+import io
+import os
+import select
+import socket
+import stat
+import sys
+from collections.abc import Awaitable, Callable, Generator
+from typing import IO, Any, Protocol, runtime_checkable
+
+from aiodockersave._aio import Worker
+from aiodockersave.blobs.content import Batch
+from aiodockersave.blobs.open_file import OpenFile
+from aiodockersave.core.errors import SinkError
+
+from .pipes import DescriptorSink, reopening_path
+from .protocol import Adapter
+
+_MOVE_SIZE = 1 << 20
+_MAX_WRAPPERS = 8
+
+
+@runtime_checkable
+class Sink(Protocol):
+    """A receiver of bytes."""
+
+    async def write(self, data: bytes, /) -> int | None:
+        """Take ``data`` once there is room; return how many bytes were taken, None for all.
+
+        A cancel leaves it unknown how many were, unless the sink has an int attribute ``handed_over``, which counts
+        the bytes that are out of its hands.
+        """
+        ...
+
+
+@runtime_checkable
+class SupportsRewind(Protocol):
+    """A sink that can take back what was written last."""
+
+    def rewind(self, position: int, /) -> None:
+        """Drop all bytes from ``position`` on; the next write goes there. Blocks."""
+        ...
+
+
+@runtime_checkable
+class SupportsPatch(Protocol):
+    """A sink whose earlier bytes can be written over."""
+
+    def patch(self, position: int, data: bytes, /) -> None:
+        """Write ``data`` over the bytes at ``position``; the next write goes where it would have. Blocks."""
+        ...
+
+    def move(self, source: int, target: int, size: int, /) -> None:
+        """Copy ``size`` bytes from ``source`` to ``target``, which may lie behind the end. Blocks."""
+        ...
+
+
+@runtime_checkable
+class SupportsRead(Protocol):
+    """A sink that can be read back."""
+
+    def read(self, position: int, size: int, /) -> bytes:
+        """Return up to ``size`` bytes at ``position``; empty at the end. Blocks."""
+        ...
+
+
+class SupportsSend(Protocol):
+    """The methods of anyio's byte send streams."""
+
+    async def send(self, item: bytes, /) -> None:
+        """Send ``item`` once there is room.
+
+        Cancel: how much was sent is the stream's matter.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Close the stream; the adapter does not, so it passes no cancel on either."""
+        ...
+
+
+AnySink = Sink | IO[bytes] | asyncio.StreamWriter | SupportsSend | Callable[[bytes], Awaitable[Any]]
+"""Everything that can be adapted to a sink."""
+
+
+def as_sink(obj: AnySink) -> Sink:
+    """Adapt what a caller has to a sink; what has an ``async write(data)`` of its own is one already.
+
+    Takes an aiofiles or anyio file, a binary file, an anyio byte send stream, ``asyncio.StreamWriter`` (a subprocess'
+    stdin too), aiohttp's ``StreamResponse`` and a plain ``async def``. The adapter never closes what it adapts.
+
+    Each call writes through a duplicate of a file's descriptor, so that a file which gets the same number later is safe. As
+    POSIX has it, closing the duplicate drops the process' ``fcntl.lockf`` locks on the file; locks by ``flock`` stay.
+
+    Raises:
+        TypeError: It is none of these.
+    """
+    file = _wrapped_file(obj)
+    if file is not None:
+        return _file_sink(file)
+    if isinstance(obj, asyncio.StreamWriter):
+        return StreamWriterSink(obj)
+    response = sys.modules.get("aiohttp.web_response")
+    if response is not None and isinstance(obj, response.StreamResponse):
+        return ResponseSink(obj)
+    if not isinstance(obj, type):
+        if callable(getattr(obj, "write", None)):
+            return _checked(obj)
+        send = getattr(obj, "send", None)
+        if callable(send) and hasattr(obj, "aclose"):
+            return CallableSink(send)
+        if callable(obj) and (
+            inspect.iscoroutinefunction(obj) or inspect.iscoroutinefunction(type(obj).__call__)
+        ):
+            return CallableSink(obj)
+    raise TypeError(f"cannot write to {_kind(obj)}: {_hint(obj)}")
+
+
+def _checked(sink: Any) -> Sink:
+    for power in ("rewind", "patch", "move"):
+        if inspect.iscoroutinefunction(getattr(sink, power, None)):
+            raise TypeError(
+                f"the {power}() of {_kind(sink)} is async: powers are plain methods, which are run in a thread"
+            )
+    return sink  # type: ignore[no-any-return]
+
+
+async def write_some(sink: Sink, data: Batch) -> int:
+    """Give ``data`` to a sink and return how many bytes it took. Only our own adapters see views.
+
+    Raises:
+        SinkError: It took nothing, or more than it was given.
+        TypeError: Its ``write`` is not async.
+
+    Cancel: the sink has seen it; how much it took is not known.
+    """
+    waiting = sink.write(data if isinstance(sink, Adapter) else bytes(data))  # type: ignore[arg-type]
+    if not inspect.isawaitable(waiting):
+        raise TypeError(f"the write() of {_kind(sink)} is not async: pass a file, or wrap it in an async def")
+    taken = await waiting
+    if taken is None:
+        return len(data)
+    if isinstance(taken, bool) or not isinstance(taken, int):
+        raise TypeError(
+            f"the write() of {_kind(sink)} returned {taken!r}: return None, or how many bytes it took"
+        )
+    if not 0 < taken <= len(data):
+        raise SinkError(
+            f"the sink took {taken} of {len(data)} bytes: it must take at least one, and no more than it was given"
+        )
+    return taken
+
+
+def _hint(obj: object) -> str:
+    if isinstance(obj, str | os.PathLike):
+        return "for a path use open_archive()"
+    return "pass a binary file, a stream, a response, or an object with async write(data)"
+
+
+def _kind(obj: object) -> str:
+    if obj is None:
+        return "None"
+    return f"the class {obj.__qualname__}" if isinstance(obj, type) else type(obj).__qualname__
+
+
+# ── files ──
+
+
+def _wrapped_file(obj: Any) -> Any:
+    """Return the plain file below an aiofiles, anyio or tempfile wrapper, the file itself, or None."""
+    for module, cls, attribute in (
+        ("aiofiles.base", "AsyncBase", "_file"),
+        ("anyio", "AsyncFile", "wrapped"),
+        ("tempfile", "_TemporaryFileWrapper", "file"),
+    ):
+        wrapper = getattr(sys.modules.get(module), cls, None)
+        if wrapper is not None and isinstance(obj, wrapper):
+            return _wrapped_file(getattr(obj, attribute))
+    return obj if isinstance(obj, io.IOBase) else None
+
+
+def _file_sink(file: Any) -> Sink:
+    if isinstance(file, io.TextIOBase) or hasattr(file, "encoding"):  # a SpooledTemporaryFile of text has it
+        raise TypeError("cannot write to a text file: open it in binary mode, or pass its .buffer")
+    if not file.writable():
+        raise TypeError("cannot write to a file that is open for reading: open it with 'wb'")
+    raw = getattr(file, "raw", file)
+    if isinstance(raw, io.FileIO):
+        return descriptor_sink(raw.fileno(), flush=file.flush)
+    if isinstance(raw, socket.SocketIO | io.BufferedRWPair):  # the second is makefile("rwb")
+        raise TypeError("cannot write to the file of a socket: use asyncio.open_connection(sock=…)")
+    if type(file) is io.BytesIO and file.tell() >= len(file.getbuffer()):
+        return BytesIOSink(file)
+    fd = _descriptor_below(file)
+    if fd is not None and _waits(fd):
+        raise TypeError(
+            f"cannot write to a {_kind(file)} that ends in a pipe, socket or device: a thread would wait in it, and a "
+            "cancel for the thread; pass the pipe itself, or an async def that makes of the bytes what you want"
+        )
+    return BlockingSink(file)
+
+
+def _descriptor_below(file: Any) -> int | None:
+    """Return the descriptor that a file object writes to in the end; None where it has none, or does not tell.
+
+    ``GzipFile`` and its like tell it, a member of a ``ZipFile`` is asked for what it writes to.
+    """
+    spooled = getattr(sys.modules.get("tempfile"), "SpooledTemporaryFile", None)
+    for _ in range(_MAX_WRAPPERS):
+        if spooled is not None and isinstance(file, spooled):
+            return None  # asking it would move it to the disk
+        try:
+            return int(file.fileno())
+        except (AttributeError, OSError, TypeError, ValueError):
+            below = [getattr(file, name, None) for name in ("fileobj", "_fileobj", "fp")]
+            file = next((each for each in below if each is not None), None)
+    return None
+
+
+def descriptor_sink(
+    fd: int, *, flush: Callable[[], None] | None = None, file: OpenFile | None = None
+) -> Sink:
+    """Return the sink of an open descriptor, by what it is.
+
+    Args:
+        fd: The descriptor; it stays the caller's.
+        flush: Writes what a buffer above it holds; what the caller wrote before comes first.
+        file: The same descriptor, where it is one of ours.
+    """
+    flush = flush or _nothing
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISREG(mode) and _may_be_cut(fd):
+        return (PatchableFileSink if _is_readable(fd) else FileSink)(fd, flush=flush, file=file)
+    if _waits(fd):
+        flush()  # as the caller's own next write would; there is nothing in the buffer as a rule
+        return DescriptorSink(fd)
+    # Append mode, a file with bytes behind, /dev/null, block devices: they wait for nobody, and cannot be cut.
+    return PlainDescriptorSink(fd, flush=flush, file=file)
+
+
+def target_sink(file: OpenFile) -> Sink:
+    """Return the sink of a file of ours."""
+    with file as fd:
+        return descriptor_sink(fd, file=file)
+
+
+def _waits(fd: int) -> bool:
+    """Tell whether a write may wait for somebody else: in a pipe, a socket, a terminal, a device that has a queue."""
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(fd):
+        return True
+    if not stat.S_ISCHR(mode) or not hasattr(select, "epoll"):
+        return False
+    with select.epoll() as poll:
+        try:
+            poll.register(fd, select.EPOLLOUT)
+        except PermissionError:  # what has no queue: /dev/null, a tape
+            return False
+    return True
+
+
+def _nothing() -> None:
+    """Flush where there is no buffer."""
+
+
+def _flags(fd: int) -> int:
+    import fcntl  # noqa: PLC0415 - not on Windows
+
+    return fcntl.fcntl(fd, fcntl.F_GETFL)
+
+
+def _may_be_cut(fd: int) -> bool:
+    """Tell whether what is written can be taken back: not in append mode, nor over bytes that are there already."""
+    return not _flags(fd) & os.O_APPEND and os.lseek(fd, 0, os.SEEK_CUR) >= os.fstat(fd).st_size
+
+
+def _is_readable(fd: int) -> bool:
+    # A file that is open for writing only can be opened anew on Linux.
+    return _flags(fd) & os.O_ACCMODE == os.O_RDWR or os.access(reopening_path(fd), os.R_OK)
+
+
+class ThreadSink(Adapter):
+    """A sink that writes in a thread of its own, which it has while it works."""
+
+    def __init__(self) -> None:
+        self.worker: Worker = Worker("aiodockersave-file")
+
+    @contextlib.contextmanager
+    def hold(self) -> Generator[None, None, None]:
+        """Keep nothing; see to it that the thread writes no more when the block is left, however that is."""
+        try:
+            yield
+        except (GeneratorExit, KeyboardInterrupt, SystemExit):
+            # The caller may close what is written to now, and the number of its descriptor be another file's.
+            self.worker.finish()
+            raise
+
+
+class OwnDescriptorSink(ThreadSink):
+    """A file of the caller's by its descriptor, of which the thread has one of its own.
+
+    The caller may close his while the thread still writes, where the loop was closed under a call and nobody has told it:
+    then the number would be another file's.
+    """
+
+    def __init__(
+        self, fd: int, *, flush: Callable[[], None] = _nothing, file: OpenFile | None = None
+    ) -> None:
+        super().__init__()
+        self._fd = fd
+        self._flush = flush
+        self._is_given = file is not None
+        self._file = file
+
+    @contextlib.contextmanager
+    def hold(self) -> Generator[None, None, None]:
+        """Keep a descriptor of our own; it is closed behind the last use."""
+        if self._is_given:
+            with super().hold():
+                yield
+            return
+        file = self._file = OpenFile(os.dup(self._fd))
+        try:
+            with super().hold():
+                yield
+        finally:
+            # Where it is left by an interrupt it stays, closed: what the thread has still to do must fail.
+            file.close()
+        self._file = None
+
+    @contextlib.contextmanager
+    def _opened(self) -> Generator[int, None, None]:
+        """Give the descriptor; outside of :meth:`hold` one for the time of the block."""
+        if self._file is not None:
+            with self._file as fd:
+                yield fd
+        else:
+            fd = os.dup(self._fd)
+            try:
+                yield fd
+            finally:
+                os.close(fd)
+
+    async def write(self, data: bytes, /) -> int | None:
+        """Write ``data``. A cancel is raised when the write has ended."""
+        return await self.worker.run(self._write, data)
+
+    @abc.abstractmethod
+    def _write(self, data: bytes) -> int | None:
+        """Write ``data``, in the thread."""
+
+
+class FileSink(OwnDescriptorSink):
+    """A regular file, from where it stands on; rewinds."""
+
+    def __init__(
+        self, fd: int, *, flush: Callable[[], None] = _nothing, file: OpenFile | None = None
+    ) -> None:
+        super().__init__(fd, flush=flush, file=file)
+        self._start: int | None = None
+
+    def _write(self, data: bytes) -> None:
+        with self._opened() as fd:
+            self._begin(fd)
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+
+    def _begin(self, fd: int) -> int:
+        """Return where the archive starts: behind what the caller has written, so it is asked late, in the thread."""
+        if self._start is None:
+            self._flush()
+            self._start = os.lseek(fd, 0, os.SEEK_CUR)
+        return self._start
+
+    def rewind(self, position: int, /) -> None:
+        """Cut the file at ``position``."""
+        if self._start is None:
+            return  # nothing was written, perhaps because the caller's own buffer could not be
+        with self._opened() as fd:
+            os.ftruncate(fd, self._begin(fd) + position)
+            os.lseek(fd, self._begin(fd) + position, os.SEEK_SET)
+
+
+class PatchableFileSink(FileSink):
+    """A regular file whose earlier bytes can be read: patches too, and copies within itself."""
+
+    def patch(self, position: int, data: bytes, /) -> None:
+        """Write over earlier bytes."""
+        view = memoryview(data)
+        with self._opened() as fd:
+            position += self._begin(fd)
+            while view:
+                written = os.pwrite(fd, view, position)
+                view = view[written:]
+                position += written
+
+    def read(self, position: int, size: int, /) -> bytes:
+        """Read back earlier bytes."""
+        with self._opened() as own:
+            position += self._begin(own)
+            try:
+                return os.pread(own, size, position)
+            except OSError as exc:
+                if exc.errno != errno.EBADF:  # it is open for writing only
+                    raise
+            fd = os.open(reopening_path(own), os.O_RDONLY)
+            try:
+                return os.pread(fd, size, position)
+            finally:
+                os.close(fd)
+
+    def move(self, source: int, target: int, size: int, /) -> None:
+        """Copy bytes within the file, to a place further behind; the two may overlap."""
+        # Behind the archive the file may have bytes of the caller, so its end says nothing.
+        with self._opened() as fd:
+            end = max(os.lseek(fd, 0, os.SEEK_CUR), self._begin(fd) + target + size)
+        while size:
+            step = min(size, _MOVE_SIZE)
+            size -= step
+            data = self.read(source + size, step)
+            if len(data) != step:
+                raise SinkError(
+                    f"the file is shorter than what was written to it, at byte {source + size + len(data)}"
+                )
+            self.patch(target + size, data)
+        with self._opened() as fd:
+            os.lseek(fd, end, os.SEEK_SET)
+
+
+class PlainDescriptorSink(OwnDescriptorSink):
+    """A descriptor that waits for nobody and cannot be cut: append mode, bytes behind, /dev/null, a block device."""
+
+    def _write(self, data: bytes) -> int:
+        self._flush()
+        with self._opened() as fd:
+            return os.write(fd, data)
+
+
+class BytesIOSink(Adapter):
+    """An ``io.BytesIO``, from its end on; rewinds."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        self._file = file
+        self._start = file.tell()
+
+    async def write(self, data: bytes, /) -> None:
+        """Add ``data``. Never waits, so no cancel comes in."""
+        self._file.write(data)
+
+    def rewind(self, position: int, /) -> None:
+        """Cut it at ``position``."""
+        self._file.seek(self._start + position)
+        self._file.truncate()
+
+
+class BlockingSink(ThreadSink):
+    """A file object that writes at once or to a regular file, in a thread: ``GzipFile``."""
+
+    def __init__(self, file: Any) -> None:
+        super().__init__()
+        self._write = file.write
+
+    async def write(self, data: bytes, /) -> int | None:
+        """Write ``data``. A cancel is raised when the write has ended."""
+        taken: int | None = await self.worker.run(self._write, data)
+        return taken
+
+
+# ── streams ──
+
+
+class StreamWriterSink(Adapter):
+    """``asyncio.StreamWriter``: waits for room first and hands over then, so that a cancelled wait left nothing."""
+
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self.handed_over = 0
+        self._writer = writer
+
+    async def write(self, data: bytes, /) -> None:
+        """Wait for room, then hand ``data`` over. A cancel comes in the wait, before anything is handed over."""
+        await self.flush()
+        self._writer.write(data)
+        self.handed_over += len(data)
+
+    async def flush(self) -> None:
+        """Wait until there is room again.
+
+        Raises:
+            ConnectionError: The other side has left.
+
+        Cancel: nothing is lost; what was handed over goes on.
+        """
+        if self._writer.transport.is_closing():
+            raise ConnectionResetError(errno.ECONNRESET, "the other side has left")
+        await self._writer.drain()
+
+
+class ResponseSink(Adapter):
+    """aiohttp's ``StreamResponse``, prepared by the caller.
+
+    Attributes:
+        expected_size: The ``Content-Length`` that the response promises, in bytes, or None. aiohttp would cut off what
+            exceeds it, and leave the client waiting for what lacks.
+    """
+
+    def __init__(self, response: Any) -> None:
+        self.expected_size = response.content_length
+        self._response = response
+        self._sent = 0
+
+    async def write(self, data: bytes, /) -> None:
+        """Hand ``data`` over, then wait for room. A cancel comes when all was handed over.
+
+        Raises:
+            SinkError: The response has promised less; nothing was handed over.
+        """
+        if self.expected_size is not None and self._sent + len(data) > self.expected_size:
+            raise SinkError(
+                f"the archive is larger than the {self.expected_size} bytes that the response promises"
+            )
+        self._sent += len(data)
+        await self._response.write(data)
+
+
+class CallableSink(Adapter):
+    """An ``async def`` that takes bytes: the caller's own function, a stream's ``send``."""
+
+    def __init__(self, write: Callable[[bytes], Awaitable[Any]]) -> None:
+        self._write = write
+
+    async def write(self, data: bytes, /) -> Any:
+        """Call it with ``data``.
+
+        Cancel: the function has seen it; how much it took is not known.
+        """
+        return await self._write(bytes(data))

@@ -1,0 +1,379 @@
+"""The file of an archive by its path: a file beside the target that replaces it when it is whole.
+
+::
+
+    open    .NAME.<8 hex>.tmp beside the target (O_EXCL, O_NOFOLLOW)
+            or .NAME.<16 hex of the ETag>.part, which may be there: a part file
+    lock    it, and remove temporary files that nobody has locked: whoever wrote them was killed
+    sync    length compared, fsync          ┐ an error here is final: the kernel has dropped the pages
+    publish mode, rename over the target    │ from here on the file stays
+            fsync of the directory          ┘
+    close   unlink, but a part file that is kept
+
+All of it happens below one descriptor of the directory, so a parent that is swapped meanwhile changes nothing. A
+symbolic link's target is replaced, not the link. What is no regular file is written into, and never replaced. What a stranger
+may have prepared on the way is refused, see :mod:`.path`.
+
+Until it is published the file is private. Then it has the old file's mode, if that was one's own, as far as it means the same
+people; or an ordinary new file's.
+
+All methods block. :func:`opened` and :func:`open_stream` do not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Callable
+
+from aiodockersave._aio import Worker, running_task, wait_out
+from aiodockersave.blobs.open_file import OpenFile
+from aiodockersave.blobs.space import Space
+from aiodockersave.core.errors import InsufficientSpaceError, InvalidInputError, PartFileError, SinkError
+
+from .part_file import open_part, part_name
+from .path import Spot, find
+from .temporary import PRIVATE, is_still, mode_of_new, named_by_acl, open_temporary, remove_stale
+
+_FIFO_POLL = 0.02
+_MODES = 0o777
+"""The bits of an old file's mode that are kept: none that lets whoever runs it be somebody else."""
+
+
+class Target:
+    """One path that an archive is written to.
+
+    Attributes:
+        file: What is written to, once :meth:`open` has returned; None for what has to be opened by :func:`open_stream`.
+        published: Whether the archive is under its name.
+        sync_failed: Whether the disk refused bytes: nothing may be called whole any more.
+        left: The part file that :meth:`close` has left, so that another save can go on with it; None for none.
+
+    Args:
+        path: The target.
+        fsync: Whether file and directory are brought to the disk.
+        etag: The ETag of the archive's plan, for a part file instead of a temporary one; None for none.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, fsync: bool, etag: str | None = None) -> None:
+        self.path = os.fsdecode(path)
+        self.file: OpenFile | None = None
+        self.published = False
+        self.sync_failed = False
+        self.left: str | None = None
+        self._fsync = fsync
+        self._etag = etag
+        self._spot: Spot | None = None
+        self._directory: OpenFile | None = None
+        self._temporary: str | None = None
+        self._mode: int | None = None
+
+    def open(self) -> None:
+        """Make the temporary file, or open what is no regular file.
+
+        Raises:
+            PermissionError: A stranger has prepared something on the path, or what is there may not be replaced.
+            OSError: The directory is missing or cannot be written to, or the path is a directory.
+        """
+        try:
+            self._spot = spot = find(self.path)
+            if spot.there is None or stat.S_ISREG(spot.there.st_mode):
+                self._open_beside(spot)
+            elif self._etag is not None:
+                raise InvalidInputError(
+                    f"{self.path!r:.300} is no regular file: nothing of it could be kept to go on"
+                )
+            elif not stat.S_ISFIFO(spot.there.st_mode):
+                self.file = OpenFile(spot.open(os.O_WRONLY | os.O_NOCTTY))
+        except BaseException:
+            self.close()
+            raise
+
+    def open_fifo(self) -> int:
+        """Open a FIFO for writing, without waiting for its reader.
+
+        Raises:
+            OSError: Nobody reads it yet (ENXIO), or it cannot be opened.
+        """
+        if self._spot is None:
+            raise AssertionError("the target is not open")
+        return self._spot.open(os.O_WRONLY | os.O_NONBLOCK)
+
+    @property
+    def is_file(self) -> bool:
+        """Whether, once it is open, it is a file beside the target."""
+        return self._temporary is not None
+
+    def _open_beside(self, spot: Spot) -> None:
+        try:
+            directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=spot.directory)
+        except OSError as exc:
+            exc.filename = spot.folder
+            raise
+        self._directory = OpenFile(directory)
+        _check_replaceable(spot, os.fstat(directory))
+        try:
+            old = _old_to_follow(spot)
+            mode = None if old is not None else mode_of_new(directory, spot.name)
+            if self._etag is None:
+                fd, self._temporary = open_temporary(directory, spot.name)
+            else:
+                name = part_name(spot.name, self._etag)
+                fd = open_part(directory, name, spot.name, folder=spot.folder)
+                self._temporary = name
+            self.file = OpenFile(fd)
+        except OSError as exc:
+            if isinstance(exc.filename, str):
+                exc.filename = os.path.join(spot.folder, exc.filename)
+            raise
+        if mode is None and old is not None:
+            mode = _mode_as(old, spot, fd)
+        there = os.fstat(fd)
+        # A file system without modes shows others than it was asked for, and may refuse any.
+        self._mode = mode if not stat.S_IMODE(there.st_mode) & ~PRIVATE else None
+        with contextlib.suppress(OSError):  # what cannot be listed stays
+            remove_stale(directory, spot.name, fd)
+
+    @property
+    def _beside(self) -> str:
+        """The path of the file beside the target."""
+        if self._spot is None or self._temporary is None:
+            raise AssertionError("the target is not open")
+        return os.path.join(self._spot.folder, self._temporary)
+
+    def check_space(self, size: int) -> None:
+        """Look whether a file of ``size`` bytes has room where it is to be.
+
+        Raises:
+            InsufficientSpaceError: It has not.
+            PartFileError: What is there is longer: no save of this archive has left it.
+        """
+        if self.file is not None and self._temporary is not None:
+            with self.file as fd:
+                file, there = os.fstat(fd), os.fstatvfs(fd)
+            if file.st_size > size:
+                raise PartFileError(
+                    self._beside, f"it is longer than the archive will be, {size} bytes; remove it"
+                )
+            available = there.f_bavail * there.f_frsize
+            needed = size - file.st_blocks * 512  # POSIX counts in these, whatever the file system
+            if there.f_blocks and needed > available:  # some file systems say nothing of themselves
+                raise InsufficientSpaceError(self.path, needed, available)
+
+    def space(self) -> Space | None:
+        """Return the room for a file that grows, once it is open; None for what is no file beside the target."""
+        file = self.file
+        if file is None or self._temporary is None:
+            return None
+        return Space(lambda: _look_at_space(file), self.path)
+
+    def sync(self, size: int) -> None:
+        """Bring the bytes to the disk.
+
+        Raises:
+            OSError: The disk refused some. It must not be asked again: it would say yes.
+            SinkError: The file has another size than what was written to it.
+        """
+        if self._temporary is None or self.file is None:
+            return
+        with self.file as fd:
+            actual = os.fstat(fd).st_size
+        if actual != size:
+            raise SinkError(f"{self.path} has {actual} bytes on disk, but {size} were written")
+        if self._fsync:
+            self._sync(os.fsync)
+
+    def sync_portion(self) -> None:
+        """Bring to the disk what was written until now; errors as :meth:`sync`."""
+        if not self.sync_failed:
+            self._sync(os.fdatasync)
+
+    def _sync(self, call: Callable[[int], None]) -> None:
+        if self.file is None:
+            raise AssertionError("the target is not open")
+        with self.file as fd:
+            try:
+                call(fd)
+            except OSError:
+                self.sync_failed = True
+                raise
+
+    def publish(self) -> None:
+        """Put the file under its name; ``published`` says whether that was done, also where this raises."""
+        if self._temporary is None:
+            self.published = True
+            return
+        spot = self._spot
+        if spot is None or self._directory is None or self.file is None:
+            raise AssertionError("the target is not open")
+        with self.file as fd, self._directory as directory:
+            self._check_still(fd, directory, self._temporary)
+            self._set_mode(fd, self._mode)
+            try:
+                os.replace(self._temporary, spot.name, src_dir_fd=directory, dst_dir_fd=directory)
+            except OSError as exc:
+                with contextlib.suppress(OSError):
+                    self._set_mode(fd, PRIVATE)
+                raise OSError(exc.errno, exc.strerror, spot.path) from exc  # not that of the temporary file
+            self.published = True
+            self._temporary = None
+            if self._fsync:
+                os.fsync(directory)
+
+    def _check_still(self, fd: int, directory: int, name: str) -> None:
+        """Look whether the name is still that of the file: what is put under the target's name must be ours."""
+        if is_still(fd, directory, name):
+            return
+        if self._etag is None:
+            raise FileNotFoundError(
+                errno.ENOENT, "somebody has removed or replaced it meanwhile; save once more", self._beside
+            )
+        raise PartFileError(self._beside, "somebody has removed or replaced it meanwhile; save once more")
+
+    def _set_mode(self, fd: int, mode: int | None) -> None:
+        # Just before the rename: what is unfinished stays private, also where the disk takes long, or a kill comes between.
+        if mode is not None and self._mode is not None:
+            os.fchmod(fd, mode)
+
+    def close(self) -> None:
+        """Close what is open, and remove the temporary file unless it was published, or is a part file to keep."""
+        file, self.file = self.file, None
+        spot, self._spot = self._spot, None
+        directory, self._directory = self._directory, None
+        temporary, self._temporary = self._temporary, None
+        with contextlib.ExitStack() as stack:
+            if spot is not None:
+                stack.callback(spot.close)
+            if directory is not None:
+                stack.callback(directory.close)
+            if file is not None:
+                stack.callback(file.close)  # which unlocks it, when no thread works on it any more
+                if spot is not None and directory is not None and temporary is not None:
+                    fd = stack.enter_context(file)
+                    self._leave(fd, stack.enter_context(directory), temporary, spot.folder)
+
+    def __del__(self) -> None:
+        """Close it where an interrupt has kept its owner from that: a signal handler may raise between any two lines."""
+        with contextlib.suppress(OSError, AttributeError):  # the interrupt may have come while it was made
+            self.close()
+
+    def _leave(self, fd: int, directory: int, name: str, folder: str) -> None:
+        """Remove the file beside the target, unless it is a part file that another save can go on with."""
+        if not is_still(fd, directory, name):
+            return  # somebody has removed it, and another save may have begun one
+        # What the disk refused may be missing, while its pages still show it.
+        if self._etag is not None and not self.sync_failed and os.fstat(fd).st_size > 0:
+            self.left = os.path.join(folder, name)
+            return
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=directory)
+
+
+def _look_at_space(file: OpenFile) -> os.statvfs_result:
+    with file as fd:
+        return os.fstatvfs(fd)
+
+
+def _check_replaceable(spot: Spot, directory: os.stat_result) -> None:
+    """Look whether a sticky directory lets us replace what is there, which would else be known at the end.
+
+    Raises:
+        PermissionError: It does not.
+    """
+    users = {0, directory.st_uid, spot.there.st_uid if spot.there is not None else os.geteuid()}
+    if directory.st_mode & stat.S_ISVTX and os.geteuid() not in users:
+        raise PermissionError(
+            errno.EPERM,
+            "it is another user's, and only he can replace it in this directory; write to another name or place",
+            spot.path,
+        )
+
+
+def _old_to_follow(spot: Spot) -> os.stat_result | None:
+    """Return the old file whose mode the new one follows; None where it says nothing of what its owner wants.
+
+    That is one that another user has chosen, or may have: where others may write, a second name can be their doing.
+    """
+    old = spot.there
+    if old is None or old.st_uid != os.geteuid() or (old.st_nlink > 1 and spot.is_shared):
+        return None
+    return old
+
+
+def _mode_as(old: os.stat_result, spot: Spot, fd: int) -> int:
+    """Return the mode of an old file, as far as it means the same of the new one: nobody gets more than he had.
+
+    Permissions of a group are for that group alone, and its members are among all others where the new file has another
+    one. An access control list is not kept; where the two files have others, the mode is left with the owner's part.
+    """
+    mode = stat.S_IMODE(old.st_mode) & _MODES
+    if named_by_acl(spot.directory, spot.name) != named_by_acl(fd):
+        return mode & stat.S_IRWXU
+    if old.st_gid != os.fstat(fd).st_gid:
+        forbidden = ~mode >> 3 & stat.S_IRWXO
+        return mode & ~(stat.S_IRWXG | forbidden)
+    return mode
+
+
+async def open_stream(target: Target) -> OpenFile:
+    """Return what is written to; a FIFO is opened here, once somebody reads it. A cancel leaves nothing open."""
+    while target.file is None:
+        try:
+            target.file = OpenFile(target.open_fifo())
+        except OSError as exc:
+            if exc.errno != errno.ENXIO:
+                raise
+            await asyncio.sleep(_FIFO_POLL)
+    return target.file
+
+
+class opened:  # noqa: N801 - read as what the target is
+    """Open a target, and close it at the end, whatever happens. An exception has a note of the part file that is left."""
+
+    # No async generator: up to Python 3.12 one that waits is not told that its coroutine is closed.
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._worker = Worker("aiodockersave-file")
+
+    async def __aenter__(self) -> Target:
+        running_task()
+        try:
+            await self._worker.run(self._target.open)
+        except BaseException as exc:
+            await self._close_for(exc)
+            raise
+        return self._target
+
+    async def __aexit__(self, _: object, fault: BaseException | None, __: object) -> None:
+        await self._close_for(fault)
+
+    async def _close_for(self, fault: BaseException | None) -> None:
+        if isinstance(fault, GeneratorExit):  # the coroutine is being closed: nothing can be awaited any more
+            self._worker.leave(self._target.close)  # at once, unless it is being opened
+            return
+        try:
+            closed = self._worker.submit_always(self._target.close)
+        except RuntimeError:  # nor where no loop runs any more, and another fault has come in between
+            self._worker.leave(self._target.close)
+            return
+        try:
+            await wait_out(closed)
+        except OSError as error:
+            if fault is None:
+                raise
+            fault.add_note(f"while cleaning up: {error}")
+        except asyncio.CancelledError as again:
+            self._note_what_is_left(again)
+            raise
+        self._note_what_is_left(fault)
+
+    def _note_what_is_left(self, fault: BaseException | None) -> None:
+        left = self._target.left
+        if left is not None and fault is not None and not isinstance(fault, PartFileError):
+            fault.add_note(
+                f"what was received is kept in {left}; the same save with --resume goes on from there"
+            )

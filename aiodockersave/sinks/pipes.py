@@ -1,0 +1,128 @@
+"""Pipes, FIFOs, sockets and terminals, written by the loop without blocking.
+
+The idea to know first: whether an open file blocks is a matter of all who have it open, so it is not changed where
+there is another way. A pipe or terminal is opened anew, through ``/proc``; a socket is asked call by call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import functools
+import os
+import socket
+import stat
+from collections.abc import Callable, Generator
+
+from .protocol import Adapter
+
+_MASTER = os.makedev(5, 2)
+"""The device /dev/ptmx, of which Linux makes the masters of its terminals."""
+
+
+def reopening_path(fd: int) -> str:
+    """Return the path by which Linux opens anew what a descriptor has open."""
+    return f"/proc/self/fd/{fd}"
+
+
+class DescriptorSink(Adapter):
+    """A pipe, FIFO, socket or terminal, written without blocking while it is held."""
+
+    def __init__(self, fd: int) -> None:
+        self.handed_over = 0
+        self._fd = fd
+        self._send: Callable[[memoryview], int] | None = None
+        self._waiting_fd = fd
+
+    @contextlib.contextmanager
+    def hold(self) -> Generator[None, None, None]:
+        """Keep the descriptor ready for writes without blocking."""
+        with contextlib.ExitStack() as stack:
+            self._waiting_fd, self._send = _nonblocking(self._fd, stack)
+            try:
+                yield
+            finally:
+                self._send = None
+
+    async def write(self, data: bytes, /) -> None:
+        """Write all of ``data``. A cancel stops it where it waits for room."""
+        if self._send is None:
+            with self.hold():
+                return await self.write(data)
+        view = memoryview(data)
+        while view:
+            try:
+                written = self._send(view)
+            except BlockingIOError:
+                await _writable(self._waiting_fd)
+            else:
+                self.handed_over += written
+                view = view[written:]
+        return None
+
+
+def _nonblocking(fd: int, stack: contextlib.ExitStack) -> tuple[int, Callable[[memoryview], int]]:
+    """Return a descriptor to wait on and a call that writes what there is room for.
+
+    O_NONBLOCK belongs to the open file, which other processes share: a shell's terminal, the other end of a pipeline.
+    So a file is opened anew, and a socket is asked call by call.
+    """
+    if stat.S_ISSOCK(os.fstat(fd).st_mode):
+        sock = stack.enter_context(_without_timeout(fd))
+        return sock.fileno(), functools.partial(_send_now, sock)
+    if not os.get_blocking(fd):
+        return fd, functools.partial(os.write, fd)
+    own = _open_anew(fd)
+    if own is None:
+        os.set_blocking(fd, False)
+        stack.callback(os.set_blocking, fd, True)
+        return fd, functools.partial(os.write, fd)
+    stack.callback(os.close, own)
+    return own, functools.partial(os.write, own)
+
+
+def _without_timeout(fd: int) -> socket.socket:
+    """Return a socket of its own for what ``fd`` has open.
+
+    A default time-out (``socket.setdefaulttimeout``) would make each call wait, here on the loop, and is set on what is
+    shared: so it is taken away, and what is shared is put back as it was.
+    """
+    is_blocking = os.get_blocking(fd)
+    sock = socket.socket(fileno=os.dup(fd))
+    sock.settimeout(None)
+    os.set_blocking(fd, is_blocking)
+    return sock
+
+
+def _send_now(sock: socket.socket, view: memoryview) -> int:
+    return sock.send(view, socket.MSG_DONTWAIT)
+
+
+def _open_anew(fd: int) -> int | None:
+    """Return another descriptor of a pipe or terminal, without blocking; None where it cannot be had.
+
+    That is where there is no Linux, where the pipe is another user's (``sudo -u``), and for a terminal's master.
+    """
+    there = os.fstat(fd)
+    # Each opening of a terminal's master makes a new terminal; another device may allow only one.
+    if there.st_rdev == _MASTER or (stat.S_ISCHR(there.st_mode) and not os.isatty(fd)):
+        return None
+    try:
+        return os.open(reopening_path(fd), os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except (FileNotFoundError, PermissionError):
+        return None
+    except OSError as exc:
+        if exc.errno == errno.ENXIO:  # nobody reads the pipe
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) from None
+        raise
+
+
+async def _writable(fd: int) -> None:
+    loop = asyncio.get_running_loop()
+    event = asyncio.Event()
+    loop.add_writer(fd, event.set)
+    try:
+        await event.wait()
+    finally:
+        loop.remove_writer(fd)

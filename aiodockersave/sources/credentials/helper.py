@@ -1,0 +1,220 @@
+"""Ask a credential helper: a program ``docker-credential-NAME`` that speaks for a store of passwords.
+
+::
+
+    docker-credential-NAME get      standard input:   the server, as the store knows it
+                                    standard output:  {"ServerURL": …, "Username": …, "Secret": …}, exit 0
+                                                      credentials not found in native keychain, exit 1
+
+That is docker-credential-helpers' protocol. A helper is somebody else's program: it is found on the PATH by a
+checked name, what it says is bounded, and it runs in a session of its own that is killed as a whole when it hangs
+or when nobody waits for it any more. Its messages are not repeated, because they may hold what is secret.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
+
+from aiodockersave._aio import Worker, wait_out
+from aiodockersave.core import gojson
+from aiodockersave.core.errors import InvalidDocumentError
+from aiodockersave.core.text import cut, one_line
+from aiodockersave.sources.regular_file import is_text
+
+__all__ = ["HelperAnswer", "HelperError", "ask_helper"]
+
+MAX_ANSWER = 1 << 20
+"""Bytes of an answer; real ones have a few thousand, most of them a token."""
+
+_NAME = re.compile("[A-Za-z0-9._-]+")
+_NOT_FOUND: Final = b"credentials not found in native keychain"
+
+
+class HelperError(Exception):
+    """A helper gave no answer that can be used; ``str()`` says why, in words of ours alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class HelperAnswer:
+    """The credentials that a helper has for a server."""
+
+    username: str
+    secret: str = field(repr=False)
+
+
+async def ask_helper(
+    name: str, server: str, *, environ: Mapping[str, str], time_limit: float
+) -> HelperAnswer | None:
+    """Ask the helper ``NAME`` for the credentials of a server.
+
+    Args:
+        name: What follows ``docker-credential-``.
+        server: The server as the store knows it.
+        environ: The helper's environment; it is searched for on this PATH.
+        time_limit: Seconds that it may take.
+
+    Returns:
+        What it has, or None if it has nothing.
+
+    Raises:
+        HelperError: It is missing, fails, hangs, or answers something else.
+
+    Cancel: the helper is killed and gone when the cancel is raised.
+    """
+    program = await Worker("aiodockersave-helper").run(_find_program, name, environ.get("PATH", ""))
+    status, output = await _converse(program, server.encode(), environ, time_limit)
+    return await Worker("aiodockersave-helper").run(_read_answer, status, output)
+
+
+def _find_program(name: str, search: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise HelperError("its name is made of other characters than letters, digits, '.', '_' and '-'")
+    # As Go's exec.LookPath: what lies in the current directory is not run because it lies there.
+    folders = os.pathsep.join(folder for folder in search.split(os.pathsep) if os.path.isabs(folder))
+    program = shutil.which(f"docker-credential-{name}", path=folders)
+    if program is None:
+        raise HelperError("there is no such program on the PATH")
+    return program
+
+
+# ── the program ──
+
+
+class _Conversation(asyncio.SubprocessProtocol):
+    """Collects what the program says. What is too much is read too, and dropped: a full pipe would hold its end up."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.output = bytearray()
+        self.is_too_long = False
+        self.decided: asyncio.Future[None] = loop.create_future()
+        """Done when there is nothing more to wait for."""
+        self.gone: asyncio.Future[None] = loop.create_future()
+        """Done when the program is reaped and its pipes are closed."""
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:  # noqa: ARG002 - only standard output is a pipe
+        if len(self.output) + len(data) <= MAX_ANSWER:
+            self.output += data
+        else:
+            self.is_too_long = True
+            self._decide()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - how it ended says the exit status
+        self._decide()
+        self.gone.set_result(None)
+
+    def _decide(self) -> None:
+        if not self.decided.done():
+            self.decided.set_result(None)
+
+
+_Started: TypeAlias = tuple[asyncio.SubprocessTransport, _Conversation]
+
+
+async def _converse(
+    program: str, question: bytes, environ: Mapping[str, str], time_limit: float
+) -> tuple[int, bytes]:
+    """Run the program to its end; return its exit status and its output."""
+    conversation = _Conversation()
+    loop = asyncio.get_running_loop()
+    # A task of its own, which ends by itself: what a cancel interrupts here, asyncio kills without its children, and
+    # leaves half way at the next cancel.
+    starting = loop.create_task(
+        loop.subprocess_exec(
+            lambda: conversation,
+            program,
+            "get",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+            env=dict(environ),
+            start_new_session=True,  # its children go with it, and the terminal's Ctrl-C is ours to handle
+        )
+    )
+    try:
+        transport, _ = await wait_out(starting)
+        _say(transport, question)
+        await asyncio.wait([conversation.decided], timeout=time_limit)
+        is_silent = not conversation.decided.done()
+    except GeneratorExit:  # the coroutine is being closed: nothing can be awaited any more
+        starting.add_done_callback(lambda _: _kill(starting, conversation))
+        raise
+    except OSError as error:
+        await _end(starting, conversation)
+        raise HelperError(f"it cannot be started: {error.strerror}") from None
+    except BaseException:
+        if not starting.done():  # an interrupt, by a signal handler; a cancel has waited
+            await asyncio.wait([starting])
+        await _end(starting, conversation)
+        raise
+    else:
+        await _end(starting, conversation)
+    if is_silent:
+        raise HelperError(f"it does not answer within {time_limit:g} s")
+    if conversation.is_too_long:
+        raise HelperError(f"it answers with more than {MAX_ANSWER} bytes")
+    status = transport.get_returncode()
+    assert status is not None, "it is gone"  # noqa: S101
+    return status, bytes(conversation.output)
+
+
+async def _end(starting: asyncio.Task[_Started], conversation: _Conversation) -> None:
+    """Kill what is left of a program, and wait until it is gone."""
+    if _kill(starting, conversation):
+        await wait_out(conversation.gone)
+
+
+def _kill(starting: asyncio.Task[_Started], conversation: _Conversation) -> bool:
+    """Kill what is left of a program; tell whether there was one."""
+    if starting.cancelled() or starting.exception() is not None:
+        return False
+    transport, _ = starting.result()
+    if not conversation.gone.done():
+        # Whoever holds its output open is of its session, so that the number is still this one's.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(transport.get_pid(), signal.SIGKILL)
+    transport.close()
+    return True
+
+
+def _say(transport: asyncio.SubprocessTransport, question: bytes) -> None:
+    pipe = transport.get_pipe_transport(0)
+    assert isinstance(pipe, asyncio.WriteTransport), "standard input is a pipe"  # noqa: S101
+    pipe.write(question)
+    pipe.close()  # after what was written
+
+
+# ── the answer ──
+
+
+def _read_answer(status: int, output: bytes) -> HelperAnswer | None:
+    if status != 0:
+        if output.strip() == _NOT_FOUND:
+            return None
+        how = f"exit status {status}" if status > 0 else f"signal {-status}"
+        raise HelperError(f"it fails with {how}")
+    try:
+        answer = gojson.parse(output, "a credential helper's answer")
+    except InvalidDocumentError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise HelperError("it answers something that is no JSON object")
+    # Go reads names whatever their case, so helpers exist that write them in lower case.
+    fields = {gojson.fold(name): value for name, value in answer.items()}
+    username, secret = fields.get("username", ""), fields.get("secret", "")
+    if not (is_text(username) and is_text(secret)):
+        raise HelperError("its Username or Secret is no text")
+    return HelperAnswer(username, secret) if username or secret else None
+
+
+def described(name: str) -> str:
+    """Return a helper's program as it may stand in a message."""
+    return cut(one_line(f"docker-credential-{name}"), 100)

@@ -1,0 +1,237 @@
+"""The credentials that Docker and podman keep: they tell a registry who we are.
+
+They are looked for in these files, in this order, as podman does (containers-auth.json(5)); the first that has
+some for the image decides::
+
+    --authfile, or $REGISTRY_AUTH_FILE          if given, this one alone
+    $XDG_RUNTIME_DIR/containers/auth.json       or /run/containers/UID/auth.json
+    $XDG_CONFIG_HOME/containers/auth.json       or ~/.config/containers/auth.json
+    $DOCKER_AUTH_CONFIG                         the JSON itself, as in CI (Docker 28)
+    $DOCKER_CONFIG/config.json                  or ~/.docker/config.json
+    ~/.dockercfg                                what "auths" holds elsewhere, alone
+    /etc/containers/auth.json                   only for root; the first in a systemd unit
+
+In a file, the first of these that has some::
+
+    "credHelpers": {"quay.io": "NAME"}          a helper for this registry; what stands in "auths" is not used then
+    "auths": {"quay.io/team/app": …}            a path, the most specific first (podman)
+    "credsStore": "NAME"                        a helper for all registries (Docker)
+    "auths": {"quay.io": …}                     a registry, in any form that Docker ever wrote: https://quay.io/v1/
+
+A port is part of a registry's name: ``quay.io`` and ``quay.io:443`` are two. Docker Hub is ``docker.io`` to podman
+and ``https://index.docker.io/v1/`` to Docker.
+
+What is wrong with one entry or one helper is said, and the rest is used: an image may be public, or the next file
+may know better. (Docker too goes on without what its helper cannot give, without a word; podman stops. Docker and
+podman both lose a whole file by one entry that is not base64.) A file that cannot be understood at all is an error.
+Nothing secret stands in a message.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final, Protocol, TypeVar, runtime_checkable
+
+from aiodockersave._aio import Worker, running_task
+from aiodockersave.core.errors import InvalidInputError
+from aiodockersave.core.text import one_line, quoted
+
+from .auth_files import AuthFile, Credentials, places
+from .helper import HelperError, ask_helper, described
+
+__all__ = ["CredentialStore", "Credentials", "DockerCredentials", "MappingCredentials", "StaticCredentials"]
+
+T = TypeVar("T")
+
+_HUB: Final = "docker.io"
+_HUB_HOSTS = frozenset({_HUB, "index.docker.io", "registry-1.docker.io"})
+_HUB_SERVER: Final = "https://index.docker.io/v1/"
+"""Docker Hub in Docker's files and stores: the address of an index that is long gone."""
+
+_TOKEN_USER: Final = "<token>"  # noqa: S105 - the name of no user
+"""The username with which a helper says that its secret is an identity token."""
+
+logger = logging.getLogger("aiodockersave")
+
+
+@runtime_checkable
+class CredentialStore(Protocol):
+    """Knows credentials."""
+
+    async def get(self, registry: str, repository: str) -> Credentials | None:
+        """Return the credentials for a repository, or None to be anonymous.
+
+        Args:
+            registry: Host and perhaps port, as in the reference: ``docker.io``, ``localhost:5000``.
+            repository: The path in the registry, such as ``library/alpine``.
+
+        Cancel: nothing goes on, no helper either.
+        """
+        ...
+
+
+# ── what the caller knows ──
+
+
+class StaticCredentials:
+    """One username and password, for every registry that is asked: also for mirrors."""
+
+    def __init__(self, username: str, password: str) -> None:
+        self._credentials = Credentials(username, password)
+
+    async def get(self, registry: str, repository: str) -> Credentials | None:  # noqa: ARG002 - the protocol's
+        """Return them."""
+        return self._credentials
+
+
+class MappingCredentials:
+    """Credentials by registry (``quay.io``) or path (``quay.io/team``), of which the most specific counts."""
+
+    def __init__(self, credentials: Mapping[str, Credentials]) -> None:
+        self._credentials = dict(credentials)
+
+    async def get(self, registry: str, repository: str) -> Credentials | None:
+        """Return those of the repository, of a path above it, or of the registry."""
+        registry = _canonical(registry)
+        return _for_path(self._credentials, registry, repository) or _for_registry(
+            self._credentials, registry
+        )
+
+
+# ── what Docker and podman know ──
+
+
+class DockerCredentials:
+    """The credentials of ``docker login`` and ``podman login``.
+
+    Files are read, and helpers asked, for each call anew: who logs in meanwhile is noticed.
+    """
+
+    def __init__(
+        self,
+        *,
+        authfile: str | os.PathLike[str] | None = None,
+        environ: Mapping[str, str] | None = None,
+        home: str | os.PathLike[str] | None = None,
+        on_warning: Callable[[str], None] = logger.warning,
+        helper_timeout: float = 30.0,
+    ) -> None:
+        """Name what is used; nothing is read yet.
+
+        Args:
+            authfile: The only file that is read; it must be there.
+            environ: The environment, instead of this process's; helpers get it too.
+            home: The home directory, instead of the environment's or the user's.
+            on_warning: Called with what is wrong with an entry, a file or a helper; once for each.
+            helper_timeout: Seconds that a helper may take.
+        """
+        self._authfile = None if authfile is None else os.fspath(authfile)
+        self._environ = os.environ if environ is None else environ
+        self._home = None if home is None else os.fspath(home)
+        self._on_warning = on_warning
+        self._helper_timeout = helper_timeout
+        self._said: set[str] = set()
+
+    async def get(self, registry: str, repository: str) -> Credentials | None:
+        """Return the credentials for a repository, or None if there are none.
+
+        Args:
+            registry: Host and perhaps port, as in the reference: ``docker.io``, ``localhost:5000``.
+            repository: The path in the registry, such as ``library/alpine``.
+
+        Raises:
+            ConfigurationError: A file is no JSON or too large, the named one is missing or cannot be read, or
+                others may read ``/etc/containers/auth.json``.
+
+        Cancel: a file that is being read is read to its end; a helper is killed and gone.
+        """
+        running_task()
+        if not (registry.isascii() and registry.isprintable()) or " " in registry:
+            raise InvalidInputError(f"no name of a registry: {quoted(registry, 200)}")
+        registry = _canonical(registry)
+        worker = Worker("aiodockersave-credentials")
+        with worker.held():
+            for place in await worker.run(places, self._authfile, self._environ, self._home):
+                file = await worker.run(place.read)
+                for fault in file.faults:
+                    self._warn(fault)
+                if found := await self._look_up(file, registry, repository):
+                    logger.debug("credentials for %s: %s", registry, one_line(place.path))
+                    return found
+        return None
+
+    async def _look_up(self, file: AuthFile, registry: str, repository: str) -> Credentials | None:
+        key = _helper_key(file.helpers, registry)
+        if key is not None and file.helpers[key]:
+            return await self._ask(file.helpers[key], key)
+        if found := _for_path(file.entries, registry, repository):
+            return found
+        # An empty helper for a registry takes it out of the store, in Docker.
+        if file.store and key is None:
+            found = await self._ask(file.store, _HUB_SERVER if registry == _HUB else registry)
+        return found or _for_registry(file.entries, registry)
+
+    async def _ask(self, helper: str, server: str) -> Credentials | None:
+        try:
+            answer = await ask_helper(helper, server, environ=self._environ, time_limit=self._helper_timeout)
+        except HelperError as error:
+            self._warn(
+                f"the credential helper {described(helper)} gives nothing for {one_line(server)}: {error}"
+            )
+            return None
+        if answer is None:
+            return None
+        if answer.username == _TOKEN_USER:
+            return Credentials("", "", identity_token=answer.secret)
+        return Credentials(answer.username, answer.secret)
+
+    def _warn(self, message: str) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            self._on_warning(message)
+
+
+# ── keys ──
+
+
+def _canonical(registry: str) -> str:
+    return _HUB if registry in _HUB_HOSTS else registry
+
+
+def _for_path(entries: Mapping[str, T], registry: str, repository: str) -> T | None:
+    """Return the entry of the longest path that leads to the repository."""
+    return next((entries[path] for path in _paths(registry, repository) if path in entries), None)
+
+
+def _paths(registry: str, repository: str) -> Iterator[str]:
+    path = f"{registry}/{repository}"
+    while path != registry:
+        yield path
+        path = path.rpartition("/")[0]
+
+
+def _for_registry(entries: Mapping[str, T], registry: str) -> T | None:
+    """Return the entry of a whole registry: its name, then any other form of it."""
+    if registry in entries:
+        return entries[registry]
+    return next((entry for key, entry in entries.items() if _registry_of(key) == registry), None)
+
+
+def _registry_of(key: str) -> str | None:
+    """Return the registry that a key names as a whole, or None if it names a path in one.
+
+    Docker wrote addresses of its API for years (``https://quay.io/v1/``), also without the scheme.
+    """
+    bare = key.removeprefix("https://").removeprefix("http://")
+    host, _, path = bare.partition("/")
+    is_path = bare == key and path.rstrip("/") not in {"", "v1", "v2"}
+    return None if is_path else _canonical(host)
+
+
+def _helper_key(helpers: Mapping[str, str], registry: str) -> str | None:
+    """Return the key of a registry's helper. Only Docker Hub has more than one form there."""
+    if registry in helpers or registry != _HUB:
+        return registry if registry in helpers else None
+    return next((key for key in helpers if _registry_of(key) == _HUB), None)

@@ -1,0 +1,8 @@
+"""Images in registries (OCI distribution-spec), on aiohttp."""
+
+from .addresses import DialGuard
+from .client import RegistrySource
+from .retry import Retries
+from .timeouts import Timeouts
+
+__all__ = ["DialGuard", "RegistrySource", "Retries", "Timeouts"]

@@ -1,0 +1,415 @@
+"""Logins at a registry: challenges, and the tokens that answer them.
+
+::
+
+    GET /v2/…                          401, WWW-Authenticate: Bearer realm="https://auth.example.com/token",service="…"
+    GET https://auth.example.com/token?service=…&scope=repository:library/alpine:pull     {"token": …, "expires_in": 300}
+    GET /v2/…  Authorization: Bearer …                                                    200
+
+The registry chooses the realm, that is, who is shown the user's password. So a realm is checked before credentials are
+even looked up: https (http only inside this machine), no user information, and an address that the registry may point at.
+Sources: distribution's specification of token authentication; RFC 9110 § 11; CVE-2020-15157 and those after it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import math
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final, NamedTuple
+from urllib.parse import urlencode
+
+from aiodockersave.core.errors import AuthenticationError
+from aiodockersave.core.text import Secrets, shown, shown_url
+
+from .addresses import AddressClass, AddressRefusedError, is_loopback_name
+from .answers import Origin, origin
+from .lru_cache import Recent
+from .transport import Request, Transport
+
+if TYPE_CHECKING:
+    from aiodockersave.sources.credentials import Credentials, CredentialStore
+
+__all__ = [
+    "Authorizer",
+    "Challenge",
+    "Token",
+    "parse_challenges",
+    "parse_token",
+    "realm_fault",
+    "token_request",
+]
+
+MAX_TOKEN_BODY: Final = 64 << 10
+"""Bytes of a token server's answer. It is read at once, in at most 3 ms; tokens have some thousands, and what stands in a
+header of more than these, no server takes."""
+_CLIENT_ID = "aiodockersave"
+_MAX_SCOPES = 1024
+_MAX_HEADER = 16 << 10
+_MAX_CHALLENGES = 32
+_SHORTEST_LIFE = 60.0
+"""Seconds that a token is taken to live if it does not say: the specification's default, and its minimum."""
+_LONGEST_LIFE = 1e9
+_OK = 200
+_NO_GET = frozenset({404, 405})
+"""The statuses with which a token server that only knows POST answers a GET."""
+
+# ── challenges ──
+
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105 - RFC 9110 § 5.6.2
+_SKIPPED = re.compile(r"[\s,]*")
+_NAME = re.compile(rf"({_TOKEN})(?:(?P<equals>\s*=\s*)(?=[^\s=,]))?")
+_VALUE = re.compile(r'"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<plain>[^\s,"]+)', re.DOTALL)
+_TOKEN68 = re.compile(r"[ \t]+[A-Za-z0-9._~+/-]+=*(?=\s*(?:,|$))")
+
+
+class Challenge(NamedTuple):
+    """One way in which a server wants to be told who asks.
+
+    Attributes:
+        scheme: Its name, in lower case.
+        parameters: What it says besides, names in lower case.
+    """
+
+    scheme: str
+    parameters: Mapping[str, str]
+
+
+def parse_challenges(headers: Iterable[str]) -> list[Challenge]:
+    """Read ``WWW-Authenticate`` headers, each of which may hold several challenges (RFC 9110 § 11.6.1).
+
+    What cannot be read ends the header; what stands before it counts. Of very much, only the beginning is read.
+    """
+    found: list[Challenge] = []
+    left = _MAX_HEADER
+    for header in headers:
+        if len(found) < _MAX_CHALLENGES:
+            found += _challenges(header[:left])
+        left -= min(left, len(header))
+    return found[:_MAX_CHALLENGES]
+
+
+def _challenges(header: str) -> list[Challenge]:
+    found: list[tuple[str, dict[str, str]]] = []
+    at = 0
+    while len(found) <= _MAX_CHALLENGES and (name := _NAME.match(header, _end(_SKIPPED, header, at))):
+        at = name.end()
+        if name["equals"] is None:
+            found.append((name[1].lower(), {}))
+            at = _end(_TOKEN68, header, at)
+            continue
+        value = _VALUE.match(header, at)
+        if value is None or not found:
+            break
+        at = value.end()
+        text = (
+            value["plain"]
+            if value["quoted"] is None
+            else re.sub(r"\\(.)", r"\1", value["quoted"], flags=re.DOTALL)
+        )
+        found[-1][1].setdefault(name[1].lower(), text)
+    return [Challenge(*each) for each in found]
+
+
+def _end(pattern: re.Pattern[str], text: str, at: int) -> int:
+    match = pattern.match(text, at)
+    return match.end() if match else at
+
+
+def realm_fault(realm: str, registry: Origin | None, *, in_machine: bool) -> str | None:
+    """Say why credentials must not be sent to a realm, going by its URL alone; None if they may be.
+
+    Args:
+        realm: The URL of the token server.
+        registry: The origin of the registry that named it.
+        in_machine: Whether the answer that names it came from a loopback address.
+    """
+    found = origin(realm)
+    if found is None or "#" in realm:
+        return "is no proper URL"
+    is_safe = found[0] == "https" or found == registry or (in_machine and is_loopback_name(found[1]))
+    return None if is_safe else "is not https"
+
+
+# ── tokens ──
+
+
+class Token(NamedTuple):
+    """A token that a token server gave, and for how many seconds it holds."""
+
+    text: str
+    lifetime: float
+
+
+def token_request(
+    realm: str, service: str, scope: str, credentials: Credentials | None, *, what: str
+) -> Request:
+    """Make the request for a token: a POST for an identity token, a GET for a password or for none."""
+    wanted = {"service": service, "scope": scope} if service else {"scope": scope}
+    if credentials is not None and credentials.identity_token:
+        form = {"grant_type": "refresh_token", **wanted, "client_id": _CLIENT_ID}
+        return _post(realm, form | {"refresh_token": credentials.identity_token}, what)
+    if credentials is None:
+        return Request(what, _with_query(realm, wanted))
+    return Request(
+        what, _with_query(realm, wanted | {"account": credentials.username}), authorization=basic(credentials)
+    )
+
+
+def password_request(realm: str, service: str, scope: str, credentials: Credentials, *, what: str) -> Request:
+    """Make the request for a token at a server that takes nothing but POST."""
+    form = {"grant_type": "password", "service": service, "scope": scope, "client_id": _CLIENT_ID}
+    return _post(realm, form | {"username": credentials.username, "password": credentials.password}, what)
+
+
+def _post(realm: str, form: Mapping[str, str], what: str) -> Request:
+    return Request(what, realm, form=_encoded(form).encode())
+
+
+def _with_query(url: str, parameters: Mapping[str, str]) -> str:
+    return f"{url}{'&' if '?' in url else '?'}{_encoded(parameters)}"
+
+
+def _encoded(parameters: Mapping[str, str]) -> str:
+    return urlencode(parameters, errors="surrogateescape")  # as headers are read: the service comes from one
+
+
+def basic(credentials: Credentials) -> str:
+    """Return the header that shows username and password."""
+    return f"Basic {base64.b64encode(_pair(credentials).encode()).decode()}"
+
+
+def _pair(credentials: Credentials) -> str:
+    return f"{credentials.username}:{credentials.password}"
+
+
+def parse_token(body: bytes) -> Token | None:
+    """Read a token server's answer; None if there is no token in it that could stand in a header."""
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(document, dict):
+        return None
+    text = document.get("token") or document.get("access_token")
+    if not isinstance(text, str) or not re.fullmatch("[!-~]+", text):
+        return None
+    lifetime = document.get("expires_in")
+    seconds = lifetime if isinstance(lifetime, int | float) else 0
+    return Token(text, float(min(max(_SHORTEST_LIFE, seconds), _LONGEST_LIFE)))
+
+
+# ── who knows what was granted ──
+
+
+@dataclass(frozen=True, slots=True)
+class _Grant:
+    """A header that was obtained, with what it takes to obtain it anew."""
+
+    header: str = field(repr=False)
+    expires: float
+    challenge: Challenge
+    by: AddressClass
+    secrets: tuple[str, ...] = field(repr=False)
+
+
+@dataclass(slots=True)
+class _Access:
+    """The grant for one repository, where there is one. The lock is held while a grant is fetched, so that one fetch serves all."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    grant: _Grant | None = None
+
+
+class Authorizer:
+    """Gives the header that a registry wants, for one address of it.
+
+    Args:
+        registry: The name under which credentials for it are kept.
+        transport: Sends requests on the registry's behalf.
+        credentials: Knows credentials.
+        clock: Tells seconds, from any start.
+        secrets: Is told what is sent in confidence.
+
+    Attributes:
+        secrets: What must not be seen in a message, should the registry repeat it.
+    """
+
+    def __init__(
+        self,
+        registry: str,
+        transport: Transport,
+        credentials: CredentialStore,
+        clock: Callable[[], float] = time.monotonic,
+        secrets: Secrets | None = None,
+    ) -> None:
+        self.secrets = Secrets() if secrets is None else secrets
+        self._registry = registry
+        self._transport = transport
+        self._credentials = credentials
+        self._clock = clock
+        self._accesses: Recent[str, _Access] = Recent(_MAX_SCOPES)
+
+    async def header(self, request: Request, repository: str) -> str | None:
+        """Return the header that was granted last, fetched anew if it has expired; None if there was none.
+
+        Raises:
+            As :meth:`answer`.
+        """
+        access = self._access(repository)
+        grant = access.grant
+        if grant is not None:
+            self.secrets.add(*grant.secrets)  # they are in use
+        if grant is None or grant.expires > self._clock():
+            return None if grant is None else grant.header
+        # Not as one that was refused: some token servers give the same token for as long as they like.
+        header, _ = await self.answer(request, repository, [grant.challenge], refused=None, by=grant.by)
+        return header
+
+    async def answer(
+        self,
+        request: Request,
+        repository: str,
+        challenges: Sequence[Challenge],
+        *,
+        refused: str | None,
+        by: AddressClass | None = None,
+    ) -> tuple[str, bool]:
+        """Obtain another header than the one that was refused.
+
+        Args:
+            request: What is asked.
+            repository: The repository that it is about.
+            challenges: How the registry wants to be told who asks.
+            refused: The header that it has refused.
+            by: The class of whoever has sent the challenges; by default what the registry's name says.
+
+        Returns:
+            The header, and whether it was fetched just now. If not, somebody else has fetched it meanwhile.
+
+        Raises:
+            AuthenticationError: There is none, or none that may be asked for.
+            InterruptedTransfer: The token server does not answer now.
+            DockerSaveError: It answers what it must not.
+
+        Cancel: nobody else is hindered: who waits for the same fetches it then.
+        """
+        access = self._access(repository)
+        async with access.lock:
+            grant = access.grant
+            if grant is not None and grant.header != refused and grant.expires > self._clock():
+                return grant.header, False
+            by = self._transport.dialler.class_by_name if by is None else by
+            access.grant = grant = await self._obtain(request, repository, challenges, by)
+        if grant.header == refused:
+            raise _failed(request, "the credentials are refused")
+        return grant.header, True
+
+    def _access(self, repository: str) -> _Access:
+        access = self._accesses.get(repository)
+        if access is None:
+            access = _Access()
+            self._accesses.put(repository, access)
+        return access
+
+    async def _obtain(
+        self, request: Request, repository: str, challenges: Sequence[Challenge], by: AddressClass
+    ) -> _Grant:
+        by_scheme = {challenge.scheme: challenge for challenge in reversed(challenges)}
+        has_realm = "bearer" in by_scheme and by_scheme["bearer"].parameters.get("realm")
+        if has_realm or list(by_scheme) == ["bearer"]:
+            return await self._bearer(request, repository, by_scheme["bearer"], by)
+        if "basic" not in by_scheme:
+            # What stands there may be no names at all; a text of any kind is cut where a name would end.
+            names = ", ".join(map(self.secrets.hide_beginning, sorted(by_scheme)))
+            schemes = shown(names, secrets=self.secrets, limit=80) or "nothing that can be read"
+            raise _failed(request, f"it asks for {schemes}; only Bearer and Basic are known")
+        credentials, kept = await self._credentials_for(repository)
+        if credentials is None or not credentials.password:
+            raise _failed(request, f"a password is needed; log in with: docker login {self._registry}")
+        return _Grant(basic(credentials), math.inf, by_scheme["basic"], by, kept)
+
+    async def _bearer(
+        self, request: Request, repository: str, challenge: Challenge, by: AddressClass
+    ) -> _Grant:
+        realm = challenge.parameters.get("realm", "")
+        await self._check_realm(request, realm, by)
+        credentials, kept = await self._credentials_for(repository)
+        if credentials is not None and credentials.registry_token:
+            return _Grant(f"Bearer {credentials.registry_token}", math.inf, challenge, by, kept)
+        token = await self._fetch(request, challenge, f"repository:{repository}:pull", credentials, by)
+        self.secrets.add(token.text)
+        until = self._clock() + token.lifetime
+        return _Grant(f"Bearer {token.text}", until, challenge, by, (*kept, token.text))
+
+    async def _check_realm(self, request: Request, realm: str, by: AddressClass) -> None:
+        """Refuse a realm before anything is looked up for it."""
+        dialler = self._transport.dialler
+        fault = realm_fault(realm, origin(request.url), in_machine=by is AddressClass.LOOPBACK)
+        found = origin(realm)
+        try:
+            if fault is None and found is not None:
+                await dialler.check(found, by)
+        except AddressRefusedError as exc:
+            fault = f"leads astray: {exc.strerror}"
+        except OSError:
+            pass  # a name that cannot be resolved now: asking it will tell
+        if fault is not None:
+            where = (
+                f"its token server {shown_url(realm, secrets=self.secrets)}"
+                if realm
+                else "the token server, which it does not name,"
+            )
+            raise _failed(request, f"{where} {fault}")
+
+    async def _credentials_for(self, repository: str) -> tuple[Credentials | None, tuple[str, ...]]:
+        """Look credentials up; return them, and what of them is sent in confidence."""
+        credentials = await self._credentials.get(self._registry, repository)
+        if credentials is None:
+            return None, ()
+        kept = (
+            credentials.password,
+            credentials.identity_token,
+            credentials.registry_token,
+            _pair(credentials),
+        )
+        self.secrets.add(*kept)
+        return credentials, kept
+
+    async def _fetch(
+        self,
+        request: Request,
+        challenge: Challenge,
+        scope: str,
+        credentials: Credentials | None,
+        by: AddressClass,
+    ) -> Token:
+        realm, service = challenge.parameters["realm"], challenge.parameters.get("service", "")
+        what = f"token for {request.what}"
+        ask = self._told(token_request(realm, service, scope, credentials, what=what))
+        response = await self._transport.open(ask, by)
+        if response.status in _NO_GET and ask.form is None and credentials is not None:
+            await response.discard()
+            ask = password_request(realm, service, scope, credentials, what=what)
+            response = await self._transport.open(self._told(ask), by)
+        with contextlib.closing(response):
+            if response.status != _OK:
+                raise await response.failure()
+            token = parse_token(await response.read(MAX_TOKEN_BODY))
+        if token is None:
+            raise AuthenticationError(what, "it answers without a token", url=response.place)
+        return token
+
+    def _told(self, request: Request) -> Request:
+        """Return a request to a realm, as one whose URL is the registry's and whose answer may repeat secrets."""
+        return replace(request, secrets=self.secrets, is_told=True)
+
+
+def _failed(request: Request, reason: str) -> AuthenticationError:
+    return AuthenticationError(request.what, reason, url=shown_url(request.url), status=401)

@@ -1,0 +1,232 @@
+"""One address of a registry: how its URLs are made, which scheme it speaks, and who asks it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, NamedTuple
+from urllib.parse import urlsplit
+
+from aiodockersave.core.errors import DockerSaveError, InvalidInputError, InvalidReferenceError
+from aiodockersave.core.text import Secrets, shown_url
+
+from .addresses import is_loopback_name
+from .answers import origin
+from .auth import Authorizer, Challenge, parse_challenges
+from .failures import discretion
+from .retry import InterruptedTransfer
+from .session_pool import Settings
+from .transport import Request, Response, Transport
+
+if TYPE_CHECKING:
+    from aiodockersave.sources.credentials import CredentialStore
+
+__all__ = ["Endpoint", "Place", "check_mirror"]
+
+_HUB: Final = {"docker.io": "registry-1.docker.io"}
+"""The host that answers for a registry of another name."""
+_MAX_LOGINS = 3
+"""Tokens that are tried for one request: one may have expired when it is used, or been used up by others."""
+_SHUNNED: Final = 60.0
+"""Seconds for which a mirror that cannot be reached is not asked for other content."""
+_UNAUTHORIZED = 401
+
+
+class Endpoint:
+    """A registry, or a mirror of it, as the user named it.
+
+    Args:
+        name: The name under which credentials and certificates for it are kept.
+        authority: Its host and perhaps port.
+        scheme: ``http`` or ``https``; None where that is found out: https first, http if TLS is refused.
+        settings: What all requests have in common.
+        credentials: Knows credentials.
+        prefix: What stands before the names of repositories at a mirror, such as ``hub/``.
+        secrets: Is told what is sent in confidence.
+
+    Attributes:
+        secrets: What must not be seen in a message, should the registry repeat it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        authority: str,
+        scheme: str | None,
+        settings: Settings,
+        credentials: CredentialStore,
+        *,
+        prefix: str = "",
+        secrets: Secrets | None = None,
+    ) -> None:
+        self.secrets = Secrets() if secrets is None else secrets
+        self.secrets.add(*settings.proxies.secrets)
+        parts = urlsplit(f"//{authority.lower()}")
+        self._authority = authority.lower()
+        self._scheme = scheme
+        self._prefix = prefix
+        self._transport = Transport(parts.hostname or "", parts.port, settings, name)
+        self._authorizer = Authorizer(name, self._transport, credentials, secrets=self.secrets)
+        self._silent_until = 0.0
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether it was not out of reach just now: waiting for a dead mirror anew for every layer helps nobody."""
+        return time.monotonic() >= self._silent_until
+
+    @classmethod
+    def of_registry(
+        cls,
+        name: str,
+        settings: Settings,
+        credentials: CredentialStore,
+        *,
+        plain_http: bool,
+        has_authorities: bool,
+        secrets: Secrets | None = None,
+    ) -> Endpoint:
+        """Make the endpoint of a registry by its name in references.
+
+        Raises:
+            InvalidReferenceError: Docker takes it for a name, but there is no such address or port.
+        """
+        authority = _HUB.get(name, name)
+        found = origin(f"https://{authority}")
+        if found is None:
+            raise InvalidReferenceError(name, "the registry has an address or a port that cannot be")
+        scheme: str | None = "https"
+        if plain_http:
+            scheme = "http"
+        elif is_loopback_name(found[1]) and not has_authorities:
+            scheme = None
+        return cls(name, authority, scheme, settings, credentials, secrets=secrets)
+
+    @classmethod
+    def of_mirror(
+        cls, url: str, settings: Settings, credentials: CredentialStore, secrets: Secrets | None = None
+    ) -> Endpoint:
+        """Make the endpoint of a mirror by its URL; a path is what stands before the names of repositories.
+
+        Raises:
+            InvalidInputError: It is no URL of a mirror.
+        """
+        check_mirror(url)
+        parts = urlsplit(url)
+        path = parts.path.strip("/")
+        prefix = f"{path}/" if path else ""
+        return cls(
+            parts.netloc,
+            parts.netloc,
+            parts.scheme,
+            settings,
+            credentials,
+            prefix=prefix,
+            secrets=secrets,
+        )
+
+    def place(self, repository: str) -> Place:
+        """Return where a repository is at this address."""
+        return Place(self, self._prefix + repository)
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._transport.dialler.aclose()
+
+    async def open(
+        self, what: str, repository: str, path: str, headers: Mapping[str, str], *, is_head: bool = False
+    ) -> Response:
+        """Ask for something in a repository, logging in where that is wanted; any status may come back.
+
+        Raises:
+            InterruptedTransfer: Another attempt may help.
+            DockerSaveError: It cannot be asked.
+
+        Cancel: nothing stays open.
+        """
+        try:
+            url = f"{await self._base(what)}{repository}/{path}"
+            with discretion(self.secrets, what, url):
+                request = Request(what, url, headers, is_head=is_head, secrets=self.secrets)
+                return await self._open(request, repository)
+        except InterruptedTransfer as exc:
+            fault = exc
+            self._silent_until = time.monotonic() + _SHUNNED
+        raise fault
+
+    async def _open(self, request: Request, repository: str) -> Response:
+        request = replace(request, authorization=await self._authorizer.header(request, repository))
+        was_fresh = False
+        for _ in range(_MAX_LOGINS):
+            response = await self._transport.open(request)
+            challenges = parse_challenges(response.headers("WWW-Authenticate"))
+            # What is asked for behind a redirect to another host, be it by the registry again, is not ours to give.
+            is_asked = response.status == _UNAUTHORIZED and response.is_own and challenges
+            if not is_asked or (was_fresh and not any(map(_is_expiry, challenges))):
+                return response
+            await response.discard()
+            header, was_fresh = await self._authorizer.answer(
+                request, repository, challenges, refused=request.authorization, by=response.by
+            )
+            request = replace(request, authorization=header)
+        return await self._transport.open(request)
+
+    async def failure(self, response: Response) -> InterruptedTransfer | DockerSaveError:
+        """Return what is to be raised for an answer with a status that is none of success."""
+        return await response.failure()
+
+    def url(self, repository: str) -> str:
+        """Return the URL of a repository, as it may stand in a message."""
+        return f"{self._scheme or 'http'}://{self._authority}/v2/{repository}/"
+
+    async def _base(self, what: str) -> str:
+        scheme = self._scheme
+        if scheme is None:
+            speaks_tls = await self._transport.speaks_tls(Request(what, f"https://{self._authority}/v2/"))
+            scheme = "https" if speaks_tls else "http"
+            if speaks_tls is not None:  # it may only be about to start
+                self._scheme = scheme
+        return f"{scheme}://{self._authority}/v2/"
+
+
+def check_mirror(url: str) -> None:
+    """Look whether a URL can be that of a mirror.
+
+    Raises:
+        InvalidInputError: It cannot.
+    """
+    if origin(url) is None or "?" in url or "#" in url:
+        # What may hold a password is not repeated: where it ends is not sure in what is no URL.
+        given = "; user and password come from docker login" if "@" in url else f": {shown_url(url)!r}"
+        raise InvalidInputError(f"no URL of a mirror, such as https://mirror.example.com{given}")
+
+
+class Place(NamedTuple):
+    """A repository at one address."""
+
+    endpoint: Endpoint
+    repository: str
+
+    async def open(
+        self, what: str, path: str, headers: Mapping[str, str], *, is_head: bool = False
+    ) -> Response:
+        """Ask for ``path`` in the repository; as :meth:`Endpoint.open`."""
+        return await self.endpoint.open(what, self.repository, path, headers, is_head=is_head)
+
+    @property
+    def url(self) -> str:
+        """The URL of the repository, as it may stand in a message."""
+        return self.endpoint.url(self.repository)
+
+    def discretion(self, what: str, path: str) -> AbstractContextManager[None]:
+        """Hide what was sent in confidence in the errors of ours that leave the block.
+
+        But not in ``what``, nor in the URL of ``path``: a hole in what the user gave would tell the secret.
+        """
+        return discretion(self.endpoint.secrets, what, self.url + path, self.url)
+
+
+def _is_expiry(challenge: Challenge) -> bool:
+    """Tell whether a token is refused for its age, and not for what it allows (RFC 6750 § 3.1)."""
+    return challenge.parameters.get("error") == "invalid_token"

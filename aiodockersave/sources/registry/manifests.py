@@ -1,0 +1,211 @@
+"""Manifests, indexes and configs out of a registry, each verified before it is believed.
+
+A document's digest is that of the bytes that came. What the registry says about it besides, in ``Docker-Content-Digest``
+and ``Content-Type``, may be missing; what is there must agree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from aiodockersave._aio import Worker
+from aiodockersave.core import gojson
+from aiodockersave.core.documents import (
+    MAX_DOCUMENT_SIZE,
+    ImageConfig,
+    ImageIndex,
+    ImageManifest,
+    parse_document,
+)
+from aiodockersave.core.errors import (
+    AuthenticationError,
+    DigestMismatchError,
+    InvalidDigestError,
+    InvalidDocumentError,
+    UnsupportedImageError,
+)
+from aiodockersave.core.model import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Digest
+from aiodockersave.core.text import shown
+from aiodockersave.sources import check_document
+
+from .answers import media_type
+from .endpoint import Place
+from .retry import InterruptedTransfer
+from .transport import Response
+
+__all__ = ["Stated", "fetch_config", "fetch_digest", "fetch_manifest", "read_manifest"]
+
+SCHEMA_1_TYPES: Final = frozenset(
+    {
+        "application/vnd.docker.distribution.manifest.v1+json",
+        "application/vnd.docker.distribution.manifest.v1+prettyjws",
+    }
+)
+# Schema 1 is asked for too, so that a registry that has nothing else says so, instead of "not found".
+_ACCEPT: Final = ", ".join([*sorted(MANIFEST_TYPES | INDEX_TYPES), *sorted(SCHEMA_1_TYPES)])
+# What servers of plain files say of any document: it is no statement about this one.
+_VAGUE_TYPES: Final = frozenset({"", "application/json", "application/octet-stream", "text/plain"})
+_KNOWN_TYPES: Final = MANIFEST_TYPES | INDEX_TYPES | SCHEMA_1_TYPES | _VAGUE_TYPES
+_OK = 200
+
+
+class Stated(NamedTuple):
+    """The statements of headers about a document.
+
+    Attributes:
+        content_type: ``Content-Type``.
+        digests: Every ``Docker-Content-Digest``.
+    """
+
+    content_type: str | None = None
+    digests: Sequence[str] = ()
+
+
+async def fetch_manifest(
+    place: Place, target: str, what: str, expected: Descriptor | None
+) -> ImageManifest | ImageIndex:
+    """Fetch a manifest or index from one place.
+
+    Args:
+        place: The place.
+        target: A tag or a digest.
+        what: What it is, for errors.
+        expected: What it must be, as far as that is known.
+
+    Raises:
+        InterruptedTransfer: Another attempt may help.
+        DockerSaveError: It is not there, or not what it must be.
+    """
+    path = f"manifests/{target}"
+    response = await place.open(what, path, {"Accept": _ACCEPT})
+    with place.discretion(what, path):
+        raw = await _read(place, response)
+        stated = Stated(response.header("Content-Type"), response.headers("Docker-Content-Digest"))
+        return await Worker("aiodockersave-document").run(read_manifest, raw, stated, what, expected)
+
+
+async def fetch_digest(place: Place, tag: str, what: str) -> Digest | None:
+    """Ask which document a tag means, without fetching it.
+
+    Returns:
+        Its digest; None where that is not properly said, or where a HEAD is refused: some registries allow only GET, and
+        why something is refused, only the body of another answer says.
+
+    Raises:
+        InterruptedTransfer: Another attempt may help.
+        DockerSaveError: The registry cannot be asked.
+    """
+    try:
+        response = await place.open(what, f"manifests/{tag}", {"Accept": _ACCEPT}, is_head=True)
+    except AuthenticationError:
+        return None
+    with contextlib.closing(response):
+        if response.status != _OK:
+            fault = await place.endpoint.failure(response)
+            if isinstance(fault, InterruptedTransfer):
+                raise fault
+            return None
+        return _only_digest(response.headers("Docker-Content-Digest"))
+
+
+def _only_digest(values: Sequence[str]) -> Digest | None:
+    try:
+        found = {Digest.parse(value.strip()) for value in values}
+    except InvalidDigestError:
+        return None
+    return found.pop() if len(found) == 1 else None
+
+
+async def fetch_config(place: Place, descriptor: Descriptor, what: str) -> bytes:
+    """Fetch a config from one place; errors as :func:`fetch_manifest`."""
+    path = f"blobs/{descriptor.digest}"
+    response = await place.open(what, path, {"Accept": "*/*"})
+    with place.discretion(what, path):
+        raw = await _read(place, response)
+        await Worker("aiodockersave-document").run(_check_config, raw, descriptor, what)
+    return raw
+
+
+def _check_config(raw: bytes, descriptor: Descriptor, what: str) -> None:
+    check_document(raw, descriptor, what)
+    # Here, where it is known what an error must not say: whoever reads it later does not know it.
+    try:
+        ImageConfig.parse(raw)
+    except InvalidDocumentError as exc:
+        fault = InvalidDocumentError(exc.media_type, f"{what}: {exc.reason}")
+    else:
+        return
+    raise fault
+
+
+async def _read(place: Place, response: Response) -> bytes:
+    with contextlib.closing(response):
+        if response.status != _OK:
+            raise await place.endpoint.failure(response)
+        encoding = response.header("Content-Encoding") or "identity"
+        if encoding.strip().lower() != "identity":
+            raise response.error(
+                f"it answers with Content-Encoding {shown(encoding, secrets=response.secrets, limit=40)}"
+            )
+        return await response.read(MAX_DOCUMENT_SIZE)
+
+
+# ── what a document is ──
+
+
+def read_manifest(
+    raw: bytes, stated: Stated, what: str, expected: Descriptor | None = None
+) -> ImageManifest | ImageIndex:
+    """Verify a manifest or index, and parse it.
+
+    Args:
+        raw: The bytes that came.
+        stated: What the headers say.
+        what: What it is, for errors.
+        expected: Its digest and, if known, size and media type (else an empty one).
+
+    Raises:
+        ContentError: It is another document than was asked for, or than its headers say.
+        UnsupportedImageError: It is of schema 1.
+        InvalidDocumentError: It is no manifest, or not a valid one.
+    """
+    if expected is not None:
+        check_document(raw, expected, what)
+    for text in dict.fromkeys(stated.digests):
+        _check_stated_digest(raw, text, what)
+    claimed = media_type(stated.content_type)
+    if claimed not in _KNOWN_TYPES:
+        claimed = (stated.content_type or "").strip()  # as it came, without a part that is taken off
+    if claimed in SCHEMA_1_TYPES:
+        raise _schema_1(what)
+    try:
+        return parse_document(raw, None if claimed in _VAGUE_TYPES else claimed)
+    except InvalidDocumentError as exc:
+        fault = InvalidDocumentError(exc.media_type, f"{what}: {exc.reason}")
+    raise _schema_1(what) if _is_schema_1(raw) else fault
+
+
+def _check_stated_digest(raw: bytes, text: str, what: str) -> None:
+    try:
+        stated = Digest.parse(text.strip())
+    except InvalidDigestError as exc:
+        raise InvalidDocumentError("Docker-Content-Digest", f"{what}: {exc.reason}") from None
+    actual = Digest.of(raw, stated.algorithm)
+    if actual != stated:
+        raise DigestMismatchError(stated, actual, what=f"{what} (by its header Docker-Content-Digest)")
+
+
+def _schema_1(what: str) -> UnsupportedImageError:
+    return UnsupportedImageError(
+        what, "it is of Docker's schema 1, which no registry should have any more; push it anew"
+    )
+
+
+def _is_schema_1(raw: bytes) -> bool:
+    try:
+        document = gojson.parse(raw, "")
+    except InvalidDocumentError:
+        return False
+    return isinstance(document, dict) and document.get("schemaVersion") == 1

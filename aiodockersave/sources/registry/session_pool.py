@@ -1,0 +1,409 @@
+"""The connections for one address of a registry: its sessions, kept apart by what they may dial.
+
+=========  ==================================  ==========================================================
+way        leads to                            which addresses are dialled
+=========  ==================================  ==========================================================
+named      the registry itself                 any: the user named it
+followed   redirects, token servers            public ones, and those of the class of whoever points there
+proxied    whatever the environment sends      the proxy's; a host that is itself an address is checked as
+           through a proxy                     above, a name is the proxy's to resolve
+lent       all of these, where the caller      as for named and followed, but the caller's connector dials:
+           gave a session                      names are resolved and checked just before
+=========  ==================================  ==========================================================
+
+Each way has connections of its own, so that one that was opened under a laxer rule is never used under a stricter one.
+So has each class of address that points somewhere.
+
+Whoever points somewhere is of the class of the other end of the connection on which that very answer came. A name has
+many addresses, other ones each time if its owner likes, and several are tried at once: what was resolved or tried says
+nothing. Where the other end is not the host itself, behind a proxy, a host that is an address is of its class, and any
+other is public.
+
+A caller's session lends its connections only: headers, cookies and settings are ours, and its own are not touched. What
+its connector has dialled is looked at before anything is sent, if it is a plain ``TCPConnector``. With another one, which
+may go through a proxy of its own, a resolver that changes its mind between the check and the connector is not noticed;
+so there, too, only a host that is an address is of its class.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from aiodockersave._aio import close_all
+from aiodockersave.core.errors import InvalidInputError
+
+from .addresses import AddressClass, AddressRefusedError, DialGuard, is_loopback_name, numeric
+from .answers import Origin
+from .heads import HeadError, head_classes
+from .importing import load_aiohttp
+from .proxies import Proxies
+from .timeouts import Timeouts
+
+if TYPE_CHECKING:
+    import aiohttp
+
+__all__ = ["Dialler", "Settings", "Timeouts"]
+
+_READ_BUFFER: Final = 256 << 10
+"""Bytes of one answer that wait for who reads them; aiohttp takes up to twice as much."""
+_SMALL_BODY: Final = 16 << 20
+"""Bytes of a body up to which it comes in small portions: where there are hundreds, what memory is left over grows with them."""
+_PORTION: Final = 256 << 10
+"""Bytes that are taken from a connection at once, as asyncio does by itself."""
+_SMALL_PORTION: Final = 128 << 10
+
+
+_CONNECTS: Final = 3
+"""Times the limit on a connection that all attempts on a host's addresses together may take: it may have hundreds."""
+
+
+Tls = Callable[[str, bool], Awaitable["ssl.SSLContext | bool"]]
+"""Gives the TLS context for ``HOST`` or ``HOST:PORT``, which shows a client certificate, or not; True for a lent connector's own."""
+
+
+class Settings(NamedTuple):
+    """The settings that all requests of a source have in common.
+
+    Attributes:
+        tls: Gives TLS contexts.
+        timeouts: The limits on time.
+        guard: The rules for addresses.
+        proxies: The proxies of the environment.
+        session: A caller's session, whose connections are used.
+    """
+
+    tls: Tls
+    timeouts: Timeouts = Timeouts()
+    guard: DialGuard = DialGuard()
+    proxies: Proxies = Proxies()
+    session: aiohttp.ClientSession | None = None
+
+
+class Dialler:
+    """The connections of one address of a registry.
+
+    Args:
+        host: The registry's host, in lower case.
+        port: Its port; None for that of the scheme.
+        settings: What holds for all.
+        name: What the user calls it, under which certificates for it are kept; by default host and port.
+    """
+
+    def __init__(self, host: str, port: int | None, settings: Settings, name: str = "") -> None:
+        self._host = host
+        self._port = port
+        self._name = name
+        self._settings = settings
+        self._sessions: dict[tuple[str, AddressClass | None], aiohttp.ClientSession] = {}
+        self._looked_up: AddressClass | None = None
+        self._is_closed = False
+
+    async def aclose(self) -> None:
+        """Close all connections. A cancel ends the wait for their ends, not their closing."""
+        self._is_closed = True
+        sessions, self._sessions = list(self._sessions.values()), {}
+        # One after the other, in this task: a task of its own might be cancelled before it starts.
+        await close_all(session.close for session in sessions)
+
+    async def options(self, target: Origin, *, is_own: bool = True) -> dict[str, Any]:
+        """Return the options of requests to an origin: its proxy, its certificates, and headers for the proxy.
+
+        Args:
+            target: The origin.
+            is_own: Whether nobody else has led there, so that a client certificate may be shown if it is the registry.
+
+        Raises:
+            DockerSaveError: The certificates cannot be used.
+        """
+        options: dict[str, Any] = {}
+        proxy = self._settings.proxies.find(target)
+        login = {"Proxy-Authorization": proxy.authorization} if proxy and proxy.authorization else {}
+        if proxy is not None:
+            if not proxy.url.startswith(("http://", "https://")):
+                raise InvalidInputError(
+                    "only proxies by http and https are known; the environment names another"
+                )
+            options["proxy"] = proxy.url
+        if target[0] == "https":
+            is_named = self.is_named(target)
+            name = (is_named and self._name) or _host_port(target)
+            options["ssl"] = await self._settings.tls(name, is_named and is_own)
+            options["proxy_headers"] = login
+        else:  # a request by http is the proxy's to read
+            options["headers"] = login
+        return options
+
+    async def choose(self, target: Origin, by: AddressClass | None = None) -> aiohttp.ClientSession:
+        """Choose the session for requests to an origin.
+
+        Args:
+            target: The origin.
+            by: The class of whoever points there; None for what the user named.
+
+        Raises:
+            AddressRefusedError: It may not point there.
+            OSError: The name cannot be resolved.
+        """
+        if self._is_closed:
+            raise RuntimeError("the source is closed")
+        by = self.class_by_name if by is None else by
+        is_proxied = self._settings.proxies.find(target) is not None
+        if is_proxied or self._settings.session is not None:
+            await self.check(target, by)
+        if self._settings.session is not None:
+            if self._settings.session.closed:
+                raise RuntimeError("the session that the source was given is closed")
+            is_checked = self._shows_peers(target) and not self.is_named(target)
+            return self._session("lent", by if is_checked else None)
+        if is_proxied:
+            return self._session("proxied")
+        return self._session("named") if self.is_named(target) else self._session("followed", by)
+
+    async def speaks_tls(self) -> bool | None:
+        """Find out by a handshake whether the registry takes TLS at all.
+
+        Nothing is asked over it, so whose certificate it shows does not matter yet, and authorities need not be read.
+
+        Returns:
+            Whether it does; None where it closed the connection and said nothing.
+
+        Raises:
+            OSError: There is no connection.
+        """
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        port = self._port or 443
+        fault = OSError(errno.EHOSTUNREACH, "it has no address")
+        for address in await self._resolve(self._host, port):
+            try:
+                async with asyncio.timeout(self._settings.timeouts.connect):
+                    _, writer = await asyncio.open_connection(address, port, ssl=context)
+            except ssl.SSLError as exc:  # an alert is TLS; "wrong version number" is how HTTP looks to it
+                return "ALERT" in (exc.reason or "")
+            except ConnectionResetError:
+                return None
+            except TimeoutError:
+                fault = OSError(
+                    errno.ETIMEDOUT, f"no connection within {self._settings.timeouts.connect:g} s"
+                )
+            except OSError as exc:
+                fault = exc
+            else:
+                writer.transport.abort()
+                return True
+        raise fault
+
+    def set_portion(self, connection: aiohttp.connector.Connection | None, size: int | None) -> None:
+        """Set how much of a body of so many bytes is taken from its connection at once."""
+        if connection is None or self._settings.session is not None:  # all is there, or it is not ours
+            return
+        transport: Any = connection.transport
+        if hasattr(transport, "max_size"):  # one of asyncio's, without TLS
+            is_small = size is not None and size <= _SMALL_BODY
+            transport.max_size = _SMALL_PORTION if is_small else _PORTION
+
+    # ── what may be dialled ──
+
+    def is_named(self, target: Origin) -> bool:
+        """Tell whether this is the host and port that the user named."""
+        default = 443 if target[0] == "https" else 80
+        return target[1:] == (self._host, self._port or default)
+
+    @property
+    def class_by_name(self) -> AddressClass:
+        """The class of address that the registry is of by its very name; public where that says nothing."""
+        return self._class_by_name(self._host)
+
+    def _class_by_name(self, host: str) -> AddressClass:
+        address = numeric(host) or ("127.0.0.1" if is_loopback_name(host) else None)
+        return AddressClass.PUBLIC if address is None else self._settings.guard.classify(address)
+
+    def class_of(self, target: Origin, peer: str | None) -> AddressClass:
+        """Tell the class of whoever has answered a request to an origin.
+
+        Args:
+            target: The origin.
+            peer: The address at the other end of the connection on which the answer came; None where it is not known.
+        """
+        if peer is None or not self._shows_peers(target):
+            return self._class_by_name(target[1])
+        kind = self._settings.guard.classify(peer)
+        is_doubtful = (
+            self._settings.session is not None and self.is_named(target) and kind is not self._looked_up
+        )
+        return AddressClass.PUBLIC if is_doubtful else kind
+
+    def _shows_peers(self, target: Origin) -> bool:
+        """Tell whether the other end of a connection for an origin is the origin itself."""
+        if self._settings.proxies.find(target) is not None:
+            return False
+        lender = self._settings.session
+        # One of another class may go through a proxy of its own, as those for SOCKS do.
+        return lender is None or type(lender.connector) is load_aiohttp().TCPConnector
+
+    async def check(self, target: Origin, by: AddressClass) -> None:
+        """Refuse a host that whoever is of the class ``by`` may not point at, before anything is prepared for it.
+
+        Raises:
+            AddressRefusedError: It is one.
+            OSError: The name cannot be resolved.
+        """
+        guard = self._settings.guard
+        if self.is_named(target):
+            await self._look_up_registry()
+            return
+        guard.check_literal(target[1], by)
+        if self._settings.proxies.find(target) is None:
+            for address in await self._resolve(*target[1:]):
+                guard.check(address, by)
+
+    async def _look_up_registry(self) -> None:
+        """Look up which class the registry is of where a caller's connector dials it, by a resolver of its own perhaps.
+
+        It is not believed alone: the other end of the connection must be of that class too. A resolver of the caller's may
+        know the name where the system does not; then the registry is taken to be public.
+        """
+        if self._settings.session is not None and self._looked_up is None:
+            try:
+                addresses = await self._resolve(self._host, self._port or 443)
+            except socket.gaierror:
+                return
+            kinds = {self._settings.guard.classify(address) for address in addresses}
+            self._looked_up = kinds.pop() if len(kinds) == 1 else AddressClass.PUBLIC
+
+    async def _resolve(self, host: str, port: int) -> Sequence[str]:
+        try:
+            async with asyncio.timeout(self._settings.timeouts.connect):
+                return await self._settings.guard.resolve(numeric(host) or host, port)
+        except TimeoutError:
+            raise OSError(errno.ETIMEDOUT, "the resolver does not answer") from None
+
+    async def _resolve_followed(self, by: AddressClass, host: str, port: int) -> Sequence[str]:
+        """Resolve to what may be dialled; that is checked once more when it is."""
+        guard = self._settings.guard
+        addresses = await self._resolve(host, port)
+        allowed = [address for address in addresses if guard.may_follow(address, by)]
+        if addresses and not allowed:
+            guard.check(addresses[0], by)
+        return allowed
+
+    def _followed_socket(self, by: AddressClass, info: Any) -> socket.socket:
+        self._settings.guard.check(info[4][0], by)
+        return _new_socket(info)
+
+    def _check_peer(self, by: AddressClass | None, peer: str | None) -> None:
+        """Refuse to send anything over a connection to where nobody may point."""
+        if by is None or peer is None:
+            return
+        try:
+            self._settings.guard.check(peer, by)
+        except AddressRefusedError as exc:
+            raise HeadError(str(exc.strerror), is_lasting=True) from None
+
+    # ── sessions ──
+
+    def _session(self, way: str, by: AddressClass | None = None) -> aiohttp.ClientSession:
+        session = self._sessions.get((way, by))
+        if session is None:
+            session = self._sessions[way, by] = self._new_session(way, by)
+        return session
+
+    def _new_session(self, way: str, by: AddressClass | None) -> aiohttp.ClientSession:
+        library = load_aiohttp()
+        lender = self._settings.session
+        timeouts = self._settings.timeouts
+        for_request, for_response = head_classes(partial(self._check_peer, by), timeouts.longest_head)
+        # What a proxy says to CONNECT is timed by nothing else.
+        all_connects = timeouts.connect * (1 if way == "proxied" else _CONNECTS)
+        session: aiohttp.ClientSession = library.ClientSession(
+            connector=self._new_connector(by) if lender is None else lender.connector,
+            connector_owner=lender is None,
+            cookie_jar=library.DummyCookieJar(),
+            timeout=library.ClientTimeout(
+                total=None,
+                # It would time the wait for a lent connection too, so there it is timed from when one is made.
+                connect=all_connects if lender is None else None,
+                sock_connect=timeouts.connect,
+                sock_read=timeouts.silence,
+            ),
+            trace_configs=[] if lender is None else [_timing(all_connects)],
+            request_class=for_request,
+            response_class=for_response,
+            auto_decompress=False,
+            read_bufsize=_READ_BUFFER,
+        )
+        return session
+
+    def _new_connector(self, by: AddressClass | None) -> aiohttp.TCPConnector:
+        resolve: Callable[[str, int], Awaitable[Sequence[str]]] = self._resolve
+        new_socket: Callable[[Any], socket.socket] = _new_socket
+        if by is not None:
+            resolve, new_socket = partial(self._resolve_followed, by), partial(self._followed_socket, by)
+        connector: aiohttp.TCPConnector = load_aiohttp().TCPConnector(
+            limit=0,  # who asks decides how much at once
+            use_dns_cache=False,  # its look-ups are tasks of the connector's own, which outlive a cancelled request
+            resolver=_resolver(resolve),
+            socket_factory=new_socket,
+        )
+        return connector
+
+
+def _timing(seconds: float) -> aiohttp.TraceConfig:
+    """Time the making of a connection by the time-out that a request brings as its ``trace_request_ctx``."""
+
+    async def begin(_: object, context: SimpleNamespace, __: object) -> None:
+        context.trace_request_ctx.reschedule(asyncio.get_running_loop().time() + seconds)
+
+    async def end(_: object, context: SimpleNamespace, __: object) -> None:
+        context.trace_request_ctx.reschedule(None)
+
+    trace: aiohttp.TraceConfig = load_aiohttp().TraceConfig()
+    trace.on_connection_create_start.append(begin)
+    trace.on_connection_create_end.append(end)
+    return trace
+
+
+def _new_socket(info: Any) -> socket.socket:
+    return socket.socket(*info[:3])
+
+
+def _resolver(resolve: Callable[[str, int], Awaitable[Sequence[str]]]) -> Any:
+    """Make a resolver of aiohttp's kind. It is not asked for what is an address already."""
+    from aiohttp.abc import AbstractResolver, ResolveResult  # noqa: PLC0415 - loaded late
+
+    class Resolver(AbstractResolver):
+        async def resolve(
+            self,
+            host: str,
+            port: int = 0,
+            family: socket.AddressFamily = socket.AF_UNSPEC,  # noqa: ARG002 - all are asked for
+        ) -> list[ResolveResult]:
+            return [
+                ResolveResult(
+                    hostname=host,
+                    host=address,
+                    port=port,
+                    family=socket.AF_INET6 if ":" in address else socket.AF_INET,
+                    proto=0,
+                    flags=socket.AI_NUMERICHOST,
+                )
+                for address in await resolve(host, port)
+            ]
+
+        async def close(self) -> None:
+            """Nothing is kept open."""
+
+    return Resolver()
+
+
+def _host_port(target: Origin) -> str:
+    scheme, host, port = target
+    host = f"[{host}]" if ":" in host else host
+    return host if (scheme, port) == ("https", 443) else f"{host}:{port}"

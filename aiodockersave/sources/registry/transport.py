@@ -1,0 +1,386 @@
+"""One request and its redirects: what is sent to whom.
+
+Redirects are followed here and not by aiohttp, so that the headers of every hop are made anew: what gives access goes to
+the origin (scheme, host, port) that it is for, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+from urllib.parse import urlsplit
+
+from aiodockersave import __version__
+from aiodockersave._aio import Beside, Worker
+from aiodockersave.core.errors import ContentTooLargeError, DockerSaveError, RegistryError
+from aiodockersave.core.text import NO_SECRETS, Secrets, shown, shown_url
+
+from .addresses import AddressClass, is_loopback_name
+from .answers import ErrorBody, Origin, number, origin, parse_error_body, redirect_target, retry_after
+from .failures import explain, explain_status, fault_kinds, is_tls_refusal
+from .heads import HeadError
+from .importing import load_aiohttp
+from .retry import InterruptedTransfer
+from .session_pool import Dialler, Settings, Timeouts
+
+if TYPE_CHECKING:
+    import aiohttp
+    from yarl import URL
+
+__all__ = ["Request", "Response", "Transport"]
+
+T = TypeVar("T")
+
+MAX_REDIRECTS: Final = 10
+MAX_ERROR_BODY: Final = 1 << 20
+"""Bytes of an error's body that are read (containers/image has the same limit)."""
+_QUICK_BODY = 4 << 10
+"""Bytes of an error's body that are read at once, without a thread: under a millisecond, whatever they are."""
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_DRAINED = 16 << 10
+"""A body that is not wanted is read if it is not larger, which is cheaper than a new connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request, as the user or a registry wants it.
+
+    Attributes:
+        what: What it is about, for errors.
+        url: An absolute URL, percent-encoded.
+        headers: Headers that every host on the way may see.
+        authorization: The header that only the origin of ``url`` may see.
+        form: The body of a POST; None for a GET. It may hold secrets, so a redirect of it is not followed.
+        is_head: Whether only status and headers are wanted, by HEAD instead of GET.
+        secrets: What must not be seen in a message, should an answer repeat it.
+        is_told: Whether a registry named the URL, and not the user.
+    """
+
+    what: str
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    authorization: str | None = field(default=None, repr=False)
+    form: bytes | None = field(default=None, repr=False)
+    is_head: bool = False
+    secrets: Secrets = field(default=NO_SECRETS, repr=False, compare=False)
+    is_told: bool = False
+
+    @property
+    def method(self) -> str:
+        """The method of HTTP."""
+        if self.form is not None:
+            return "POST"
+        return "HEAD" if self.is_head else "GET"
+
+    def error(self, reason: str, *, at: str = "") -> RegistryError:
+        """Return the error that this request fails with, at ``at`` where a redirect led elsewhere."""
+        return RegistryError(self.what, reason, url=self.shown(at or self.url))
+
+    def shown(self, url: str) -> str:
+        """Return the URL of a hop as it may stand in a message."""
+        is_own = url == self.url and not self.is_told
+        return shown_url(url) if is_own else shown_url(url, secrets=self.secrets)
+
+
+class Response:
+    """An answer of which status and headers are there. Close it; closing before its end cuts the connection.
+
+    Attributes:
+        status: The status.
+        url: Where it came from, after redirects.
+        is_own: Whether it is from the origin that was asked, and no redirect has left that on the way: after one, what is
+            asked there is a stranger's choice.
+        by: The class of address by which is decided where it may point: that of the other end of the connection on which
+            it came, as far as that is known; public where answers on its way here came from another class.
+    """
+
+    def __init__(
+        self,
+        raw: aiohttp.ClientResponse,
+        request: Request,
+        url: str,
+        timeouts: Timeouts,
+        *,
+        is_own: bool,
+        by: AddressClass,
+    ) -> None:
+        self.status = raw.status
+        self.url = url
+        self.is_own = is_own
+        self.by = by
+        self._raw = raw
+        self._what = request.what
+        self._request = request
+        self._timeouts = timeouts
+
+    def headers(self, name: str) -> Sequence[str]:
+        """Return every value of a header."""
+        return self._raw.headers.getall(name, [])
+
+    def header(self, name: str) -> str | None:
+        """Return the first value of a header."""
+        return self._raw.headers.get(name)
+
+    @property
+    def content_length(self) -> int | None:
+        """The announced size of the body, in bytes; None where there is none."""
+        return number((self.header("Content-Length") or "").strip())
+
+    def error(self, reason: str) -> RegistryError:
+        """Return the error that this answer is."""
+        return RegistryError(self._what, reason, url=self.place, status=self.status)
+
+    @property
+    def secrets(self) -> Secrets:
+        """The secrets that it may repeat."""
+        return self._request.secrets
+
+    @property
+    def place(self) -> str:
+        """The URL that it came from, as it may stand in a message."""
+        return self._request.shown(self.url)
+
+    async def chunk(self) -> bytes:
+        """Return what came since the last call; empty at the end.
+
+        Raises:
+            InterruptedTransfer: The body broke off.
+        """
+        return await self._receive(_next_chunk)
+
+    async def _receive(self, read: Callable[[aiohttp.StreamReader], Awaitable[bytes]]) -> bytes:
+        try:
+            # aiohttp's own limit ends where it gives up on the framing of a body, whose reader it then does not wake.
+            async with asyncio.timeout(self._timeouts.silence):
+                return await read(self._raw.content)
+        except fault_kinds() as exc:
+            fault = explain(exc, what=self._what, url=self.place, timeouts=self._timeouts)
+        raise fault  # outside of the handler, so that it has no context
+
+    async def read(self, limit: int, *, seconds: float | None = None) -> bytes:
+        """Read the whole body. Its bytes are counted, whatever its headers say, and so is the time that it takes.
+
+        Args:
+            limit: How many bytes it may have.
+            seconds: How long it may take; by default as long as a document may.
+
+        Raises:
+            ContentTooLargeError: It has more than ``limit`` bytes.
+            InterruptedTransfer: It broke off, or is too slow.
+        """
+        parts: list[bytes] = []
+        size = 0
+        clock = asyncio.get_running_loop().time
+        begun = clock()
+        try:
+            async with asyncio.timeout(None) as end:
+                while True:
+                    longest = self._timeouts.longest_document(size) if seconds is None else seconds
+                    end.reschedule(begun + longest)
+                    # All that has come at once: HTTP's chunks may have a byte each, of which 10^5 would hold the loop up.
+                    chunk = await self._receive(_read_any)
+                    if not chunk:
+                        return b"".join(parts)
+                    size += len(chunk)
+                    if size > limit:
+                        raise ContentTooLargeError(limit, what=f"{self._what} from {self.place}")
+                    parts.append(chunk)
+        except TimeoutError:  # not of silence, which is told as an interruption
+            pass
+        raise InterruptedTransfer(self.error(f"it is too slow: {size} bytes came in {clock() - begun:.3g} s"))
+
+    async def failure(self) -> InterruptedTransfer | DockerSaveError:
+        """Read the body of an answer that is none, and return what is to be raised."""
+        try:
+            body = await self.read(MAX_ERROR_BODY)
+        except (InterruptedTransfer, ContentTooLargeError):
+            body = b""  # the status says enough
+        finally:
+            self.close()
+        delay = retry_after(self.header("Retry-After"), time.time())
+        said = await _error_body(body, self.secrets)
+        return explain_status(self.status, said, what=self._what, url=self.place, retry_after=delay)
+
+    async def discard(self) -> None:
+        """Finish with a body that is not wanted; the connection is kept where that is cheap."""
+        length = self.content_length
+        try:
+            if length is not None and length <= _DRAINED:
+                # A new connection takes no longer.
+                await self.read(_DRAINED, seconds=self._timeouts.connect)
+        except (InterruptedTransfer, ContentTooLargeError):
+            pass  # what was needed of this answer is known
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Close it; its connection is used again if the body was read to its end."""
+        self._raw.close()
+
+
+class Transport:
+    """Requests on behalf of one address of a registry.
+
+    Attributes:
+        dialler: Its connections.
+    """
+
+    def __init__(self, host: str, port: int | None, settings: Settings, name: str = "") -> None:
+        self.dialler = Dialler(host, port, settings, name)
+        self._timeouts = settings.timeouts
+
+    async def speaks_tls(self, request: Request) -> bool | None:
+        """Find out whether the registry takes TLS connections at all; None where it did not say.
+
+        Raises:
+            InterruptedTransfer: It cannot be reached.
+        """
+        try:
+            return await _while_importing(self.dialler.speaks_tls())
+        except OSError as exc:
+            fault = explain(exc, what=request.what, url=request.url, timeouts=self._timeouts)
+        raise fault  # outside of the handler, so that it has no context
+
+    async def open(self, request: Request, by: AddressClass | None = None) -> Response:
+        """Send a request and follow its redirects; return the last answer, of which status and headers are there.
+
+        Args:
+            request: The request.
+            by: The class of whoever said that this should be asked; None where that is the user.
+
+        Raises:
+            InterruptedTransfer: The connection failed; another attempt may help.
+            RegistryError: It failed for good, or leads where we do not go.
+
+        Cancel: nothing stays open.
+        """
+        url, is_own = request.url, True
+        for _ in range(MAX_REDIRECTS + 1):
+            response = await self._send_or_fail(request, url, is_own=is_own, by=by)
+            if response.status not in _REDIRECTS:
+                return response
+            location = response.header("Location")
+            await response.discard()
+            url, by = self._next_hop(request, url, location, response.by), response.by
+            # For good: whoever is asked elsewhere may lead back, to a path of its own choice.
+            is_own = is_own and origin(url) == origin(request.url)
+        raise request.error(f"there are more than {MAX_REDIRECTS} redirects", at=url)
+
+    def _next_hop(self, request: Request, url: str, location: str | None, by: AddressClass) -> str:
+        target = redirect_target(url, location)
+        found = origin(target) if target else None
+        if target is None or found is None:
+            raise request.error("it redirects to no proper URL", at=url)
+        if request.form is not None:
+            raise request.error("it redirects a request that holds a secret", at=url)
+        if found[0] == "http" and urlsplit(url).scheme == "https" and not _may_be_plain(found, by):
+            raise request.error(
+                f"it redirects from https to http, at {shown(found[1], secrets=request.secrets)}", at=url
+            )
+        return target
+
+    async def _send_or_fail(
+        self, request: Request, url: str, *, is_own: bool, by: AddressClass | None
+    ) -> Response:
+        headers = dict(request.headers)
+        if request.authorization is not None and is_own:
+            headers["Authorization"] = request.authorization
+        try:
+            return await self._send(request, url, headers, is_own=is_own, by=by)
+        except _TlsRefusal:
+            pass
+        raise request.error(
+            "it does not speak TLS; where that is right, plain http must be asked for", at=url
+        )
+
+    async def _send(
+        self, request: Request, url: str, headers: Mapping[str, str], *, is_own: bool, by: AddressClass | None
+    ) -> Response:
+        target = origin(url)
+        if target is None:
+            raise request.error("this is no proper URL", at=url)
+        own = {"Accept-Encoding": "identity", "User-Agent": f"aiodockersave/{__version__}"}
+        if request.form is not None:
+            own["Content-Type"] = "application/x-www-form-urlencoded"
+        options = await _while_importing(self.dialler.options(target, is_own=is_own))
+        kinds = fault_kinds()
+        making = asyncio.timeout(None)  # set for as long as a caller's connector makes a connection
+        try:
+            session = await self.dialler.choose(target, by)
+            async with making:
+                raw: Any = await session.request(
+                    request.method,
+                    _encoded(url),
+                    headers={**own, **headers, **options.pop("headers", {})},
+                    data=request.form,
+                    allow_redirects=False,
+                    trace_request_ctx=making,
+                    **options,
+                )
+        except HeadError as exc:
+            is_refusal = False
+            fault = _own_fault(request.error(str(exc), at=url), is_lasting=exc.is_lasting)
+        except kinds as exc:
+            is_refusal = target[0] == "https" and is_tls_refusal(exc)
+            if making.expired():
+                error = request.error("the caller's session makes no connection in time", at=url)
+                fault = _own_fault(error, is_lasting=False)
+            else:
+                fault = explain(exc, what=request.what, url=request.shown(url), timeouts=self._timeouts)
+        else:
+            kind = self.dialler.class_of(target, raw.peer)
+            by = kind if by in (None, kind) else AddressClass.PUBLIC
+            response = Response(raw, request, url, self._timeouts, is_own=is_own, by=by)
+            self.dialler.set_portion(raw.connection, response.content_length)
+            return response
+        raise _TlsRefusal if is_refusal else fault  # outside of the handler, so that it has no context
+
+
+def _own_fault(error: RegistryError, *, is_lasting: bool) -> InterruptedTransfer | DockerSaveError:
+    return error if is_lasting else InterruptedTransfer(error)
+
+
+def _may_be_plain(target: Origin, by: AddressClass) -> bool:
+    """Tell whether http will do where https is the rule: inside one machine."""
+    return is_loopback_name(target[1]) and by is AddressClass.LOOPBACK
+
+
+async def _error_body(body: bytes, secrets: Secrets) -> ErrorBody:
+    if len(body) <= _QUICK_BODY:
+        return parse_error_body(body, secrets)
+    return await Worker("aiodockersave-document").run(parse_error_body, body, secrets)
+
+
+async def _next_chunk(content: aiohttp.StreamReader) -> bytes:
+    """Return what came in one piece, as it came: ``readany`` would copy all that has come into one."""
+    while True:
+        chunk, _ = await content.readchunk()
+        if chunk or content.at_eof():  # empty where only the end of one of HTTP's chunks came
+            return chunk
+
+
+async def _read_any(content: aiohttp.StreamReader) -> bytes:
+    return await content.readany()
+
+
+async def _while_importing(awaitable: Awaitable[T]) -> T:
+    """Await something while aiohttp is imported, which takes long, in a thread."""
+    if "aiohttp" in sys.modules:
+        return await awaitable
+    async with Beside("aiodockersave-import") as importing:
+        importing.start(load_aiohttp)
+        return await awaitable
+
+
+class _TlsRefusal(Exception):  # noqa: N818 - it does not leave this module
+    """The other side does not speak TLS."""
+
+
+def _encoded(url: str) -> URL:
+    from yarl import URL  # noqa: PLC0415 - comes with aiohttp, which is loaded late
+
+    return URL(url, encoded=True)

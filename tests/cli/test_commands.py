@@ -1,0 +1,540 @@
+"""The command line inside this process: how arguments are read, what is printed where, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+
+from aiodockersave import Digest, __version__, cli
+from aiodockersave.cli.commands import command
+from aiodockersave.cli.image_argument import LayoutImage, RegistryImage, parse_image
+from aiodockersave.cli.reporters import Reporter
+from aiodockersave.cli.terminal import printable
+from aiodockersave.core.errors import InvalidInputError
+from tests.support.images import make_image, make_layer, write_layout
+
+HEX = "0123456789abcdef" * 4
+BASE = make_layer({"etc/name": b"base\n"})
+IMAGE = make_image(BASE, make_layer({"app": b"app\n"}, "zstd"))
+OTHER = make_image(BASE)
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Path:
+    folder = tmp_path / "layout"
+    folder.mkdir()
+    return write_layout(folder, {"one": IMAGE, "two": OTHER})
+
+
+class Result:
+    """The outcome of a command line.
+
+    Attributes:
+        code: The exit code.
+        out: What was printed on standard output.
+        lines: The lines on standard error.
+    """
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code = code
+        self.out = out
+        self.lines = err.splitlines()
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    def run(*arguments: object) -> Result:
+        code = cli.main([str(argument) for argument in arguments])
+        return Result(code, *capfd.readouterr())
+
+    return run
+
+
+# ── IMAGE ──
+
+
+IMAGES: list[tuple[str, set[str], LayoutImage]] = [
+    # argument, directories that are there, how it is read
+    ("oci:dir", set(), LayoutImage("dir")),
+    ("oci:dir", {"dir"}, LayoutImage("dir")),
+    ("oci:/a/b.c/dir", set(), LayoutImage("/a/b.c/dir")),
+    ("oci:.", {"."}, LayoutImage(".")),
+    ("oci:dir:ref", set(), LayoutImage("dir", "ref")),
+    ("oci:dir:", set(), LayoutImage("dir")),
+    ("oci:./a/dir:1.0-rc_1", {"./a/dir"}, LayoutImage("./a/dir", "1.0-rc_1")),
+    ("oci:/data/12:30/dir:ref", {"/data/12:30/dir"}, LayoutImage("/data/12:30/dir", "ref")),
+    ("oci:/data/12:30/dir", {"/data/12:30/dir"}, LayoutImage("/data/12:30/dir")),
+    ("oci:a:b:c", set(), LayoutImage("a:b", "c")),
+    ("oci:a:b:c", {"a:b"}, LayoutImage("a:b", "c")),
+    (f"oci:dir@sha256:{HEX}", {"dir"}, LayoutImage("dir", f"sha256:{HEX}")),
+    (f"oci:dir:sha256:{HEX}", {"dir"}, LayoutImage("dir", f"sha256:{HEX}")),
+    (f"oci:a@b/dir@sha512:{HEX}{HEX}", set(), LayoutImage("a@b/dir", f"sha512:{HEX}{HEX}")),
+    ("oci:sha256:1/dir", {"sha256:1/dir"}, LayoutImage("sha256:1/dir")),
+    # tags
+    ("oci:dir=a", set(), LayoutImage("dir", "", ("a",))),
+    ("oci:dir:ref=a/b:1", set(), LayoutImage("dir", "ref", ("a/b:1",))),
+    ("oci:dir=a:1,localhost:5000/b:2", {"dir"}, LayoutImage("dir", "", ("a:1", "localhost:5000/b:2"))),
+    ("oci:dir=", set(), LayoutImage("dir", "", ())),
+    ("oci:dir:ref=", set(), LayoutImage("dir", "ref", ())),
+    (f"oci:dir@sha256:{HEX}=a:1", {"dir"}, LayoutImage("dir", f"sha256:{HEX}", ("a:1",))),
+    ("oci:a=b=c:1", set(), LayoutImage("a=b", "", ("c:1",))),
+    ("oci:a=b=", {"a=b"}, LayoutImage("a=b", "", ())),
+    ("oci:a=b:ref=c:1", {"a=b"}, LayoutImage("a=b", "ref", ("c:1",))),
+    # written out, whatever directories there are
+    ("oci:dir::ref", {"dir:", "dir", "dir::ref"}, LayoutImage("dir", "ref")),
+    ("oci:dir::example.com/app:1.0", {"dir::example.com/app"}, LayoutImage("dir", "example.com/app:1.0")),
+    ("oci:a:b::", {"a"}, LayoutImage("a:b")),
+    ("oci:a::b::ref", {"a"}, LayoutImage("a::b", "ref")),
+    ("oci:a::=b", {"a::=b", "a=b"}, LayoutImage("a", "", ("b",))),
+    ("oci:a=b::ref=", {"a"}, LayoutImage("a=b", "ref", ())),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "directories", "expected"),
+    IMAGES,
+    ids=[f"{text}{sorted(directories) or ''}" for text, directories, _ in IMAGES],
+)
+def test_image(text: str, directories: set[str], expected: LayoutImage) -> None:
+    image = parse_image(text, directories.__contains__)
+    assert image == expected
+    everything = parse_image(expected.written_out(), lambda _: True)
+    assert isinstance(everything, LayoutImage)
+    assert (everything.directory, everything.reference) == (expected.directory, expected.reference)
+    assert everything.tags == (expected.tags if "=" not in expected.directory else expected.tags or ())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("alpine", RegistryImage("alpine")),
+        ("docker://alpine:3.20", RegistryImage("alpine:3.20")),
+        ("localhost:5000/a/b:1", RegistryImage("localhost:5000/a/b:1")),
+        ("alpine:3.20=x:1,y", RegistryImage("alpine:3.20", ("x:1", "y"))),
+        ("alpine=", RegistryImage("alpine", ())),
+        (f"app@sha256:{HEX}=app:1", RegistryImage(f"app@sha256:{HEX}", ("app:1",))),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_image_in_a_registry(text: str, expected: RegistryImage) -> None:
+    assert parse_image(text, lambda _: True) == expected
+
+
+AMBIGUOUS = [
+    # a name as skopeo's users put it, or a directory with a colon
+    ("oci:dir:example.com/app:1.0", {"dir"}, ["oci:dir::example.com/app:1.0"]),
+    ("oci:dir:app/x", {"dir"}, ["oci:dir::app/x"]),
+    ("oci:dir:app/x", {"dir", "dir:app/x"}, ["oci:dir:app/x::", "oci:dir::app/x"]),
+    ("oci:a:b", {"a", "a:b"}, ["oci:a::b", "oci:a:b::"]),
+    ("oci:a:b", {"a:b"}, ["oci:a:b::"]),
+    ("oci:a:b=c:1", {"a:b"}, ["oci:a:b::=c:1"]),
+    # an equals sign in a directory, or a tag
+    ("oci:a=b", {"a=b"}, ["oci:a=b::="]),
+    ("oci:a=b", {"a", "a=b"}, ["oci:a::=b", "oci:a=b::="]),
+    ("oci:a=b:1", {"a", "a=b"}, ["oci:a::=b:1", "oci:a=b::1="]),
+    ("oci:a=B/layout", {"a=B/layout"}, ["oci:a=B/layout::="]),
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "directories", "ways"), AMBIGUOUS, ids=[f"{text}{sorted(names)}" for text, names, _ in AMBIGUOUS]
+)
+def test_an_image_that_can_be_read_in_several_ways(text: str, directories: set[str], ways: list[str]) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        parse_image(text, directories.__contains__)
+    assert str(caught.value) == f"it can be read in several ways; write {' or '.join(ways)}"
+    read = [parse_image(way, lambda _: True) for way in ways]
+    assert {image.directory for image in read if isinstance(image, LayoutImage)} == directories
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "it is empty"),
+        ("=a:1", "it is empty"),
+        ("./layout", "an OCI image layout is written oci:./layout"),
+        ("/layout", "an OCI image layout is written oci:/layout"),
+        ("alpine:3.20=x:1=y:1", "invalid reference"),
+        ("alpine=UPPER", "must be lowercase"),
+        ("docker-archive:file.tar", "docker-archive: is not supported; use oci:DIR[:REF]"),
+        ("docker-daemon:alpine:3.20", "docker-daemon: is not supported"),
+        ("oci-archive:file.tar", "oci-archive: is not supported"),
+        ("oci:", "the directory is missing"),
+        ("oci::ref", "the directory is missing"),
+        ("oci:=a:1", "the directory is missing"),
+        ("oci:dir=UPPER", "must be lowercase (if '=' belongs to the directory, write oci:dir=UPPER=)"),
+        ("oci:dir=a:1,", "it is empty"),
+        ("oci:dir=a:1,,b:2", "it is empty"),
+        (f"oci:dir=a@sha256:{HEX}", "cannot have a digest"),
+        ("oci:dir=a b", "white space"),
+    ],
+)
+def test_no_image(text: str, reason: str) -> None:
+    with pytest.raises(InvalidInputError, match=re.escape(reason)):
+        parse_image(text, lambda _: False)
+
+
+# ── usage ──
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ([], "Usage: aiodockersave [OPTIONS] COMMAND"),
+        (["load"], "No such command 'load'"),
+        (["save"], "Missing argument 'IMAGE...'"),
+        (["save", "oci:x"], "Missing option '-o' / '--output'"),
+        (["save", "oci:x", "-o", ""], "-o takes the name of a file"),
+        (["save", "oci:x", "-o", "folder/"], "-o takes the name of a file"),
+        (["save", "Alpine", "-o", "x"], "must be lowercase"),
+        (["save", "alpine", "-o", "x", "--ca-file", "."], "'.' is a directory"),
+        (["save", "oci:x", "-o", "x", "--layers", "squash"], "'squash' is not one of"),
+        (["save", "oci:x", "-o", "x", "--format", "oci"], "'oci' is not"),
+        (["save", "oci:x", "-o", "x", "--platform", "linux"], "write os/architecture[/variant]"),
+        (["save", "oci:x", "-o", "x", "--fast"], "No such option"),
+        (["save", "oci:x", "-o", "x", "--jobs", "0"], "0 is not in the range 1<=x<=64"),
+        (["save", "oci:x", "-o", "-", "--resume"], "--resume is for a file"),
+        (["save", "oci:x", "-o", "x", "--resume", "--layers", "decompress"], "--resume needs --layers keep"),
+        (["save", "alpine", "-o", "x", "--mirror", "mirror.example"], "no URL of a mirror"),
+        (["plan", "alpine", "--mirror", "https://me:s3cret@m"], "come from docker login"),
+        (["save", "oci:x=\x1b[31m", "-o", "x"], "oci:x=\\x1b[31m"),
+        (["plan"], "Missing argument 'IMAGE...'"),
+    ],
+    ids=lambda value: " ".join(value) or "nothing" if isinstance(value, list) else "",
+)
+def test_usage(run: Run, arguments: list[str], reason: str) -> None:
+    result = run(*arguments)
+    assert (result.code, result.out) == (2, "")
+    assert reason in "\n".join(result.lines)
+    assert all(printable(line) == line for line in result.lines)
+
+
+def test_help_is_what_click_makes_of_the_commands() -> None:
+    with click.Context(command, info_name="aiodockersave") as context:
+        made = command.get_help(context)
+    assert cli.HELP.split() == made.split()
+
+
+def test_help_and_version(run: Run) -> None:
+    result = run("--help")
+    assert (result.code, result.out, result.lines) == (0, cli.HELP, [])
+    result = run("--version")
+    assert (result.code, result.out, result.lines) == (0, f"aiodockersave {__version__}\n", [])
+
+
+@pytest.mark.parametrize("name", sorted(command.commands))
+def test_every_option_has_its_variable(run: Run, name: str) -> None:
+    result = run(name, "--help")
+    assert result.code == 0
+    options = [each for each in command.commands[name].params if isinstance(each, click.Option)]
+    for option in options:
+        long = next(each for each in option.opts if each.startswith("--"))
+        assert option.envvar == "AIODOCKERSAVE_" + long[2:].upper().replace("-", "_")
+        assert str(option.envvar) in result.out
+
+
+def test_help_loads_no_library() -> None:
+    code = (
+        "import sys; sys.argv = ['aiodockersave', '--help']\n"
+        "try:\n    from aiodockersave.__main__ import main; main()\n"
+        "except SystemExit: print(*sys.modules, file=sys.stderr)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert result.stdout == cli.HELP
+    loaded = {name.partition(".")[0] for name in result.stderr.split()}
+    assert not loaded & {"click", "asyncio", "anyio", "aiofiles", "hashlib", "rich", "aiohttp"}
+
+
+@pytest.mark.parametrize(
+    ("ending", "code", "said"),
+    [
+        ("sys.exit(0)", 0, ""),
+        ("sys.exit(7)", 7, ""),
+        ("sys.exit('no')", 1, "no\n"),
+        ("raise KeyError('x')", 1, "KeyError: 'x'\n"),
+    ],
+)
+def test_the_program_ends_with_its_code_and_says_all(ending: str, code: int, said: str) -> None:
+    """Also what others want to do at the end is done, and what waits in buffers is written."""
+    script = (
+        "import atexit, sys\n"
+        "from aiodockersave import __main__ as entry\n"
+        "def main():\n"
+        "    atexit.register(lambda: print('the end', end=''))\n"
+        "    print('half a line', end=' ')\n"
+        f"    {ending}\n"
+        "entry.main = main\n"
+        "entry.program()"
+    )
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    result = subprocess.run(
+        [sys.executable, "-c", script], env=buffered, check=False, capture_output=True, text=True, timeout=60
+    )
+    assert (result.returncode, result.stdout) == (code, "half a line the end")
+    assert result.stderr.endswith(said)
+
+
+# ── save ──
+
+
+def members(path: Path) -> list[str]:
+    with tarfile.open(path) as tar:
+        return tar.getnames()
+
+
+def test_save_says_what_was_saved(run: Run, layout: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    result = run("save", f"oci:{layout}:one=a:1", f"oci:{layout}:two=b:2", "-o", path)
+    assert (result.code, result.out) == (0, "")
+    assert f"{IMAGE.image_id.encoded}.json" in members(path)
+    reused, *progress, last = result.lines
+    assert re.fullmatch(rf"{path}: {path.stat().st_size} bytes, sha256:[0-9a-f]{{64}}, .*", last)
+    for image in (IMAGE, OTHER):
+        assert f"image {image.image_id} (manifest {image.manifest.digest})" in last
+    shown = [
+        f"layer {i}/2  {layer.descriptor.digest!s:.19}  {len(layer.blob)} B"
+        for i, layer in enumerate(IMAGE.layers, 1)
+    ]
+    assert reused == f"  0%  layer 1/2  {BASE.descriptor.digest!s:.19}  is there for another image"
+    assert sorted(line[6:] for line in progress) == shown  # two are read at once: which is in first is open
+    assert progress[-1].startswith("100%")
+
+
+@pytest.mark.parametrize(
+    ("options", "lines"),
+    [
+        ([], 4),
+        (["--progress", "plain"], 4),
+        (["--progress", "none"], 2),
+        (["--quiet"], 0),
+        (["--quiet", "--progress", "plain"], 0),
+    ],
+    ids=["default", "plain", "none", "quiet", "quiet and plain"],
+)
+def test_how_much_is_said(run: Run, layout: Path, tmp_path: Path, options: list[str], lines: int) -> None:
+    """The last two lines are the notice of a missing name, and the summary."""
+    result = run("save", f"oci:{layout}:one", "-o", tmp_path / "a.tar", *options)
+    assert (result.code, len(result.lines)) == (0, lines)
+    if lines:
+        assert f"write oci:{layout}:one=NAME:TAG" in result.lines[-2]
+
+
+def test_no_name_on_purpose_is_not_noticed(run: Run, layout: Path, tmp_path: Path) -> None:
+    result = run("save", f"oci:{layout}:one=", "-o", tmp_path / "a.tar", "--progress", "none")
+    assert (result.code, len(result.lines)) == (0, 1)
+
+
+def test_standard_output_carries_data_only(capfdbinary: pytest.CaptureFixture[bytes], layout: Path) -> None:
+    assert cli.main(["save", f"oci:{layout}:one", "-o", "-"]) == 0
+    captured = capfdbinary.readouterr()
+    assert captured.out.endswith(bytes(1024))
+    assert captured.err.splitlines()[-1].startswith(b"standard output: %d bytes" % len(captured.out))
+
+
+def test_options_by_variable(run: Run, layout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIODOCKERSAVE_OUTPUT", str(tmp_path / "a.tar"))
+    monkeypatch.setenv("AIODOCKERSAVE_LAYERS", "decompress")
+    monkeypatch.setenv("AIODOCKERSAVE_QUIET", "1")
+    result = run("save", f"oci:{layout}:two")
+    assert (result.code, result.lines) == (0, [])
+    assert f"{BASE.diff_id.encoded}.tar" in members(tmp_path / "a.tar")
+
+
+FOR_S390X = make_image(BASE, architecture="s390x")
+
+
+def test_platform(run: Run, layout: Path) -> None:
+    layout = write_layout(layout, {"one": IMAGE, "two": FOR_S390X})
+    index = json.loads((layout / "index.json").read_bytes())
+    for entry, architecture in zip(index["manifests"], ("amd64", "s390x"), strict=True):
+        entry["platform"] = {"os": "linux", "architecture": architecture}
+    inner = json.dumps(index).encode()
+    digest = Digest.of(inner)
+    (layout / "blobs" / "sha256" / digest.encoded).write_bytes(inner)
+    index["manifests"] = [{"mediaType": index["mediaType"], "digest": str(digest), "size": len(inner)}]
+    (layout / "index.json").write_text(json.dumps(index))
+    for platform, image in (("linux/amd64", IMAGE), ("linux/s390x", FOR_S390X)):
+        assert str(image.manifest.digest) in run("plan", f"oci:{layout}", "--platform", platform).out
+    result = run("plan", f"oci:{layout}", "--platform", "linux/riscv64")
+    assert (result.code, len(result.lines)) == (1, 1)
+    reason = "no image for platform linux/riscv64; there are: linux/amd64, linux/s390x"
+    assert result.lines[0] == f"aiodockersave: {reason} (image oci:{layout})"
+
+
+@pytest.fixture
+def on_riscv64(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = os.uname_result(("Linux", "host", "6", "#1", "riscv64"))
+    monkeypatch.setattr(os, "uname", lambda: name)
+    monkeypatch.delenv("AIODOCKERSAVE_PLATFORM", raising=False)
+
+
+@pytest.mark.parametrize("arguments", [["save", "-o", "{path}"], ["plan"]], ids=["save", "plan"])
+def test_another_platform_than_was_asked_for(
+    run: Run, layout: Path, tmp_path: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.tar"
+    image = f"oci:{layout}:one=a:1"
+    arguments = [*(word.format(path=path) for word in arguments), image, "--platform", "linux/riscv64"]
+    result = run(*arguments, "--quiet")
+    assert (result.code, result.out, len(result.lines)) == (1, "", 1)
+    assert "no image for platform linux/riscv64; there are: linux/amd64; " in result.lines[0]
+    assert "--allow-other-platform" in result.lines[0]
+    assert not path.exists()
+    warning = f"aiodockersave: image oci:{layout}:one is for linux/amd64, not for linux/riscv64; it is taken all the same"
+    result = run(*arguments, "--allow-other-platform")
+    assert (result.code, result.lines.count(warning)) == (0, 1)
+    monkeypatch.setenv("AIODOCKERSAVE_ALLOW_OTHER_PLATFORM", "1")
+    result = run(*arguments, "--quiet")
+    assert (result.code, result.lines) == (0, [])
+
+
+@pytest.mark.usefixtures("on_riscv64")
+def test_another_platform_than_this_machines_is_said(run: Run, layout: Path, tmp_path: Path) -> None:
+    save = ("save", f"oci:{layout}:one=a:1", "-o", tmp_path / "a.tar")
+    message = (
+        f"image oci:{layout}:one is for linux/amd64, not for linux/riscv64, which is this machine's platform; "
+        "it is taken all the same"
+    )
+    result = run(*save)
+    assert (result.code, result.lines[0]) == (0, f"aiodockersave: {message}")
+    result = run(*save, "--progress", "json")
+    assert json.loads(result.lines[0]) == {"event": "message", "level": "warning", "message": message}
+    assert run(*save, "--quiet").lines == []
+    assert (
+        run(*save, "--platform", "linux/amd64", "--progress", "none")
+        .lines[0]
+        .startswith(f"{tmp_path}/a.tar: ")
+    )
+    result = run("plan", f"oci:{layout}:one=a:1")
+    assert (result.code, result.lines) == (0, [f"aiodockersave: {message}"])
+
+
+FAILURES = [
+    ("oci:{layout}", "several, of which one must be named; there are: one, two"),
+    ("oci:{layout}:three", "none of that name; there are: one, two"),
+    ("oci:{layout}/nowhere", "no OCI image layout"),
+]
+
+
+@pytest.mark.parametrize(("image", "reason"), FAILURES, ids=[image for image, _ in FAILURES])
+@pytest.mark.parametrize("verbose", [False, True], ids=["", "verbose"])
+def test_failure_is_one_line(
+    run: Run, layout: Path, tmp_path: Path, image: str, reason: str, verbose: bool
+) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(b"old")
+    image = image.format(layout=layout)
+    result = run("save", image, "-o", path, *(["--verbose"] if verbose else []))
+    assert (result.code, result.out) == (1, "")
+    assert result.lines[0].startswith(f"aiodockersave: image {image} not found: ")
+    assert reason in result.lines[0]
+    assert ("Traceback" in "\n".join(result.lines), len(result.lines) > 1) == (verbose, verbose)
+    assert path.read_bytes() == b"old"
+
+
+def test_a_damaged_layer_names_layer_and_image(run: Run, layout: Path, tmp_path: Path) -> None:
+    digest = BASE.descriptor.digest
+    (layout / "blobs" / "sha256" / digest.encoded).write_bytes(bytes(len(BASE.blob)))
+    result = run("save", f"oci:{layout}:one", "-o", tmp_path / "a.tar", "--progress", "none")
+    assert (result.code, len(result.lines)) == (1, 1)
+    assert f"expected {digest}, got " in result.lines[0]
+    assert result.lines[0].endswith(f" (image oci:{layout}:one)")
+
+
+@pytest.mark.parametrize("command", [["save", "-o", "{path}"], ["plan"]], ids=["save", "plan"])
+def test_one_name_for_two_images_names_both(
+    run: Run, layout: Path, tmp_path: Path, command: list[str]
+) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(b"old")
+    images = [f"oci:{layout}:one=x:1", f"oci:{layout}:two=y,docker.io/x:1"]
+    result = run(*(word.format(path=path) for word in command), *images)
+    assert (result.code, result.out, len(result.lines)) == (1, "", 1)
+    assert f"docker.io/library/x:1 is {IMAGE.image_id} and {OTHER.image_id}" in result.lines[0]
+    assert result.lines[0].endswith(f" (image oci:{layout}:one; image oci:{layout}:two)")
+    assert path.read_bytes() == b"old"
+
+
+def test_what_nobody_thought_of_is_one_line_too(
+    run: Run, layout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Reporter, "__call__", lambda self, event: 1 / 0)
+    result = run("save", f"oci:{layout}:one", "-o", tmp_path / "a.tar")
+    assert (result.code, len(result.lines)) == (1, 1)
+    assert result.lines[0].startswith("aiodockersave: internal error: ZeroDivisionError: division by zero")
+
+
+def test_names_are_escaped(run: Run, tmp_path: Path) -> None:
+    result = run("plan", f"oci:{tmp_path}/\x1b[31m\n\u202egnp")
+    assert (result.code, len(result.lines)) == (1, 1)
+    assert r"\x1b[31m\n\u202egnp" in result.lines[0]
+
+
+# ── plan ──
+
+
+def test_plan_is_what_save_writes(run: Run, layout: Path, tmp_path: Path) -> None:
+    images = [f"oci:{layout}:one=a:1,b:2", f"oci:{layout}:two"]
+    result = run("plan", *images, "--json")
+    assert (result.code, result.lines) == (0, [])
+    planned = json.loads(result.out)
+    path = tmp_path / "a.tar"
+    assert run("save", *images, "-o", path).code == 0
+    assert planned["size"] == path.stat().st_size
+    with tarfile.open(path) as tar:
+        written = [
+            (each.name, each.offset_data, each.size, each.offset_data - 512) for each in tar.getmembers()
+        ]
+        manifest = tar.extractfile("manifest.json")
+        assert manifest is not None
+        names = json.load(manifest)
+    assert written == [
+        (each["name"], each["data_offset"], each["size"], each["offset"]) for each in planned["members"]
+    ]
+    assert [each["repo_tags"] for each in planned["images"]] == [each["RepoTags"] for each in names]
+    assert [each["reference"] for each in planned["images"]] == [f"oci:{layout}:one", f"oci:{layout}:two"]
+    assert re.fullmatch("[0-9a-f]{64}", planned["etag"])
+
+
+def test_plan_for_people(run: Run, layout: Path) -> None:
+    planned = json.loads(run("plan", f"oci:{layout}:one=a:1", "--json").out)
+    result = run("plan", f"oci:{layout}:one=a:1")
+    size, etag, image, *rest = result.out.splitlines()
+    assert (size, etag) == (f"size  {planned['size']}", f"etag  {planned['etag']}")
+    assert image == f"image {IMAGE.image_id} (manifest {IMAGE.manifest.digest}) docker.io/library/a:1"
+    assert [line.split() for line in rest] == [
+        [str(each["offset"]), str(each["size"]), each["name"]] for each in planned["members"]
+    ]
+
+
+# ── what is printed ──
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain /é/日本", "plain /é/日本"),
+        ("\x1b[31m", r"\x1b[31m"),
+        ("a\r\nb\tc", r"a\r\nb\tc"),
+        ("\x9b\x85", r"\x9b\x85"),
+        ("\u202e\u2066\u200b\u2028", r"\u202e\u2066\u200b\u2028"),
+        ("\udcff", r"\udcff"),
+    ],
+)
+def test_printable(text: str, shown: str) -> None:
+    assert printable(text) == shown
+    assert printable(text, keep="\n") == shown.replace(r"\n", "\n")

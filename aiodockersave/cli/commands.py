@@ -182,6 +182,9 @@ def command() -> None:
     is_flag=True,
     help="Go on where an interrupted save ended, and keep what was received should this one be interrupted.",
 )
+@_option(
+    "--checksum", is_flag=True, help="End with the SHA-256 of the archive, too: one more pass over its bytes."
+)
 @_option("--no-fsync", is_flag=True, help="Do not wait until the archive is on the disk.")
 @_option(
     "--progress",
@@ -236,7 +239,6 @@ def save(
                     target,
                     fsync=not no_fsync,
                     resume=resume,
-                    checksum=not quiet,
                     progress=reporter,
                     **options,
                 )

@@ -16,7 +16,7 @@ source has them, digests are ``algorithm:hex``.
 ``layer_finished``  ``digest``, ``size``, ``total_done``, ``total``: the layer is in the archive, verified
 ``layer_reused``    ``digest``: another image has the layer too; it is not read again
 ``image_finished``  ``reference``, ``image_id``
-``save_finished``   ``size`` of the archive in bytes, ``sha256`` of it (a digest), ``total_done``, ``total``
+``save_finished``   ``size`` of the archive in bytes, its ``sha256`` (``--checksum``; else null), ``total_done``, ``total``
 ``message``         ``level`` (``info``, ``warning`` or ``error``), ``message``: what people are told in a line
 ``error``           ``message``, ``exit_code``, ``traceback`` (null without ``--verbose``): the last line, if it fails
 ==================  ==============================================================================================

@@ -127,7 +127,8 @@ def summary(target: str, report: Report, prepared: Prepared) -> str:
     images = ", ".join(
         f"image {each.image.config.image_id} (manifest {each.resolved.digest})" for each in prepared.images
     )
-    return f"{target}: {report.size} bytes, {report.sha256}, {images}"
+    checksum = f", {report.sha256}" if report.sha256 else ""
+    return f"{target}: {report.size} bytes{checksum}, {images}"
 
 
 def plan_text(prepared: Prepared, plan: Plan) -> str:

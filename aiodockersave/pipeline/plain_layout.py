@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from aiodockersave.core import tar
 from aiodockersave.core.docker_archive import Image, new_builder
 from aiodockersave.core.model import OCI_LAYER, Descriptor, Digest, Format
-from aiodockersave.core.plan import Plan, Segment, plan_images
+from aiodockersave.core.plan import Plan, plan_images
 
 __all__ = ["ISIZE", "PlainLayout", "least_plain_size", "plausible_size"]
 
@@ -57,11 +56,6 @@ class PlainLayout:
         empty = self._plan(lambda _: 0)
         blobs = [segment for segment in empty.segments if segment.descriptor is not None]
         self.order = [segment.descriptor.digest for segment in blobs if segment.descriptor is not None]
-        # What is in front of each, which ends with its header.
-        self._in_front = [
-            segment.data or b"" for segment in empty.segments[:-1] if segment.descriptor is None
-        ]
-        self._segments: list[Segment] = []
         self._builder = new_builder(format)
         self._known_sizes: dict[tuple[Digest, int], tuple[int, int]] = {}
         self._no_size = {each: self._member_sizes(each, 0) for each in self.order}
@@ -82,24 +76,6 @@ class PlainLayout:
                 break
             growth += total - self._no_size[each][1]
         return places
-
-    def segments(self) -> Sequence[Segment]:
-        """Return what the file has from its start on, up to the first plain tar whose size is not known yet."""
-        segments = self._segments
-        for index in range(len(segments) // 2, len(self.order)):
-            diff_id = self.order[index]
-            size = self.sizes.get(diff_id)
-            if size is None:
-                break
-            before = segments[-1] if segments else Segment(0, 0, None, None)
-            (member,) = self._builder.prepare_blob(diff_id, size, OCI_LAYER).members
-            data = (
-                tar.padding(before.size) + self._in_front[index][: -self._no_size[diff_id][0]] + member.header
-            )
-            segments.append(Segment(before.offset + before.size, len(data), data, None))
-            start = segments[-1].offset + len(data)
-            segments.append(Segment(start, size, None, Descriptor(OCI_LAYER, diff_id, size)))
-        return segments
 
     def rank(self, diff_id: Digest) -> int:
         """Return what plain tars are sorted by in the order in which they are stored."""

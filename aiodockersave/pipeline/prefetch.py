@@ -49,11 +49,10 @@ class Order:
     Args:
         layers: Whether they are kept.
         is_file: Whether they go into a regular file.
-        is_followed: Whether the file is hashed meanwhile.
     """
 
-    def __init__(self, layers: Layers, *, is_file: bool, is_followed: bool) -> None:
-        self._is_largest_first = is_file and layers == "keep" and not is_followed
+    def __init__(self, layers: Layers, *, is_file: bool) -> None:
+        self._is_largest_first = is_file and layers == "keep"
         self._are_small = is_file and layers == "decompress"
 
     def first(self, layers: Sequence[Descriptor], count: int) -> list[Descriptor]:

@@ -85,7 +85,7 @@ async def save(
         verify_diff_ids: Whether the plain tar of a layer that is kept is looked at, too, which takes the time of
             decompressing it. Without it a layer is only reported, as a warning of the logger ``aiodockersave``, where its
             first bytes are neither compressed nor a tar. Where layers are decompressed, it always is.
-        checksum: Whether the report has the SHA-256 of the archive.
+        checksum: Whether the report has the SHA-256 of the archive: one more pass over its bytes.
         progress: Called with each event, see :mod:`aiodockersave.pipeline.progress`.
 
     Returns:
@@ -125,7 +125,7 @@ async def save(
         ahead = None
         if len(images) == 1 and jobs > 1 and not resume:
             place = await look_at(target) if isinstance(target, str | os.PathLike) else NO_FILE
-            order = Order(layers, is_file=place.is_file, is_followed=checksum)
+            order = Order(layers, is_file=place.is_file)
             # Where layers are decompressed, the archive is larger than what is compared with it.
             ahead = await stack.enter_async_context(Ahead(order, jobs=jobs, space=place.space))
         async with Beside("aiodockersave-load") as loading:

@@ -14,7 +14,7 @@ from aiodockersave.blobs.expansion import SharedExpansion
 from aiodockersave.core.plan import Report
 from aiodockersave.sinks.atomic_file import Target, open_stream, opened
 
-from .checksum import Follower
+from .checksum import sha256_of
 from .progress import Meter, Progress, SaveFinished, SaveStarted
 from .resolve import check_layers
 from .syncing import Syncer
@@ -129,20 +129,15 @@ class _ToFile:
         worker = Worker("aiodockersave-file")
         settings = self._settings
         sha256 = None
-        async with (
-            Syncer(self._target, is_wanted=settings.fsync) as syncer,
-            Follower(self._file) as follower,
-        ):
-            # What is gone on with may be replaced while it is followed.
-            followed = follower if settings.checksum and not settings.resume else None
-            plan = await self._fill(worker, syncer, followed)
+        async with Syncer(self._target, is_wanted=settings.fsync) as syncer:
+            plan = await self._fill(worker, syncer)
             if settings.checksum:
-                sha256 = await follower.finish(plan.segments)
+                sha256 = await sha256_of(self._file, plan.size, worker)
         await worker.run(self._target.sync, plan.size)
         await worker.run(self._target.publish)
         return Report(plan.size, plan.members, plan.images, sha256)
 
-    async def _fill(self, worker: Worker, syncer: Syncer, follower: Follower | None) -> Plan:
+    async def _fill(self, worker: Worker, syncer: Syncer) -> Plan:
         settings = self._settings
         plan = self._prepared.plan
         if plan is None:
@@ -156,7 +151,6 @@ class _ToFile:
                 jobs=settings.jobs,
                 limits=settings.limits._replace(share=SharedExpansion()),
                 space=self._target.space(),
-                follower=follower,
                 written=syncer.written,
             )
         from .to_file import file_kept  # noqa: PLC0415 - see the head of this file
@@ -169,7 +163,6 @@ class _ToFile:
             jobs=settings.jobs,
             resume=settings.resume,
             verify=settings.limits._replace(share=SharedExpansion()) if settings.verify_diff_ids else None,
-            follower=follower,
             written=syncer.written,
         )
         return plan

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from aiodockersave.core.model import Limits
     from aiodockersave.core.plan import Plan
 
-    from .checksum import Follower
     from .tracker import Blob, Books
 
 __all__ = ["file_kept"]
@@ -41,7 +40,6 @@ async def file_kept(
     jobs: int,
     resume: bool,
     verify: Limits | None = None,
-    follower: Follower | None = None,
     written: Callable[[int], None],
 ) -> None:
     """Write the archive of a plan into a file.
@@ -53,7 +51,6 @@ async def file_kept(
         jobs: How many of them are read at once.
         resume: Whether what is in the file is gone on with.
         verify: How far layers may expand whose plain tars are verified beside; None where they are not.
-        follower: Hashes the file meanwhile, so blobs come in its order; without one, the largest is the first.
         written: Is called with a number of bytes that are being written.
 
     Raises:
@@ -67,12 +64,7 @@ async def file_kept(
         for segment in plan.segments
         if segment.descriptor is not None
     }
-    waiting = iter(books.blobs if follower else sorted(books.blobs, key=lambda blob: -(blob.layer.size or 0)))
-
-    def took(size: int) -> None:
-        written(size)
-        if follower is not None:
-            follower.advance(plan.segments)
+    waiting = iter(sorted(books.blobs, key=lambda blob: -(blob.layer.size or 0)))  # the largest takes longest
 
     readers = min(jobs, len(books.blobs))
 
@@ -82,9 +74,7 @@ async def file_kept(
             for blob in waiting:
                 with naming(blob.image.request):
                     offset = offsets[blob.layer.digest]
-                    placing = _Kept(file, offset, blob, books, worker, readers, took, verify)
-                    if follower is not None:
-                        follower.watch(blob.layer.digest, placing.placement)
+                    placing = _Kept(file, offset, blob, books, worker, readers, written, verify)
                     await placing.run(resume=resume)
                 books.finished(blob.layer)
 

@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from aiodockersave.core.model import Digest, Limits
     from aiodockersave.core.plan import Plan
 
-    from .checksum import Follower
     from .resolve import Prepared
     from .tracker import Blob, Books
 
@@ -94,7 +93,6 @@ async def file_plain(
     jobs: int,
     limits: Limits,
     space: Space | None = None,
-    follower: Follower | None = None,
     written: Callable[[int], None],
 ) -> Plan:
     """Write the archive of images into an empty file, layers decompressed.
@@ -107,7 +105,6 @@ async def file_plain(
         jobs: How many blobs are read at once.
         limits: How far layers may expand.
         space: What there is room for.
-        follower: Hashes the file meanwhile, so blobs come in its order; without one, the largest is the first.
         written: Is called with a number of bytes that are being written.
 
     Returns:
@@ -123,13 +120,8 @@ async def file_plain(
     worker = Worker("aiodockersave-file")
     layout = await worker.run(PlainLayout, [each.image for each in prepared.images], format)
 
-    def took(size: int) -> None:
-        written(size)
-        if follower is not None:
-            follower.advance(layout.segments())
-
     free = None if space is None else await worker.run(space.look)
-    filer = _Filer(file, books, layout, follower, space, free=free, jobs=jobs, limits=limits, written=took)
+    filer = _Filer(file, books, layout, space, free=free, jobs=jobs, limits=limits, written=written)
     books.begin()
     await filer.run()
     plan = await worker.run(layout.plan)
@@ -193,7 +185,6 @@ class _Filer:
         file: OpenFile,
         books: Books,
         layout: PlainLayout,
-        follower: Follower | None,
         space: Space | None,
         *,
         free: Free | None,
@@ -204,7 +195,6 @@ class _Filer:
         self._archive = file
         self._books = books
         self._layout = layout
-        self._follower = follower
         self._jobs = jobs
         self._space = space
         self._free = free
@@ -215,9 +205,8 @@ class _Filer:
         self._needed = sum(least_plain_size(blob.layer.size or 0) for blob in self._waiting)
         # Another blob of a plain tar that is stored already is verified like any other.
         self._copies = [blob for blob in books.blobs if not self._is_stored(blob)]
-        # Nothing is placed behind the last one; but whoever hashes behind the writers needs its header, which has the size.
-        asked = self._waiting if follower is not None else self._waiting[:-1]
-        self._unasked = [] if jobs == 1 else [blob for blob in asked if not _is_small(blob)]
+        # Nothing is placed behind the last one, so nobody needs its size ahead.
+        self._unasked = [] if jobs == 1 else [blob for blob in self._waiting[:-1] if not _is_small(blob)]
         self._placed: dict[Digest, int] = {}
         self._received: dict[Digest, Sequence[Batch]] = {}
         self._lanes = AsyncExitStack()
@@ -261,8 +250,7 @@ class _Filer:
         waiting = [
             blob for blob in self._waiting if blob.diff_id in places and blob.layer.digest not in receiving
         ]
-        if self._follower is None:
-            waiting.sort(key=lambda blob: -(blob.layer.size or 0))
+        waiting.sort(key=lambda blob: -(blob.layer.size or 0))
         for blob in waiting:
             # What runs without knowing its end could run over what is put behind it later.
             knows_its_end = sizes.get(blob.diff_id) is not None or blob.diff_id not in asked
@@ -363,8 +351,6 @@ class _Filer:
                 limits=self._limits,
                 space=self._space,
             )
-            if self._follower is not None and place is not None:
-                self._follower.watch(blob.diff_id, placement)
             self._books.meter.started(blob.layer)
             try:
                 size = await fill(

@@ -302,9 +302,11 @@ def test_save_says_what_was_saved(run: Run, layout: Path, tmp_path: Path) -> Non
     assert (result.code, result.out) == (0, "")
     assert f"{IMAGE.image_id.encoded}.json" in members(path)
     reused, *progress, last = result.lines
-    assert re.fullmatch(rf"{path}: {path.stat().st_size} bytes, sha256:[0-9a-f]{{64}}, .*", last)
+    assert re.fullmatch(rf"{path}: {path.stat().st_size} bytes, image sha256:[0-9a-f]{{64}} .*", last)
     for image in (IMAGE, OTHER):
         assert f"image {image.image_id} (manifest {image.manifest.digest})" in last
+    result = run("save", f"oci:{layout}:one=a:1", "-o", path, "--checksum")
+    assert f": {path.stat().st_size} bytes, {Digest.of(path.read_bytes())}, image " in result.lines[-1]
     shown = [
         f"layer {i}/2  {layer.descriptor.digest!s:.19}  {len(layer.blob)} B"
         for i, layer in enumerate(IMAGE.layers, 1)

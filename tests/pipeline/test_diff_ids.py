@@ -247,7 +247,6 @@ async def save_image(image: Image, target: Any, **options: Any) -> Store:
 WAYS: dict[str, dict[str, Any]] = {
     "file": {},
     "file, one by one": {"jobs": 1},
-    "file, followed": {"checksum": True},
     "file, to be resumed": {"resume": True},
     "stream": {},
     "stream, one by one": {"jobs": 1},

@@ -35,7 +35,6 @@ from aiodockersave._aio import Worker
 from aiodockersave.blobs import filling, in_place, placing
 from aiodockersave.blobs.content import Batch
 from aiodockersave.core import tar
-from aiodockersave.pipeline import checksum as following
 from aiodockersave.pipeline import to_file_decompressed as plain_file
 from aiodockersave.pipeline.plain_layout import plausible_size
 from aiodockersave.pipeline.progress import Event, LayerAdvanced, LayerFinished, LayerRetried, LayerStarted
@@ -64,9 +63,6 @@ NOTHING_IS_SMALL = -1
 def use_small_limits(patch: pytest.MonkeyPatch, small: int = NOTHING_IS_SMALL) -> None:
     """Several batches and pieces for each blob; those of up to ``small`` bytes are received into memory."""
     patch.setattr(plain_file, "_SMALL", small)
-    patch.setattr(following, "_LEAST", 500)
-    patch.setattr(following, "_MOST", 1500)
-    patch.setattr(following, "_PIECE", 400)
     patch.setattr(filling, "BATCH_SIZE", 512)
     patch.setattr(placing, "PIECE", 700)
     patch.setattr(plain_file, "_MOVED", 1000)
@@ -305,16 +301,6 @@ async def test_a_source_that_never_answers(
     assert store.asked == 3  # nothing depends on the last
 
 
-@pytest.mark.parametrize("hint", HINTS, ids=lambda hint: hint.name)
-async def test_the_last_is_asked_for_a_checksum(hint: Hint, target: Path) -> None:
-    """The hash behind the writers needs its header, and is right also where that was a wrong guess."""
-    store = HangingStore(make_image(FOUR[0]), [])
-    store.ends[FOUR[0].descriptor.digest] = hint.end(FOUR[0])
-    await save_plain(store, target, checksum=True)
-    assert store.asked == 1
-    assert len(store.openings) <= hint.reads
-
-
 async def test_an_error_ends_the_save_while_an_answer_is_waited_for(target: Path) -> None:
     image = make_image(*(layer_of(number, 9) for number in range(12)))
     store = HangingStore(image, image.layers[1:])
@@ -349,9 +335,8 @@ async def test_what_lies_cost(target: Path) -> None:
         assert store.given.total() <= (1 + jobs) * store.size
 
 
-@pytest.mark.parametrize("checksum", [False, True])
-async def test_what_was_wrong_at_first_is_forgotten(checksum: bool, target: Path) -> None:
-    """Too long for its place, so it is read again, and is right then: the archive is, and so is its checksum."""
+async def test_what_was_wrong_at_first_is_forgotten(target: Path) -> None:
+    """Too long for its place, so it is read again, and is right then: the archive is, too."""
     layer = layer_of(1, 12)
     digest = layer.descriptor.digest
     store = Store({"image": make_image(layer, FOUR[0])})
@@ -364,18 +349,16 @@ async def test_what_was_wrong_at_first_is_forgotten(checksum: bool, target: Path
             store.blobs[digest] = layer.blob
 
     async with asyncio.timeout(LIMIT):
-        report = await save(
+        await save(
             store.requests(),
             target,
             layers="decompress",
             fsync=False,
             jobs=2,
-            checksum=checksum,
             progress=give_the_right,
         )
     assert [opened for opened, _ in store.openings].count(digest) == 2
     assert target.read_bytes() == await archive_of(store.images.values(), layers="decompress")
-    assert report.sha256 == (Digest.of(target.read_bytes()) if checksum else None)
 
 
 async def test_a_blob_without_a_size_has_no_hint() -> None:
@@ -827,7 +810,6 @@ def told_images(draw: st.DrawFn) -> tuple[list[Image], list[Told]]:
     chunk_size=st.sampled_from([100, 300, 5000]),
     limit=st.sampled_from([2000, 1 << 33]),
     small=st.sampled_from([NOTHING_IS_SMALL, 2500, 1 << 20]),
-    checksum=st.booleans(),
     worker=st.sampled_from([Worker, ThreadedTickWorker]),
 )
 async def test_anything(
@@ -836,7 +818,6 @@ async def test_anything(
     chunk_size: int,
     limit: int,
     small: int,
-    checksum: bool,
     worker: Any,
 ) -> None:
     images, pool = case
@@ -853,7 +834,7 @@ async def test_anything(
         use_small_limits(patch, small)
         patch.setattr(tar, "MAX_OCTAL_SIZE", limit)
         patch.setattr(plain_file, "Worker", worker)
-        await save_plain(store, Path(folder) / "a.tar", jobs=jobs, checksum=checksum)
+        await save_plain(store, Path(folder) / "a.tar", jobs=jobs)
 
 
 async def test_a_copy_that_is_verified_meanwhile_is_not_given_up(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .archive.archive_file import open_archive
     from .archive.stream import archive_stream, stream_plan
     from .archive.writer import ArchiveWriter
+    from .blobs.content import Content
     from .core.docker_archive import ManifestItem
     from .core.documents import ImageConfig, ImageIndex, ImageManifest
     from .core.errors import (
@@ -63,7 +64,7 @@ if TYPE_CHECKING:
         WriterClosedError,
         WriterError,
     )
-    from .core.model import Descriptor, Digest, Platform
+    from .core.model import Descriptor, Digest, Format, Layers, Platform
     from .core.plan import ArchiveMember, ImageSpec, Plan, Report, Segment, plan_archive
     from .core.reference import Reference
     from .pipeline.progress import (
@@ -74,12 +75,13 @@ if TYPE_CHECKING:
         LayerRetried,
         LayerReused,
         LayerStarted,
+        Progress,
         SaveFinished,
         SaveStarted,
     )
     from .pipeline.resolve import ImageRequest, Prepared, PreparedImage, prepare
     from .pipeline.save import save
-    from .sinks.adapters import Sink, as_sink
+    from .sinks.adapters import AnySink, Sink, as_sink
     from .sources import ResolvedImage, Source, SupportsEarlyBlobs, SupportsLastBytes
     from .sources.credentials import (
         Credentials,
@@ -89,14 +91,16 @@ if TYPE_CHECKING:
         StaticCredentials,
     )
     from .sources.oci_layout import OciLayoutSource
-    from .sources.registry import RegistrySource
+    from .sources.registry import RegistrySource, Retries, Timeouts
 
 __all__ = [
+    "AnySink",
     "ArchiveMember",
     "ArchiveWriter",
     "AuthenticationError",
     "BlobNotFoundError",
     "ConfigurationError",
+    "Content",
     "ContentError",
     "ContentTooLargeError",
     "CredentialStore",
@@ -109,6 +113,7 @@ __all__ = [
     "DockerSaveError",
     "Event",
     "EventLoopError",
+    "Format",
     "ImageConfig",
     "ImageConflictError",
     "ImageFinished",
@@ -128,6 +133,7 @@ __all__ = [
     "LayerRetried",
     "LayerReused",
     "LayerStarted",
+    "Layers",
     "ManifestItem",
     "MappingCredentials",
     "MissingDependencyError",
@@ -140,12 +146,14 @@ __all__ = [
     "PlatformNotFoundError",
     "Prepared",
     "PreparedImage",
+    "Progress",
     "RateLimitedError",
     "Reference",
     "RegistryError",
     "RegistrySource",
     "Report",
     "ResolvedImage",
+    "Retries",
     "SaveFinished",
     "SaveStarted",
     "Segment",
@@ -157,6 +165,7 @@ __all__ = [
     "StaticCredentials",
     "SupportsEarlyBlobs",
     "SupportsLastBytes",
+    "Timeouts",
     "TransferError",
     "UnsupportedImageError",
     "WriterBrokenError",
@@ -174,6 +183,13 @@ __all__ = [
 
 # Where each name lives; what is not listed is an error.
 _ROOMS = {
+    "Retries": "sources.registry",
+    "Timeouts": "sources.registry",
+    "Progress": "pipeline.progress",
+    "Layers": "core.model",
+    "Format": "core.model",
+    "Content": "blobs.content",
+    "AnySink": "sinks.adapters",
     "Descriptor": "core.model",
     "Digest": "core.model",
     "ImageConfig": "core.documents",

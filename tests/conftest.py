@@ -22,7 +22,7 @@ from blockbuster import BlockBuster, BlockBusterFunction, BlockingError
 from pytest_asyncio import is_async_test
 
 from aiodockersave.core.model import Platform
-from aiodockersave.pipeline.resolve import default_platform
+from aiodockersave.sources import default_platform
 from tests.interop.programs import require_program
 
 if TYPE_CHECKING:

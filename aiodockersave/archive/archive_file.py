@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from types import TracebackType
-from typing import Any
 
 from aiodockersave.core.model import MAX_EXPANSION, Format, Layers
 from aiodockersave.sinks.adapters import target_sink
 from aiodockersave.sinks.atomic_file import Target, open_stream, opened
 
-from .writer import ArchiveWriter
+from .writer import ArchiveWriter, WriterOptions
 
 
 def open_archive(
@@ -75,7 +74,7 @@ class _OpenArchive:
 
     # No async generator: up to Python 3.12 one that waits is not told that its coroutine is closed.
 
-    def __init__(self, target: Target, options: dict[str, Any]) -> None:
+    def __init__(self, target: Target, options: WriterOptions) -> None:
         self._target = target
         self._options = options
         self._stack = AsyncExitStack()
@@ -84,7 +83,7 @@ class _OpenArchive:
         async with AsyncExitStack() as stack:
             target = await stack.enter_async_context(opened(self._target))
             sink = target_sink(await open_stream(target))
-            archive = await stack.enter_async_context(ArchiveWriter(sink, _target=target, **self._options))
+            archive = await stack.enter_async_context(ArchiveWriter.at(target, sink, **self._options))
             self._stack = stack.pop_all()
         return archive
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Any, Self
+from typing import Self, Unpack
 
 from anyio import ClosedResourceError
 from anyio.lowlevel import checkpoint_if_cancelled
@@ -26,7 +26,7 @@ from aiodockersave.core.model import Digest
 from aiodockersave.core.plan import Part, Plan, Report
 
 from .outgoing import OutgoingBlob, check_digest
-from .writer import ArchiveWriter
+from .writer import ArchiveWriter, WriterOptions
 
 __all__ = ["ArchiveStream", "ByteStream", "OpenBlob", "PlanStream", "archive_stream", "stream_plan"]
 
@@ -232,7 +232,9 @@ def _blobs(parts: Iterable[Part], open_blob: OpenBlob) -> Iterator[OutgoingBlob]
 # ── a build ──
 
 
-def archive_stream(build: Callable[[ArchiveWriter], Awaitable[object]], **options: Any) -> ArchiveStream:
+def archive_stream(
+    build: Callable[[ArchiveWriter], Awaitable[object]], **options: Unpack[WriterOptions]
+) -> ArchiveStream:
     """Stream the archive that ``build`` writes, while it writes.
 
     ::
@@ -272,7 +274,7 @@ class ArchiveStream(ByteStream):
         report: What is in the archive, once the iteration has come to its end.
     """
 
-    def __init__(self, build: Callable[[ArchiveWriter], Awaitable[object]], options: dict[str, Any]) -> None:
+    def __init__(self, build: Callable[[ArchiveWriter], Awaitable[object]], options: WriterOptions) -> None:
         """Start nothing yet."""
         super().__init__()
         self.report: Report | None = None
@@ -291,7 +293,7 @@ class ArchiveStream(ByteStream):
 class _Build(Feed):
     """A build in its task."""
 
-    def __init__(self, build: Callable[[ArchiveWriter], Awaitable[object]], options: dict[str, Any]) -> None:
+    def __init__(self, build: Callable[[ArchiveWriter], Awaitable[object]], options: WriterOptions) -> None:
         super().__init__(limit=1, name="aiodockersave-build")  # one piece, whatever its size
         self.report: Report | None = None
         self._build = build

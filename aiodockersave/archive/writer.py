@@ -27,7 +27,7 @@ import os
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from functools import partial
 from types import TracebackType
-from typing import ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, Self, TypedDict, TypeVar, Unpack
 
 from aiodockersave._aio import Closable, closing, running_task
 from aiodockersave.blobs.calls import Call, Calls
@@ -56,6 +56,9 @@ from .layers import LayerWriter
 from .stored_layers import Ledger, Wanted
 from .transaction import Output, Transaction, check_promise
 
+if TYPE_CHECKING:
+    from aiodockersave.blobs.space import Space
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -71,6 +74,19 @@ class _State(enum.Enum):
     CLOSED = enum.auto()
     ABORTED = enum.auto()
     BROKEN = enum.auto()
+
+
+class WriterOptions(TypedDict, total=False):
+    """The options of :class:`ArchiveWriter`."""
+
+    format: Format
+    layers: Layers
+    stage_memory: int
+    stage_dir: str | os.PathLike[str] | None
+    max_plain_size: int | None
+    max_expansion: int | None
+    verify_diff_ids: bool
+    checksum: bool
 
 
 class ArchiveWriter:
@@ -95,7 +111,6 @@ class ArchiveWriter:
         max_expansion: int | None = MAX_EXPANSION,
         verify_diff_ids: bool = False,
         checksum: bool = False,
-        _target: Target | None = None,
     ) -> None:
         """Begin an archive; nothing is written yet.
 
@@ -138,8 +153,21 @@ class ArchiveWriter:
         self._cause: BaseException | None = None
         self._torn = (0, "")
         self._last: Transaction | None = None  # until all of it is done
-        self._target = _target
-        self._space = None if _target is None else _target.space()
+        self._target: Target | None = None  # whose file the sink writes, where that is one of ours
+        self._space: Space | None = None
+
+    @classmethod
+    def at(cls, target: Target, sink: AnySink, **options: Unpack[WriterOptions]) -> Self:
+        """Begin an archive that is published under its name when it is closed.
+
+        Args:
+            target: The place, which is open.
+            sink: Writes the target's file.
+            options: As for any other archive.
+        """
+        archive = cls(sink, **options)
+        archive._target, archive._space = target, target.space()
+        return archive
 
     def has_blob(self, digest: Digest | str) -> bool:
         """Tell whether a layer is in: by the digest it was put under, or the one it is stored under."""

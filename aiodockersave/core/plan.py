@@ -12,6 +12,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
+from typing import Protocol
 
 from . import tar
 from .docker_archive import Addition, Image, ManifestItem, Member, new_builder, read_image
@@ -158,18 +159,49 @@ class Report:
     images: tuple[ManifestItem, ...]
     sha256: Digest | None
 
+    def __str__(self) -> str:
+        """Return a line: names, size and, where it is known, the SHA-256."""
+        names = ", ".join(tag for image in self.images for tag in image.repo_tags)
+        unnamed = f"{len(self.images)} image{'s' * (len(self.images) != 1)} without a name"
+        checksum = f", {self.sha256}" if self.sha256 else ""
+        return f"{names or unnamed}: {self.size} bytes in {len(self.members)} members{checksum}"
 
-def plan_archive(images: Iterable[ImageSpec], *, format: Format = "docker") -> Plan:
+
+class SupportsPlan(Protocol):
+    """An image that says all that a plan needs, as :class:`~aiodockersave.ResolvedImage` does."""
+
+    @property
+    def config(self) -> bytes:
+        """The config's bytes."""
+
+    @property
+    def manifest(self) -> ImageManifest:
+        """The manifest."""
+
+    @property
+    def default_tags(self) -> Sequence[str]:
+        """The names that the image gets."""
+
+
+def plan_archive(images: Iterable[ImageSpec | SupportsPlan], *, format: Format = "docker") -> Plan:
     """Plan the archive of ``images`` with layers kept as they are; nothing is read.
+
+    Args:
+        images: Images with their names, or what a source has resolved, with the names that it suggests.
+        format: The layout of the archive.
 
     Raises:
         InvalidInputError: The size of a layer is not known, or one layer has two sizes.
         InvalidDocumentError, ContentError, ImageConflictError, NameConflictError: As ``ArchiveWriter.put_image``
             raises them.
     """
-    return plan_images(
-        (read_image(each.config, each.image, each.repo_tags) for each in images), format=format
-    )
+    return plan_images(map(_read, images), format=format)
+
+
+def _read(image: ImageSpec | SupportsPlan) -> Image:
+    if isinstance(image, ImageSpec):
+        return read_image(image.config, image.image, image.repo_tags)
+    return read_image(image.config, image.manifest, image.default_tags)
 
 
 def plan_images(images: Iterable[Image], *, format: Format) -> Plan:
@@ -261,4 +293,14 @@ def _etag(segments: Iterable[Segment]) -> str:
     return sha256.hexdigest()
 
 
-__all__ = ["ArchiveMember", "ImageSpec", "Part", "Plan", "Report", "Segment", "plan_archive", "plan_images"]
+__all__ = [
+    "ArchiveMember",
+    "ImageSpec",
+    "Part",
+    "Plan",
+    "Report",
+    "Segment",
+    "SupportsPlan",
+    "plan_archive",
+    "plan_images",
+]

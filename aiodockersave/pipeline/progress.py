@@ -14,6 +14,7 @@ such as were finished: then :class:`LayerRetried` comes behind :class:`LayerFini
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -142,6 +143,20 @@ Event = (
 )
 Progress = Callable[[Event], None]
 """Called on the event loop, so it must not block. What it raises ends the save, as an error of a source does."""
+
+
+def check_progress(progress: Progress | None) -> None:
+    """Refuse a callback that would have to be awaited.
+
+    Raises:
+        TypeError: It is a coroutine function, or cannot be called.
+    """
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress is a function, not {type(progress).__qualname__}")
+    if inspect.iscoroutinefunction(progress) or inspect.iscoroutinefunction(type(progress).__call__):
+        raise TypeError(
+            "progress is called and not awaited: pass a plain function, which may put events into a queue"
+        )
 
 
 class Meter:

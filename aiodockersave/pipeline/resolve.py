@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +24,7 @@ from aiodockersave.core.errors import (
 from aiodockersave.core.model import Descriptor, Digest, Format, Layers, Platform, check_choice
 from aiodockersave.core.reference import parse_repo_tags
 from aiodockersave.core.text import cut, one_line, shown
-from aiodockersave.sources import ResolvedImage, Source, opens_early
+from aiodockersave.sources import ResolvedImage, Source, default_platform, opens_early
 
 if TYPE_CHECKING:
     from aiodockersave.core.docker_archive import Image
@@ -38,24 +37,15 @@ __all__ = [
     "Prepared",
     "PreparedImage",
     "check_layers",
-    "default_platform",
+    "listed_requests",
     "naming",
     "prepare",
+    "prepare_all",
 ]
 
 logger = logging.getLogger("aiodockersave")
 
 _RESOLVED_AT_ONCE: Final = 4
-# What `uname` says and `Platform` does not know from elsewhere.
-_MACHINES: Final = {
-    "armv5tel": ("arm", "v5"),
-    "armv6l": ("arm", "v6"),
-    "armv7l": ("arm", "v7"),
-    "armv8l": ("arm", "v7"),
-    "i586": ("386", ""),
-    "i686": ("386", ""),
-    "loongarch64": ("loong64", ""),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,20 +106,13 @@ class Prepared:
         return tuple({layer.digest: layer for image in self.images for layer in image.image.layers}.values())
 
 
-def default_platform() -> Platform:
-    """Return ``linux`` on this machine's architecture."""
-    machine = os.uname().machine
-    return Platform("linux", *_MACHINES.get(machine, (machine,)))
-
-
 async def prepare(
-    images: Sequence[ImageRequest],
+    images: ImageRequest | Sequence[ImageRequest],
     *,
     format: Format = "docker",
     layers: Layers = "keep",
     platform: Platform | None = None,
     allow_other_platform: bool = False,
-    _ahead: Ahead | None = None,
 ) -> Prepared:
     """Resolve images, check them, and plan their archive; no layer is read.
 
@@ -137,9 +120,52 @@ async def prepare(
 
     Cancel: nothing of a source is open.
     """
+    return await prepare_all(
+        listed_requests(images),
+        format=format,
+        layers=layers,
+        platform=platform,
+        allow_other_platform=allow_other_platform,
+        ahead=None,
+    )
+
+
+def listed_requests(images: ImageRequest | Sequence[ImageRequest]) -> Sequence[ImageRequest]:
+    """Return the images that a caller asks for, of which there may be one.
+
+    Raises:
+        InvalidInputError: There is none.
+        TypeError: One of them is something else.
+    """
+    requests = [images] if isinstance(images, ImageRequest) else list(images)
+    if not requests:
+        raise InvalidInputError("there is no image to save: pass at least one ImageRequest")
+    for each in requests:
+        if not isinstance(each, ImageRequest):
+            raise TypeError(f"images are ImageRequests, not {type(each).__qualname__}")
+    return requests
+
+
+async def prepare_all(
+    images: Sequence[ImageRequest],
+    *,
+    format: Format,
+    layers: Layers,
+    platform: Platform | None,
+    allow_other_platform: bool,
+    ahead: Ahead | None,
+) -> Prepared:
+    """As :func:`prepare`; ``ahead`` asks for the first layers as soon as a manifest names them.
+
+    Cancel: as :func:`prepare`, but for what ``ahead`` has opened.
+    """
     running_task()
     check_choice("format", format, Format)
     check_choice("layers", layers, Layers)
+    if not isinstance(platform, Platform | None):
+        raise TypeError(
+            f"platform is a Platform or None, not {type(platform).__qualname__}: pass Platform.parse('linux/arm64')"
+        )
     for request in images:
         if request.tags is not None:
             with naming(request):
@@ -153,13 +179,12 @@ async def prepare(
     async def run() -> None:
         for index, request in waiting:
             with naming(request):
-                resolved = await _resolve(request, platform, _ahead)
+                resolved = await _resolve(request, platform, ahead)
                 found[index] = checked = await worker.run(_check, request, resolved)
                 if not (is_default or allow_other_platform):
                     _check_platform(checked, platform)
 
-    if images:
-        await run_together(*[run] * min(_RESOLVED_AT_ONCE, len(images)))
+    await run_together(*[run] * min(_RESOLVED_AT_ONCE, len(images)))
     prepared = tuple(found[index] for index in range(len(images)))
     _check_names(prepared)
     _warn_of_platforms(prepared, platform, is_default=is_default)

@@ -23,7 +23,8 @@ from aiodockersave.core.errors import InvalidInputError
 from aiodockersave.core.model import MAX_EXPANSION, Limits, check_limits
 
 from .prefetch import NO_FILE, Ahead, Order, look_at
-from .resolve import ImageRequest, prepare
+from .progress import check_progress
+from .resolve import ImageRequest, listed_requests, prepare_all
 
 if TYPE_CHECKING:
     from aiodockersave.core.model import Format, Layers, Platform
@@ -40,7 +41,7 @@ MAX_JOBS = 64
 
 
 async def save(
-    images: Sequence[ImageRequest],
+    images: ImageRequest | Sequence[ImageRequest],
     target: str | os.PathLike[str] | AnySink,
     *,
     format: Format = "docker",
@@ -63,7 +64,7 @@ async def save(
     Its bytes depend on images, tags, ``format`` and ``layers`` alone, never on the target, ``jobs`` or timing.
 
     Args:
-        images: What goes in, in this order.
+        images: The image that goes in, or several, in this order.
         target: A path, as :func:`open_archive` takes it, or any sink.
         format: The layout of the archive.
         layers: ``"keep"`` stores layers as the source has them, ``"decompress"`` as plain tars.
@@ -96,7 +97,7 @@ async def save(
         SourceError: An image or a blob is not there, or is no image.
         ContentError: What a source gave is not what was promised.
         InvalidDocumentError: A manifest or config is not valid.
-        InvalidInputError: A tag is no name, or a layer has two sizes.
+        InvalidInputError: There is no image, a tag is no name, or a layer has two sizes.
         NameConflictError: One name was given to two images, whose references the note names.
         ImageConflictError: One config came with two lists of layers.
         InsufficientSpaceError: The archive will not fit, as far as its size is known ahead; or what is decompressed would
@@ -112,6 +113,8 @@ async def save(
     Nothing of a source is open, and no thread writes any more.
     """
     running_task()
+    requests = listed_requests(images)
+    check_progress(progress)
     is_path = isinstance(target, str | os.PathLike)
     if not 1 <= jobs <= MAX_JOBS:
         raise InvalidInputError(f"jobs={jobs}: it is from 1 to {MAX_JOBS}")
@@ -123,20 +126,20 @@ async def save(
     verify_diff_ids = verify_diff_ids and layers == "keep"
     async with AsyncExitStack() as stack:
         ahead = None
-        if len(images) == 1 and jobs > 1 and not resume:
+        if len(requests) == 1 and jobs > 1 and not resume:
             place = await look_at(target) if isinstance(target, str | os.PathLike) else NO_FILE
             order = Order(layers, is_file=place.is_file)
             # Where layers are decompressed, the archive is larger than what is compared with it.
             ahead = await stack.enter_async_context(Ahead(order, jobs=jobs, space=place.space))
         async with Beside("aiodockersave-load") as loading:
             loading.start(_load_saving, layers=layers, is_path=is_path, verify_diff_ids=verify_diff_ids)
-            prepared = await prepare(
-                images,
+            prepared = await prepare_all(
+                requests,
                 format=format,
                 layers=layers,
                 platform=platform,
                 allow_other_platform=allow_other_platform,
-                _ahead=ahead,
+                ahead=ahead,
             )
         from .saving import Settings, save_prepared  # noqa: PLC0415 - see the head of this file
 

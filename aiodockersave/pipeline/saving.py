@@ -21,6 +21,7 @@ from .syncing import Syncer
 from .tracker import Books
 
 if TYPE_CHECKING:
+    from aiodockersave.archive.writer import WriterOptions
     from aiodockersave.core.model import Format, Layers, Limits
     from aiodockersave.core.plan import Plan
     from aiodockersave.sinks.adapters import AnySink
@@ -97,18 +98,17 @@ async def _stream(
 
     from .to_sink import stream_images  # noqa: PLC0415 - see the head of this file
 
-    writer = ArchiveWriter(
-        sink,
-        format=settings.format,
-        layers=settings.layers,
-        stage_memory=settings.stage_memory,
-        stage_dir=settings.stage_dir,
-        max_plain_size=settings.limits.max_plain_size,
-        max_expansion=settings.limits.max_expansion,
-        verify_diff_ids=settings.verify_diff_ids,
-        checksum=settings.checksum,
-        _target=target,
-    )
+    options: WriterOptions = {
+        "format": settings.format,
+        "layers": settings.layers,
+        "stage_memory": settings.stage_memory,
+        "stage_dir": settings.stage_dir,
+        "max_plain_size": settings.limits.max_plain_size,
+        "max_expansion": settings.limits.max_expansion,
+        "verify_diff_ids": settings.verify_diff_ids,
+        "checksum": settings.checksum,
+    }
+    writer = ArchiveWriter(sink, **options) if target is None else ArchiveWriter.at(target, sink, **options)
     return await stream_images(writer, prepared, books, jobs=settings.jobs)
 
 

@@ -19,10 +19,11 @@ since everything else follows from them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Protocol, TypeGuard, runtime_checkable
+from typing import Final, Protocol, TypeGuard, runtime_checkable
 
 from aiodockersave.core.documents import MAX_DOCUMENT_SIZE, ImageManifest
 from aiodockersave.core.errors import (
@@ -41,9 +42,19 @@ from aiodockersave.core.model import (
 )
 from aiodockersave.core.text import NO_SECRETS, Secrets, cut
 
-__all__ = ["ResolvedImage", "Source", "SupportsEarlyBlobs", "SupportsLastBytes"]
+__all__ = ["ResolvedImage", "Source", "SupportsEarlyBlobs", "SupportsLastBytes", "default_platform"]
 
 _CONFIG_TYPES = frozenset({DOCKER_CONFIG, OCI_CONFIG})
+# What `uname` says and `Platform` does not know from elsewhere.
+_MACHINES: Final = {
+    "armv5tel": ("arm", "v5"),
+    "armv6l": ("arm", "v6"),
+    "armv7l": ("arm", "v7"),
+    "armv8l": ("arm", "v7"),
+    "i586": ("386", ""),
+    "i686": ("386", ""),
+    "loongarch64": ("loong64", ""),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +172,12 @@ def opens_early(source: Source) -> TypeGuard[SupportsEarlyBlobs]:
 
 
 # ── what sources share ──
+
+
+def default_platform() -> Platform:
+    """Return ``linux`` on this machine's architecture."""
+    machine = os.uname().machine
+    return Platform("linux", *_MACHINES.get(machine, (machine,)))
 
 
 def check_supported(manifest: ImageManifest, what: str) -> None:

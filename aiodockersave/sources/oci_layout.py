@@ -37,7 +37,7 @@ from aiodockersave.core.errors import (
 from aiodockersave.core.model import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Digest, Platform
 from aiodockersave.core.text import cut, listed, one_line, quoted
 
-from . import ResolvedImage, check_document, check_document_size, check_supported
+from . import ResolvedImage, check_document, check_document_size, check_supported, default_platform
 from .regular_file import open_regular, read_file, shorter
 
 __all__ = ["OciLayoutSource"]
@@ -61,13 +61,13 @@ class OciLayoutSource:
         """Name the layout's directory; nothing is read yet."""
         self._path = os.fspath(path)
 
-    async def resolve(self, reference: str, platform: Platform) -> ResolvedImage:
+    async def resolve(self, reference: str, platform: Platform | None = None) -> ResolvedImage:
         """Find an image.
 
         Args:
             reference: What the annotation ``org.opencontainers.image.ref.name`` says, or a digest; empty for the
                 only image of the layout.
-            platform: Which manifest of an index is taken.
+            platform: Which manifest of an index is taken; by default ``linux`` on this machine's architecture.
 
         Raises:
             ImageNotFoundError: There is no layout, or not this image in it, or not one only.
@@ -79,7 +79,9 @@ class OciLayoutSource:
         Cancel: is raised when what is being read was read; nothing stays open.
         """
         running_task()
-        return await Worker("aiodockersave-layout").run(self._resolve, reference, platform)
+        return await Worker("aiodockersave-layout").run(
+            self._resolve, reference, platform or default_platform()
+        )
 
     def open_blob(
         self, descriptor: Descriptor, *, start: int = 0, stop: int | None = None

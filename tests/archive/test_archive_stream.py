@@ -289,9 +289,9 @@ async def test_what_the_build_raises_comes_behind_its_pieces(build: Build, error
 
 def test_options_are_the_writers_and_refused_at_once() -> None:
     with pytest.raises(InvalidInputError):
-        archive_stream(fail_at_once, layers="squash")
+        archive_stream(fail_at_once, layers="squash")  # type: ignore[arg-type]
     with pytest.raises(TypeError):
-        archive_stream(fail_at_once, colour="red")
+        archive_stream(fail_at_once, colour="red")  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize("call", ["__anext__", "aclose"])

@@ -230,7 +230,7 @@ def test_a_manifest_counts_as_its_layers() -> None:
 
 
 ELSEWHERE = """
-from tests.test_plan import BASE, plan_archive
+from tests.core.test_plan import BASE, plan_archive
 plan = plan_archive(BASE)
 print(plan.etag, plan.size)
 """

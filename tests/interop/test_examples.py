@@ -24,7 +24,7 @@ import pytest
 import trustme
 
 from aiodockersave import Digest, ImageSpec, Plan, Platform, Reference, Source, plan_archive, stream_plan
-from aiodockersave.pipeline.resolve import default_platform
+from aiodockersave.sources import default_platform
 from tests.support.blobs import FakeSource
 from tests.support.images import Image, archive_of, make_image, make_layer, read_layout
 from tests.test_examples import EXAMPLES, LIMIT, example, serving, until

@@ -495,7 +495,7 @@ async def test_a_lent_session_is_not_kept_from_the_config(path: str | None, targ
 class Checked(RegistrySource):
     """Refuses images."""
 
-    async def resolve(self, reference: str, platform: Platform) -> ResolvedImage:
+    async def resolve(self, reference: str, platform: Platform | None = None) -> ResolvedImage:
         raise SourceError("not signed")
 
 

@@ -41,7 +41,7 @@ from aiodockersave.pipeline.progress import (
     SaveFinished,
     SaveStarted,
 )
-from aiodockersave.pipeline.resolve import default_platform
+from aiodockersave.sources import default_platform
 from tests.support.images import Image, ListSink, MemorySink, archive_of, make_config, make_image, make_layer
 from tests.support.interruption import Driver, by_task_cancel, step
 
@@ -159,13 +159,61 @@ async def test_images_of_several_sources() -> None:
     assert sink.getvalue() == await archive_of([ONE, TWO])
 
 
-async def test_no_image_at_all() -> None:
-    sink = ListSink()
-    assert (await save([], sink)).images == ()
-    assert sink.getvalue() == await archive_of([])
-
-
 # ── what is known ahead ──
+
+
+async def test_one_image_needs_no_list(source: MemorySource) -> None:
+    request = ImageRequest(source, "one", ["a:1"])
+    sink, listed = ListSink(), ListSink()
+    assert await save(request, sink) == await save([request], listed)
+    assert sink.getvalue() == listed.getvalue()
+    assert (await prepare(request)).plan == (await prepare([request])).plan
+
+
+async def later(_: Event) -> None: ...
+
+
+class Later:
+    async def __call__(self, _: Event) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "said"),
+    [
+        ({"images": []}, InvalidInputError, "no image to save: pass at least one ImageRequest"),
+        ({"images": ["alpine:3.20"]}, TypeError, "images are ImageRequests, not str"),
+        (
+            {"platform": "linux/arm64"},
+            TypeError,
+            r"Platform or None, not str: pass Platform.parse\('linux/arm64'\)",
+        ),
+        ({"progress": later}, TypeError, "progress is called and not awaited: pass a plain function"),
+        ({"progress": Later()}, TypeError, "progress is called and not awaited: pass a plain function"),
+        ({"progress": 5}, TypeError, "progress is a function, not int"),
+    ],
+)
+async def test_arguments_that_are_none(
+    source: MemorySource, arguments: dict[str, Any], error: type[Exception], said: str
+) -> None:
+    sink = ListSink()
+    with pytest.raises(error, match=said):
+        await save(**{"images": both(source), "target": sink, **arguments})
+    assert (sink.writes, source.resolved) == ([], [])
+
+
+async def test_a_report_is_a_line(source: MemorySource) -> None:
+    report = await save(both(source), ListSink())
+    names = "docker.io/library/a:1, docker.io/library/b:2, example.com/b:2"
+    assert str(report) == f"{names}: {report.size} bytes in {len(report.members)} members"
+    with_checksum = await save(ImageRequest(source, "one"), ListSink(), checksum=True)
+    assert str(with_checksum).startswith("1 image without a name: ")
+    assert str(with_checksum).endswith(f" members, {with_checksum.sha256}")
+
+
+async def test_a_plan_of_what_a_source_has(source: MemorySource) -> None:
+    source = MemorySource(default_tags=("a:1",), one=ONE)
+    resolved = await source.resolve("one", AMD64)
+    assert plan_archive([resolved]) == plan_archive([ONE.tagged("a:1").spec])
 
 
 async def test_prepared(source: MemorySource) -> None:

@@ -172,12 +172,6 @@ async def test_a_sink_that_fails(layers: Layers, jobs: int) -> None:
         assert store.open_now == 0
 
 
-async def test_nothing_to_save() -> None:
-    sink = ListSink()
-    await save([], sink, jobs=4)
-    assert sink.getvalue() == await archive_of([])
-
-
 class AskingAgain:
     """The chunks of a blob for which a source has to ask again before each."""
 

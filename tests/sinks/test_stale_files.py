@@ -290,7 +290,7 @@ async def test_another_process_writes(folder: Path) -> None:
         "import asyncio, os, sys\n"
         "from pathlib import Path\n"
         "from aiodockersave import open_archive\n"
-        "from tests.images import put\n"
+        "from tests.support.images import put\n"
         "from tests.support.killed import IMAGE\n"
         "async def main():\n"
         "    async with open_archive(sys.argv[1]) as archive:\n"

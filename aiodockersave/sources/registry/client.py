@@ -41,7 +41,12 @@ from aiodockersave.core.errors import (
 from aiodockersave.core.model import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Digest, Platform
 from aiodockersave.core.reference import Reference
 from aiodockersave.core.text import Secrets, cut, shown_url
-from aiodockersave.sources import ResolvedImage, check_document_size, check_supported
+from aiodockersave.sources import (
+    ResolvedImage,
+    check_document_size,
+    check_supported,
+    default_platform,
+)
 
 from .addresses import DialGuard
 from .blob_reader import BlobReader, Wanted
@@ -167,13 +172,13 @@ class RegistrySource:
 
     # ── images ──
 
-    async def resolve(self, reference: str, platform: Platform) -> ResolvedImage:
+    async def resolve(self, reference: str, platform: Platform | None = None) -> ResolvedImage:
         """Find an image.
 
         Args:
             reference: A name as Docker writes it; ``latest`` where there is neither tag nor digest. Beside a digest, a
                 tag is only the name that the image gets.
-            platform: Which manifest of an index is taken.
+            platform: Which manifest of an index is taken; by default ``linux`` on this machine's architecture.
 
         Raises:
             InvalidReferenceError: It is no such name.
@@ -187,7 +192,7 @@ class RegistrySource:
 
         Cancel: nothing stays open.
         """
-        return await self.resolve_early(reference, platform, lambda _: None)
+        return await self.resolve_early(reference, platform or default_platform(), lambda _: None)
 
     async def resolve_early(
         self, reference: str, platform: Platform, found: Callable[[ImageManifest], None]

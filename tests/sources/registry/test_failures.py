@@ -333,7 +333,7 @@ def in_all(error: BaseException | None) -> str:
 class LateSource(RegistrySource):
     """Is not asked for layers before all of an image is known, so that each fault comes where it is meant to."""
 
-    async def resolve(self, reference: str, platform: Platform) -> ResolvedImage:
+    async def resolve(self, reference: str, platform: Platform | None = None) -> ResolvedImage:
         return await super().resolve(reference, platform)
 
 

@@ -97,7 +97,7 @@ def _shield() -> Generator[None, None, None]:
             raise
 
 
-async def _check_cancel_scopes() -> None:
+async def check_cancel_scopes() -> None:
     """Raise the cancel of a scope around that is cancelled already."""
     if "anyio" in sys.modules:
         from anyio.lowlevel import checkpoint_if_cancelled  # noqa: PLC0415 - see above
@@ -132,7 +132,7 @@ class Worker:
 
     async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run one call and wait for its end. A cancel is raised after it; the result is lost then."""
-        await _check_cancel_scopes()
+        await check_cancel_scopes()
         return await wait_out(self.submit(call, *args, **kwargs))
 
     async def run_always(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

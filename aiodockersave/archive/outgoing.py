@@ -13,18 +13,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from aiodockersave._aio import close_all, wait_out
 from aiodockersave.blobs.blob_content import BlobContent, OpenBlob
-from aiodockersave.blobs.intake import Lane
+from aiodockersave.blobs.intake import NEVER_INLINE, Lane
 from aiodockersave.blobs.read_ahead import ReadAhead
 from aiodockersave.core.errors import ContentError, DigestMismatchError, SizeMismatchError
 from aiodockersave.core.model import Descriptor, Digest
 from aiodockersave.core.plan import Part
+from aiodockersave.core.tar import BLOCK_SIZE
 
 if TYPE_CHECKING:
     import hashlib
+
+    from aiodockersave.core.decompression import PlainHash
 
 READ_AHEAD = 1 << 20
 """Bytes of one blob that wait to be given out; two blobs are open at a time."""
@@ -34,15 +37,38 @@ _BEHIND = 1 << 20
 """So many bytes may wait for that thread, or be with it."""
 
 
+class PlainCheck(NamedTuple):
+    """The check of a blob's plain tar.
+
+    Attributes:
+        diff_id: The digest that it must have.
+        plain_hash: Computes the digest that it has.
+    """
+
+    diff_id: Digest
+    plain_hash: PlainHash
+
+
 class OutgoingBlob:
     """A blob, or what the range has of it, one chunk behind: the last leaves when all is checked.
 
     Attributes:
         done: Whether what :meth:`next` returned last was the last, and nothing is open.
+        head: The first bytes of what was received, at most 512.
     """
 
-    def __init__(self, part: Part, descriptor: Descriptor, open_blob: OpenBlob) -> None:
+    def __init__(
+        self,
+        part: Part,
+        descriptor: Descriptor,
+        open_blob: OpenBlob,
+        *,
+        buffer: int = READ_AHEAD,
+        check: PlainCheck | None = None,
+    ) -> None:
         self.done = False
+        self.head = b""
+        self._check = check
         self._descriptor = descriptor
         self._size = part.size
         self._what = f"blob {descriptor.digest}"
@@ -51,13 +77,19 @@ class OutgoingBlob:
         self._lane = Lane("aiodockersave-hash")
         self._hasher: _GatheringHasher | None = None
         if part.is_whole:
-            self._hasher = _GatheringHasher(descriptor.digest, self._lane)
+            self._hasher = _GatheringHasher(descriptor.digest, self._lane, check)
             content = BlobContent(open_blob, descriptor)
         else:
             self._what = f"bytes {part.start} to {part.stop} of {self._what}"
             stop = None if part.stop == part.segment.size else part.stop
             content = BlobContent(open_blob, descriptor, start=part.start, stop=stop)
-        self._feed = ReadAhead(content, limit=READ_AHEAD)
+        self._content = content
+        self._feed = ReadAhead(content, limit=buffer)
+
+    @property
+    def retries(self) -> int:
+        """The number of times that the source had to ask again."""
+        return self._content.retries
 
     @property
     def missing(self) -> int:
@@ -91,6 +123,8 @@ class OutgoingBlob:
         except ContentError as exc:
             exc.add_note(f"while reading {self._what}")
             raise
+        if len(self.head) < BLOCK_SIZE:
+            self.head += chunk[: BLOCK_SIZE - len(self.head)]
         self._received += len(chunk)
         if self._received > self._size or (self._received < self._size and not chunk):
             raise SizeMismatchError(self._size, self._received, what=self._what)
@@ -101,10 +135,18 @@ class OutgoingBlob:
     async def _verify(self) -> None:
         if self._hasher is not None:
             check_digest(self._descriptor, await self._hasher.digest())
+            if self._check is not None:
+                plain = Digest(self._check.diff_id.algorithm, self._check.plain_hash.hexdigest())
+                if plain != self._check.diff_id:
+                    raise DigestMismatchError(
+                        self._check.diff_id, plain, what="diff ID", descriptor=self._descriptor
+                    )
             await self._lane.close()
 
     def cancel(self) -> None:
         """Begin to close: nothing more is read, and the thread ends."""
+        if self._check is not None:
+            self._check.plain_hash.stop()
         self._feed.cancel()
         self._lane.abandon()
 
@@ -117,7 +159,8 @@ class OutgoingBlob:
 class _GatheringHasher:
     """Hashes chunks, many with one hop to the thread, a bounded number of bytes behind."""
 
-    def __init__(self, digest: Digest, lane: Lane) -> None:
+    def __init__(self, digest: Digest, lane: Lane, check: PlainCheck | None) -> None:
+        self._plain_hash = None if check is None else check.plain_hash
         self._algorithm = digest.algorithm
         self._hash = digest.hasher()
         self._lane = lane
@@ -133,7 +176,9 @@ class _GatheringHasher:
             self._start()
 
     def _start(self) -> None:
-        future = self._lane.start(self._size, _update, self._hash, self._gathered)
+        # Few compressed bytes may be very many plain ones: these are never hashed on the loop.
+        cost = self._size if self._plain_hash is None else NEVER_INLINE
+        future = self._lane.start(cost, _update, self._hash, self._plain_hash, self._gathered)
         self._running.append((future, self._size))
         self._behind += self._size
         self._gathered, self._size = [], 0
@@ -155,9 +200,11 @@ class _GatheringHasher:
         return Digest(self._algorithm, self._hash.hexdigest())
 
 
-def _update(hash_: hashlib._Hash, chunks: list[bytes]) -> None:
+def _update(hash_: hashlib._Hash, plain_hash: PlainHash | None, chunks: list[bytes]) -> None:
     for chunk in chunks:
         hash_.update(chunk)
+        if plain_hash is not None:
+            plain_hash.update(chunk)
 
 
 def check_digest(descriptor: Descriptor, actual: Digest) -> None:

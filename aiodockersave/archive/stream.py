@@ -11,28 +11,41 @@ cancelled ``__anext__`` loses nothing, and who closes need not be who reads.
 from __future__ import annotations
 
 import abc
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Final, NamedTuple, Self, Unpack
 
-from anyio import ClosedResourceError
-from anyio.lowlevel import checkpoint_if_cancelled
-
-from aiodockersave._aio import Fairness, close_all, running_task
+from aiodockersave._aio import Fairness, check_cancel_scopes, close_all, running_task
 from aiodockersave.blobs.blob_content import OpenBlob
 from aiodockersave.blobs.read_ahead import Feed
 from aiodockersave.core.errors import WriterClosedError
-from aiodockersave.core.model import Digest
+from aiodockersave.core.model import Descriptor, Digest
 from aiodockersave.core.plan import Part, Plan, Report
 
-from .outgoing import OutgoingBlob, check_digest
+from .outgoing import READ_AHEAD, OutgoingBlob, PlainCheck, check_digest
 from .writer import ArchiveWriter, WriterOptions
 
 __all__ = ["ArchiveStream", "ByteStream", "OpenBlob", "PlanStream", "archive_stream", "stream_plan"]
 
 
-NEAR_END = 16 << 20
+NEAR_END: Final = 16 << 20
 """With so many bytes of a blob to come, the next one is opened: what comes in the time that this takes."""
+
+
+class ReadingLimits(NamedTuple):
+    """The limits on how far a plan's blobs are read ahead of the bytes that leave.
+
+    Attributes:
+        blobs: Blobs that are open at once, the one that leaves among them.
+        buffer: Bytes of each that may wait.
+        near_end: Bytes that the one that leaves may lack when the next is opened; None for any number. A client may take
+            hours for a blob: the next would hold a connection meanwhile, which its registry may close for that.
+    """
+
+    blobs: int = 2
+    buffer: int = READ_AHEAD
+    near_end: int | None = NEAR_END
 
 
 class ByteStream(abc.ABC):
@@ -69,10 +82,17 @@ class ByteStream(abc.ABC):
         self._is_read = True
         try:
             # A cancel scope finds nobody waiting where the next chunk is always ready in time.
-            await checkpoint_if_cancelled()
+            await check_cancel_scopes()
             return await self._pull()
         finally:
             self._is_read = False
+
+    async def close(self) -> None:
+        """As :meth:`aclose`.
+
+        Cancel: as :meth:`aclose`.
+        """
+        await self.aclose()
 
     async def aclose(self) -> None:
         """Close all that is open, and return when nothing of it is left; a second call does nothing.
@@ -112,6 +132,8 @@ class ByteStream(abc.ABC):
 
     def _check_open(self) -> None:
         if self._closed:
+            from anyio import ClosedResourceError  # noqa: PLC0415 - `_aio` says why anyio is not loaded before
+
             raise ClosedResourceError("the stream is closed")
 
     @abc.abstractmethod
@@ -161,17 +183,35 @@ class PlanStream(ByteStream):
     """The bytes of a planned archive.
 
     Attributes:
-        size: How many there are in all.
+        size: The number of bytes in all.
+        layer: The blob that the last call was about: whose bytes were given, or which has failed; None for known bytes.
+        current: Its reader, where it has any bytes.
     """
 
-    def __init__(self, parts: tuple[Part, ...], open_blob: OpenBlob) -> None:
-        """Open nothing yet."""
+    def __init__(
+        self,
+        parts: tuple[Part, ...],
+        open_blob: OpenBlob,
+        *,
+        limits: ReadingLimits | None = None,
+        new_check: Callable[[Descriptor], PlainCheck | None] = lambda _: None,
+    ) -> None:
+        """Open nothing yet.
+
+        Args:
+            parts: What is given, in order.
+            open_blob: Opens a blob.
+            limits: How far it is read ahead.
+            new_check: Returns the check of the plain tar of a blob that is in it as a whole; None for none.
+        """
         super().__init__()
         self.size = sum(part.size for part in parts)
+        self.layer: Descriptor | None = None
+        self.current: OutgoingBlob | None = None
+        self._limits = limits or ReadingLimits()
         self._parts = iter(parts)
-        self._blobs = _blobs(parts, open_blob)
-        self._current: OutgoingBlob | None = None
-        self._ahead: OutgoingBlob | None = None
+        self._blobs = _blobs(parts, open_blob, self._limits.buffer, new_check)
+        self._ahead: deque[OutgoingBlob] = deque()
         self._fairness = Fairness()
         self._given = 0
 
@@ -179,14 +219,13 @@ class PlanStream(ByteStream):
         # Before anything is taken: a cancel that comes here loses nothing.
         await self._fairness.passed(self._given)
         self._given = 0
-        if self._current is None:
+        if self._is_over():
+            self.current = None
             self._read_ahead()  # the first blob, while what is in front of it leaves
         chunk = b""
         while not chunk:
-            if self._current is not None:
-                chunk = await self._current.next()
-                if self._current.done:
-                    self._current = None
+            if self.current is not None and not self._is_over():
+                chunk = await self.current.next()
                 self._read_ahead()
             elif (part := next(self._parts, None)) is not None:
                 chunk = self._begin(part)
@@ -197,36 +236,62 @@ class PlanStream(ByteStream):
 
     def _begin(self, part: Part) -> bytes:
         """Return known bytes as they are; make a blob the current one."""
-        descriptor = part.segment.descriptor
+        self.layer = descriptor = part.segment.descriptor
+        self.current = None
         if descriptor is None:
             return (part.segment.data or b"")[part.start : part.stop]
         if part.size:
             self._read_ahead()
-            self._current, self._ahead = self._ahead, None
+            self.current = self._ahead.popleft()
         else:  # no source has to be asked for no bytes
             check_digest(descriptor, Digest.of(b"", descriptor.digest.algorithm))
         return b""
 
+    def _is_over(self) -> bool:
+        """Tell whether no blob is leaving: there is none, or all of it was given."""
+        return self.current is None or self.current.done
+
     def _read_ahead(self) -> None:
-        """Start on the next blob, where none is waiting and it is soon needed."""
+        """Start on the next blobs, where fewer are open than may be, and they are soon needed."""
         self._check_open()  # who closes may have come while this was waited for
-        if self._current is not None and self._current.missing > NEAR_END:
-            return  # for minutes it would hold a connection, which may be closed for that, and what it has read
-        if self._ahead is None and (blob := next(self._blobs, None)) is not None:
-            self._ahead = blob
+        most, near_end = self._limits.blobs, self._limits.near_end
+        if self.current is not None and not self._is_over():
+            if near_end is not None and self.current.missing > near_end:
+                return
+            most -= 1
+        elif near_end is not None:
+            most = 1  # the one behind it when it has begun to leave
+        while len(self._ahead) < most and (blob := next(self._blobs, None)) is not None:
+            self._ahead.append(blob)
             blob.start()
 
+    def abandon(self) -> None:
+        """Close the stream where nothing can be awaited any more: tasks and threads end by themselves."""
+        self._closed = True
+        for blob in self._open():
+            blob.cancel()
+
+    def _open(self) -> list[OutgoingBlob]:
+        return [*([] if self.current is None else [self.current]), *self._ahead]
+
     async def _close(self) -> None:
-        blobs = [blob for blob in (self._current, self._ahead) if blob is not None]
+        blobs = self._open()
         for blob in blobs:
             blob.cancel()
         await close_all(blob.aclose for blob in blobs)
 
 
-def _blobs(parts: Iterable[Part], open_blob: OpenBlob) -> Iterator[OutgoingBlob]:
+def _blobs(
+    parts: Iterable[Part],
+    open_blob: OpenBlob,
+    buffer: int,
+    new_check: Callable[[Descriptor], PlainCheck | None],
+) -> Iterator[OutgoingBlob]:
     for part in parts:
-        if part.segment.descriptor is not None and part.size:
-            yield OutgoingBlob(part, part.segment.descriptor, open_blob)
+        descriptor = part.segment.descriptor
+        if descriptor is not None and part.size:
+            check = new_check(descriptor) if part.is_whole else None
+            yield OutgoingBlob(part, descriptor, open_blob, buffer=buffer, check=check)
 
 
 # ── a build ──

@@ -46,7 +46,7 @@ _QUEUE = 2
 """Batches that may wait for a thread: memory, and how far a source may be ahead of the processor."""
 _INFLATION = 8
 """The cost of a compressed byte, in hashed ones."""
-_NEVER_INLINE = INLINE_SIZE + 1
+NEVER_INLINE = INLINE_SIZE + 1
 """The cost of a byte where all that comes of it is hashed by the same call: few bytes may be very many."""
 
 MEDIA_TYPES: dict[Compression | None, str] = {None: OCI_LAYER, "gzip": OCI_LAYER_GZIP, "zstd": OCI_LAYER_ZSTD}
@@ -286,7 +286,7 @@ class _Blob:
         self._content = content
         self._expected = expected
         algorithm = diff_id.algorithm if diff_id else "sha256"
-        self._plain_hasher = Hasher(algorithm, hash_=plain, cost=_NEVER_INLINE) if plain else None
+        self._plain_hasher = Hasher(algorithm, hash_=plain, cost=NEVER_INLINE) if plain else None
         self._hasher = Hasher(expected.digest.algorithm if expected else "sha256")
         self._fairness = Fairness()
         self._size = 0

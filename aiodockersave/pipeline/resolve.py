@@ -39,6 +39,7 @@ __all__ = [
     "check_layers",
     "listed_requests",
     "naming",
+    "note_image",
     "prepare",
     "prepare_all",
 ]
@@ -252,7 +253,7 @@ def _check_names(images: Sequence[PreparedImage]) -> None:
         except NameConflictError as exc:
             for other in images:
                 if exc.name in other.repo_tags and other.image.config.image_id in exc.image_ids:
-                    _note(exc, other.request)
+                    note_image(exc, other.request)
             raise
         names.record(image_id, each.repo_tags)
 
@@ -288,9 +289,10 @@ def naming(request: ImageRequest) -> Generator[None, None, None]:
     try:
         yield
     except DockerSaveError as exc:
-        _note(exc, request)
+        note_image(exc, request)
         raise
 
 
-def _note(error: DockerSaveError, request: ImageRequest) -> None:
+def note_image(error: DockerSaveError, request: ImageRequest) -> None:
+    """Note on an error which image it is about."""
     error.add_note(f"image {cut(one_line(str(request)), 300)}")

@@ -109,8 +109,8 @@ async def save(
     Errors of this package have a note that names the image.
 
     Cancel: as :func:`open_archive` for a path: it has its old file, or the whole new one; with ``resume`` the part file
-    stays beside it, if anything was received. A sink of the caller's is left as ``ArchiveWriter.abort()`` leaves it.
-    Nothing of a source is open, and no thread writes any more.
+    stays beside it, if anything was received. A sink of the caller's has the beginning of the archive without its end; with
+    layers kept it is as it was before, where it can be cut. Nothing of a source is open, and no thread writes any more.
     """
     running_task()
     requests = listed_requests(images)

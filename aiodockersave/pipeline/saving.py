@@ -50,7 +50,7 @@ class Settings(NamedTuple):
 def load(*, layers: Layers, is_path: bool, verify_diff_ids: bool = False) -> None:
     """Load what is needed for a kind of target, which takes a while: for a thread."""
     if not is_path:
-        modules = ["sinks.adapters", "pipeline.to_sink", "archive.writer"]
+        modules = ["sinks.adapters", "pipeline.to_sink" if layers == "keep" else "pipeline.through_writer"]
     else:
         modules = ["pipeline.to_file"] if layers == "keep" else ["pipeline.to_file_decompressed"]
         modules += ["core.decompression"] if layers == "decompress" or verify_diff_ids else []
@@ -94,9 +94,20 @@ async def _stream_into(target: Target, prepared: Prepared, books: Books, setting
 async def _stream(
     sink: AnySink, prepared: Prepared, books: Books, settings: Settings, target: Target | None = None
 ) -> Report:
+    if prepared.plan is not None:
+        from .to_sink import write_plan  # noqa: PLC0415 - see the head of this file
+
+        return await write_plan(
+            sink,
+            prepared.plan,
+            books,
+            jobs=settings.jobs,
+            checksum=settings.checksum,
+            verify=settings.limits._replace(share=SharedExpansion()) if settings.verify_diff_ids else None,
+        )
     from aiodockersave.archive.writer import ArchiveWriter  # noqa: PLC0415
 
-    from .to_sink import stream_images  # noqa: PLC0415 - see the head of this file
+    from .through_writer import stream_images  # noqa: PLC0415
 
     options: WriterOptions = {
         "format": settings.format,

@@ -1,221 +1,170 @@
-"""Saving into a stream: through a writer, in the order of the plan, with the next blobs read ahead.
+"""Saving into a stream with layers as they are: the bytes of the plan, written in their order.
 
 ::
 
-    sizes known     blob ─▶ written
-                    next ─▶ buffer in memory
-    else, staged    blob ─▶ stage ─▶ written                 a stage is memory, then a file
-                    next ─▶ stage ─▶ (its turn)
+    plan ─▶ known bytes, and blobs that are read ahead ─▶ sink
 
-The order is held by **turns**: each step, a layer or an image, has one, which comes when the step before is done. A
-layer that is staged waits for its turn at its end, any other before it begins.
+The archive is known before the first byte, so nothing is written that would have to be changed: a save that is
+interrupted leaves the beginning of this archive in the sink, never an end, or nothing where the sink can be cut.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine
-from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Self
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any, Final
 
-from aiodockersave._aio import close_all, run_together
-from aiodockersave.blobs.blob_content import BlobContent
-from aiodockersave.blobs.content import Batch
-from aiodockersave.blobs.read_ahead import ReadAhead
+from aiodockersave._aio import running_task
+from aiodockersave.archive.outgoing import PlainCheck
+from aiodockersave.archive.stream import PlanStream, ReadingLimits
+from aiodockersave.archive.transaction import Output, Transaction, check_promise
+from aiodockersave.blobs.calls import Call
+from aiodockersave.blobs.content import OpenContent
+from aiodockersave.core.errors import DockerSaveError
 from aiodockersave.core.first_bytes import is_like_a_layer
-from aiodockersave.core.tar import BLOCK_SIZE
+from aiodockersave.core.plan import Report
 
-from .resolve import Prepared, PreparedImage, naming
+from .resolve import note_image
 
 if TYPE_CHECKING:
-    from aiodockersave.archive.writer import ArchiveWriter
-    from aiodockersave.core.model import Descriptor, Digest
-    from aiodockersave.core.plan import Report
+    from aiodockersave.core.model import Descriptor, Limits
+    from aiodockersave.core.plan import Plan
+    from aiodockersave.sinks.adapters import AnySink
 
-    from .progress import Meter
-    from .tracker import Blob, Books
+    from .tracker import Books
 
-__all__ = ["stream_images"]
+__all__ = ["write_plan"]
 
 _BUFFER: Final = 8 << 20
 """Bytes of all blobs together that are read ahead."""
-_STAGES: Final = 2
-"""Layers that are staged at once: the one whose turn it is, and the next."""
-
-Step = Callable[[asyncio.Event], Coroutine[Any, Any, None]]
-"""Puts one thing into the archive, when the turn that it is given has come."""
 
 
-async def stream_images(archive: ArchiveWriter, prepared: Prepared, books: Books, *, jobs: int) -> Report:
-    """Put images into an archive, and close it; errors and cancel as :func:`~aiodockersave.save`.
+async def write_plan(
+    sink: AnySink,
+    plan: Plan,
+    books: Books,
+    *,
+    jobs: int,
+    checksum: bool,
+    verify: Limits | None,
+) -> Report:
+    """Write the archive of a plan into a sink.
 
     Args:
-        archive: The writer, on any sink.
-        prepared: The images.
-        books: Their blobs.
-        jobs: How many blobs are read at once; all but one of them ahead.
+        sink: The sink, of which nothing is known ahead.
+        plan: The archive.
+        books: Its blobs.
+        jobs: How many of them are read at once; all but one of them ahead.
+        checksum: Whether the report has the SHA-256 of the archive.
+        verify: How far layers may expand whose plain tars are verified beside; None where they are not.
+
+    Raises:
+        ContentError, SourceError: A blob is not what was promised, or cannot be had.
+        SinkError: The sink breaks its protocol, or has promised another size.
+        BaseException: What the sink raises.
+
+    Cancel: a sink that can rewind is as it was; any other keeps the beginning of the archive.
     """
-    async with archive:
-        books.begin()
-        async with _Feeds() as feeds:
-            await _Stream(archive, prepared, books, jobs, feeds).run()
-    report, plan = archive.report, prepared.plan
-    if report is None:
-        raise AssertionError("the archive was left without being closed")
-    if plan is not None and (report.size, report.members) != (plan.size, plan.members):
-        raise AssertionError(f"the archive is not the planned one: {report.size} bytes, not {plan.size}")
-    return report
+    output = Output(sink, checksum=checksum)
+    check_promise(output, plan.size)
+    books.begin()
+    writing = _Writing(output, plan, books, jobs=jobs, verify=verify)
+    with output.held():
+        return await Call(running_task()).settle(
+            writing.run,
+            undo=writing.undo,
+            content=OpenContent(b""),
+            closing=[writing.chunks, writing.transaction],
+        )
 
 
-class _Stream:
-    """One save through a writer."""
-
-    def __init__(
-        self, archive: ArchiveWriter, prepared: Prepared, books: Books, jobs: int, opened: _Feeds
-    ) -> None:
-        self._archive = archive
-        self._prepared = prepared
-        self._books = books
-        self._jobs = jobs
-        self._opened = opened
-        self._feeds: dict[Digest, _Feed] = {}
-        self._unread = list(reversed(books.blobs))
-        self._being_put = 0
-        self._last_turn = asyncio.Event()
-        self._last_turn.set()
-
-    async def run(self) -> None:
-        """Put everything in, in order."""
-        steps = iter(self._steps())
-
-        async def run() -> None:
-            for step in steps:
-                turn, done = self._last_turn, asyncio.Event()
-                self._last_turn = done
-                await step(turn)
-                done.set()
-
-        is_staged = any(self._archive.stages(blob.layer) for blob in self._books.blobs)
-        await run_together(*[run] * (min(_STAGES, self._jobs) if is_staged else 1))
-
-    def _steps(self) -> list[Step]:
-        steps: list[Step] = []
-        for image in self._prepared.images:
-            steps += [partial(self._put_layer, blob) for blob in self._books.blobs if blob.image is image]
-            steps.append(partial(self._put_image, image))
-        return steps
-
-    async def _put_layer(self, blob: Blob, turn: asyncio.Event) -> None:
-        if not self._archive.stages(blob.layer):
-            await turn.wait()
-        content = _Layer(self._feed(blob), blob.layer, self._books.meter, turn, self._read_ahead)
-        self._being_put += 1
-        with naming(blob.image.request):
-            await self._archive.put_layer(content.open, blob.layer, diff_id=blob.diff_id)
-        self._being_put -= 1
-        if self._prepared.plan is not None and not is_like_a_layer(bytes(content.head)):
-            self._books.note_odd(blob)
-        self._books.finished(blob.layer)
-
-    async def _put_image(self, image: PreparedImage, turn: asyncio.Event) -> None:
-        await turn.wait()
-        tags = [str(tag) for tag in image.image.repo_tags]
-        with naming(image.request):
-            await self._archive.put_image(image.resolved.config, image.resolved.manifest, tags)
-
-    def _feed(self, blob: Blob) -> _Feed:
-        """Return the reader of a blob, which may be at it already."""
-        feed = self._feeds.pop(blob.layer.digest, None)
-        if feed is None:
-            self._unread.remove(blob)
-            feed = self._new_feed(blob)
-        return feed
-
-    def _new_feed(self, blob: Blob) -> _Feed:
-        content = BlobContent(blob.open, blob.layer)
-        feed = _Feed(content, limit=_BUFFER // self._jobs)
-        self._opened.append(feed)
-        return feed
-
-    def _read_ahead(self) -> None:
-        """Open the next blobs, as many as may be ahead."""
-        while self._unread and self._being_put + len(self._feeds) < self._jobs:
-            blob = self._unread.pop()
-            self._feeds[blob.layer.digest] = feed = self._new_feed(blob)
-            feed.start()
-
-
-class _Feed(ReadAhead):
-    """A blob that is read ahead.
+class _Writing:
+    """One save of a plan into a sink.
 
     Attributes:
-        content: What is read.
-    """
-
-    def __init__(self, content: BlobContent, *, limit: int) -> None:
-        super().__init__(content, limit=limit)
-        self.content = content
-
-
-class _Feeds(list[_Feed]):
-    """The blobs that were opened. Leave it with ``async with``: then none is open."""
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, _: object, fault: BaseException | None, __: object) -> None:
-        for feed in self:
-            feed.cancel()
-        # Else the coroutine is being closed: nothing can be awaited any more.
-        if not isinstance(fault, GeneratorExit):
-            await close_all(feed.aclose for feed in self)
-
-
-class _Layer:
-    """A blob as content for a writer, which tells how far it was read, and waits for its turn at its end.
-
-    Attributes:
-        head: Its first bytes, as far as they were read.
+        chunks: The bytes of the plan.
+        transaction: What the sink was given of them.
     """
 
     def __init__(
         self,
-        feed: _Feed,
-        layer: Descriptor,
-        meter: Meter,
-        turn: asyncio.Event,
-        began: Callable[[], None],
+        output: Output,
+        plan: Plan,
+        books: Books,
+        *,
+        jobs: int,
+        verify: Limits | None,
     ) -> None:
-        self._feed = feed
-        self._layer = layer
-        self._meter = meter
-        self._turn = turn
-        self._began = began
-        self._position = 0
-        self._retries = 0
-        self.head = bytearray()
+        self.transaction = Transaction(output)
+        self._output = output
+        self._plan = plan
+        self._books = books
+        self._verify = verify
+        self._blobs = {blob.layer.digest: blob for blob in books.blobs}
+        # Known bytes, its header among them, are in front of each blob.
+        self._order = iter([each.descriptor for each in plan.segments if each.descriptor and each.size])
+        self._position = self._retries = 0  # of the blob that is being written
+        limits = ReadingLimits(blobs=jobs, buffer=_BUFFER // jobs, near_end=None)
+        self.chunks = PlanStream(plan.parts(), self._open, limits=limits, new_check=self._new_check)
 
-    def open(self) -> Self:
-        """Be the callable that a writer calls."""
-        return self
+    async def run(self) -> Callable[[], Report]:
+        """Write all of it, and return what makes the report."""
+        known = b""
+        while (chunk := await self._next()) is not None:
+            if self.chunks.layer is None:
+                known += chunk  # written with what follows: nothing is where the first blob cannot be had
+                if (layer := next(self._order, None)) is not None:
+                    self._books.meter.started(layer)
+                    self._position = self._retries = 0
+            else:
+                await self.transaction.write(known, chunk)
+                known = b""
+                self._tell(len(chunk))
+        await self.transaction.write(known, last=True)
+        for blob in self._blobs.values():  # those without a byte have no chunk
+            self._books.meter.started(blob.layer)
+            self._books.finished(blob.layer)
+        self._blobs.clear()
+        await self._output.flush()
+        sha256 = await self.transaction.checksum()
+        return lambda: Report(self._plan.size, self._plan.members, self._plan.images, sha256)
 
-    async def __aenter__(self) -> Self:
-        self._feed.start()
-        self._meter.started(self._layer)
-        return self
+    async def undo(self, fault: BaseException) -> None:
+        """Take back what was written, where the sink can."""
+        await self.transaction.undo(fault)
 
-    async def read(self, _: int) -> Batch:
-        chunk = await self._feed.read()
-        if not chunk:
-            await self._turn.wait()
-        elif not self._position:
-            self._began()
-        if len(self.head) < BLOCK_SIZE:
-            self.head += chunk[: BLOCK_SIZE - len(self.head)]
-        self._retries = self._meter.retried_since(self._layer, self._retries, self._feed.content.retries)
-        self._position += len(chunk)
-        self._meter.advanced(self._layer, self._position)
-        return chunk
+    async def _next(self) -> bytes | None:
+        try:
+            return await anext(self.chunks, None)
+        except DockerSaveError as exc:
+            if self.chunks.layer is not None:
+                note_image(exc, self._blobs[self.chunks.layer.digest].image.request)
+            raise
 
-    async def __aexit__(self, *_: object) -> None:
-        await self._feed.aclose()
+    def _tell(self, size: int) -> None:
+        """Tell that so many bytes more of a blob were written."""
+        reader, layer = self.chunks.current, self.chunks.layer
+        if reader is None or layer is None:
+            return
+        meter = self._books.meter
+        self._retries = meter.retried_since(layer, self._retries, reader.retries)
+        self._position += size
+        meter.advanced(layer, self._position)
+        if reader.done:
+            blob = self._blobs.pop(layer.digest)
+            if not is_like_a_layer(reader.head):
+                self._books.note_odd(blob)
+            self._books.finished(layer)
+
+    def _open(self, layer: Descriptor, /, **wanted: Any) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        return self._blobs[layer.digest].open(layer, **wanted)
+
+    def _new_check(self, layer: Descriptor) -> PlainCheck | None:
+        if self._verify is None:
+            return None
+        from aiodockersave.core.decompression import PlainHash  # noqa: PLC0415 - for this alone
+
+        diff_id = self._blobs[layer.digest].diff_id
+        return PlainCheck(
+            diff_id, PlainHash(diff_id.hasher(), what=f"layer {layer.digest}", limits=self._verify)
+        )

@@ -32,7 +32,7 @@ from aiodockersave import (
 )
 from aiodockersave._aio import Worker, close_all
 from aiodockersave.archive import outgoing
-from aiodockersave.archive.stream import ByteStream, PlanStream
+from aiodockersave.archive.stream import ByteStream, PlanStream, ReadingLimits
 from aiodockersave.blobs import intake
 from tests.support.blobs import FakeSource, Opening
 from tests.support.images import Image, archive_of, image_lists, make_config, make_image, make_layer
@@ -326,10 +326,9 @@ async def test_the_next_blob_is_opened_when_the_one_before_has_begun_to_leave() 
     assert source.most_open <= 2
 
 
-async def test_the_next_blob_waits_while_much_of_this_one_is_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aiodockersave.archive.stream.NEAR_END", 2000)
+async def test_the_next_blob_waits_while_much_of_this_one_is_to_come() -> None:
     source = FakeSource(IMAGES, chunk_size=1000)
-    async with stream_plan(PLAN, source.open_blob) as chunks:
+    async with PlanStream(PLAN.parts(), source.open_blob, limits=ReadingLimits(near_end=2000)) as chunks:
         await anext(chunks)
         for missing in (3000, 2000):  # the chunk that is held back was received
             assert len(await anext(chunks)) == 1000
@@ -337,10 +336,9 @@ async def test_the_next_blob_waits_while_much_of_this_one_is_to_come(monkeypatch
             assert source.order == [layer.digest for layer in LAYERS[: 1 if missing > 2000 else 2]]
 
 
-async def test_reading_ahead_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outgoing, "READ_AHEAD", 1000)
+async def test_reading_ahead_is_bounded() -> None:
     source = FakeSource(IMAGES, chunk_size=100)
-    async with stream_plan(PLAN, source.open_blob) as chunks:
+    async with PlanStream(PLAN.parts(), source.open_blob, limits=ReadingLimits(buffer=1000)) as chunks:
         taken = 0
         async for chunk in chunks:
             taken += len(chunk)
@@ -715,10 +713,7 @@ async def test_closed_before_the_first_blob_is_opened(monkeypatch: pytest.Monkey
     assert source.openings == []
 
 
-async def test_a_source_that_is_slow_to_close_does_not_keep_the_others_open(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(outgoing, "READ_AHEAD", 150)
+async def test_a_source_that_is_slow_to_close_does_not_keep_the_others_open() -> None:
     source = FakeSource(IMAGES, chunk_size=100)
     gate = asyncio.Event()
 
@@ -731,7 +726,7 @@ async def test_a_source_that_is_slow_to_close_does_not_keep_the_others_open(
                 if descriptor.digest == LAYERS[0].digest:
                     await gate.wait()
 
-    stream = stream_plan(PLAN, open_blob)
+    stream = PlanStream(PLAN.parts(), open_blob, limits=ReadingLimits(buffer=150))
     await anext(stream)
     await anext(stream)
     await turns()
@@ -752,9 +747,11 @@ async def is_done(task: asyncio.Task[Any]) -> bool:
 # ── interrupted ──
 
 
+SMALL = ReadingLimits(buffer=1500)
+
+
 def use_small_limits(patch: pytest.MonkeyPatch) -> None:
     """Make small blobs take the ways of large ones, and let no thread make a run differ from another."""
-    patch.setattr(outgoing, "READ_AHEAD", 1500)
     patch.setattr(outgoing, "_GATHERED", 1000)
     patch.setattr(outgoing, "_BEHIND", 1500)
     patch.setattr(intake, "INLINE_SIZE", 500)
@@ -777,7 +774,7 @@ SCENARIOS: dict[str, tuple[int, int | None, bool]] = {
 
 def download(start: int, stop: int | None, parts: bool) -> Pull:
     source = FakeSource(IMAGES, parts=parts)
-    return Pull(source, stream_plan(PLAN, source.open_blob, start=start, stop=stop))
+    return Pull(source, PlanStream(PLAN.parts(start, stop), source.open_blob, limits=SMALL))
 
 
 @pytest.mark.usefixtures("_small_limits")
@@ -844,10 +841,7 @@ async def test_a_failure_while_another_closes() -> None:
     assert isinstance(exc, LookupError)
 
 
-async def test_a_source_that_fails_to_close_does_not_keep_the_others_open(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(outgoing, "READ_AHEAD", 150)
+async def test_a_source_that_fails_to_close_does_not_keep_the_others_open() -> None:
     source = FakeSource(IMAGES, chunk_size=100)
 
     @contextlib.asynccontextmanager
@@ -859,7 +853,7 @@ async def test_a_source_that_fails_to_close_does_not_keep_the_others_open(
                 await suspend()
                 raise OSError
 
-    stream = stream_plan(PLAN, open_blob)
+    stream = PlanStream(PLAN.parts(), open_blob, limits=ReadingLimits(buffer=150))
     await anext(stream)
     await anext(stream)
     await turns()

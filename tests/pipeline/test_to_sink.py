@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import Any, Self
 
 import pytest
@@ -136,6 +137,31 @@ async def test_a_source_that_fails(
     assert whole.startswith(sink.getvalue())
     assert len(sink.getvalue()) < len(whole) - 1024
     assert store.open_now == 0
+
+
+@pytest.mark.parametrize("fails_at", [-1, 0, 1500])
+async def test_a_sink_that_can_be_cut_is_as_it_was(fails_at: int, store: Store, tmp_path: Path) -> None:
+    store.fails_at[LAYERS[4].descriptor.digest] = fails_at
+    with (tmp_path / "file").open("w+b") as file:
+        file.write(b"the caller's own")
+        with pytest.raises(StoreFailedError):
+            await save_into(store, file)
+        assert (tmp_path / "file").read_bytes() == b"the caller's own"
+        del store.fails_at[LAYERS[4].descriptor.digest]
+        await save_into(store, file)
+    assert (tmp_path / "file").read_bytes() == b"the caller's own" + await archive_of(IMAGES.values())
+
+
+@pytest.mark.parametrize("number", range(6))
+async def test_a_wrong_blob_never_leaves_as_a_whole(number: int, store: Store) -> None:
+    """Its last chunk stays back, and nothing comes behind it."""
+    layer = LAYERS[number]
+    store.blobs[layer.descriptor.digest] = layer.blob[:-1] + bytes([layer.blob[-1] ^ 1])
+    sink = ListSink()
+    with pytest.raises(DigestMismatchError):
+        await save_into(store, sink)
+    assert (await archive_of(IMAGES.values())).startswith(sink.getvalue())
+    assert layer.blob[:-1] not in sink.getvalue()
 
 
 @each_mode

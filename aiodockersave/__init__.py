@@ -82,7 +82,7 @@ if TYPE_CHECKING:
     from .pipeline.resolve import ImageRequest, Prepared, PreparedImage, prepare
     from .pipeline.save import save
     from .sinks.adapters import AnySink, Sink, as_sink
-    from .sources import ResolvedImage, Source, SupportsEarlyBlobs, SupportsLastBytes
+    from .sources import ResolvedImage, Source, SupportsEarlyBlobs
     from .sources.credentials import (
         Credentials,
         CredentialStore,
@@ -164,7 +164,6 @@ __all__ = [
     "SourceError",
     "StaticCredentials",
     "SupportsEarlyBlobs",
-    "SupportsLastBytes",
     "Timeouts",
     "TransferError",
     "UnsupportedImageError",
@@ -208,7 +207,6 @@ _ROOMS = {
     "ResolvedImage": "sources",
     "Source": "sources",
     "SupportsEarlyBlobs": "sources",
-    "SupportsLastBytes": "sources",
     "OciLayoutSource": "sources.oci_layout",
     "RegistrySource": "sources.registry",
     "CredentialStore": "sources.credentials",

@@ -55,6 +55,7 @@ class OutgoingBlob:
     Attributes:
         done: Whether what :meth:`next` returned last was the last, and nothing is open.
         head: The first bytes of what was received, at most 512.
+        feed: Reads it ahead.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class OutgoingBlob:
             stop = None if part.stop == part.segment.size else part.stop
             content = BlobContent(open_blob, descriptor, start=part.start, stop=stop)
         self._content = content
-        self._feed = ReadAhead(content, limit=buffer)
+        self.feed = ReadAhead(content, limit=buffer)
 
     @property
     def retries(self) -> int:
@@ -98,7 +99,7 @@ class OutgoingBlob:
 
     def start(self) -> None:
         """Open it, and read ahead."""
-        self._feed.start()
+        self.feed.start()
 
     async def next(self) -> bytes:
         """Return the next chunk. A cancel loses nothing.
@@ -119,7 +120,7 @@ class OutgoingBlob:
         if self._hasher is not None:
             await self._hasher.catch_up(_BEHIND)
         try:
-            chunk = await self._feed.read()
+            chunk = await self.feed.read()
         except ContentError as exc:
             exc.add_note(f"while reading {self._what}")
             raise
@@ -147,13 +148,13 @@ class OutgoingBlob:
         """Begin to close: nothing more is read, and the thread ends."""
         if self._check is not None:
             self._check.plain_hash.stop()
-        self._feed.cancel()
+        self.feed.cancel()
         self._lane.abandon()
 
     async def aclose(self) -> None:
         """Wait until neither task nor thread works for it, whatever is cancelled meanwhile."""
         self.cancel()
-        await close_all([self._lane.close, self._feed.aclose])  # the hash first, which ends by itself
+        await close_all([self._lane.close, self.feed.aclose])  # the hash first, which ends by itself
 
 
 class _GatheringHasher:

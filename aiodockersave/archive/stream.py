@@ -13,12 +13,13 @@ from __future__ import annotations
 import abc
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from functools import partial
 from types import TracebackType
 from typing import Final, NamedTuple, Self, Unpack
 
 from aiodockersave._aio import Fairness, check_cancel_scopes, close_all, running_task
 from aiodockersave.blobs.blob_content import OpenBlob
-from aiodockersave.blobs.read_ahead import Feed
+from aiodockersave.blobs.read_ahead import Feed, close_together
 from aiodockersave.core.errors import WriterClosedError
 from aiodockersave.core.model import Descriptor, Digest
 from aiodockersave.core.plan import Part, Plan, Report
@@ -278,7 +279,8 @@ class PlanStream(ByteStream):
         blobs = self._open()
         for blob in blobs:
             blob.cancel()
-        await close_all(blob.aclose for blob in blobs)
+        feeds = [blob.feed for blob in blobs]
+        await close_all([partial(close_together, feeds), *[blob.aclose for blob in blobs]])
 
 
 def _blobs(

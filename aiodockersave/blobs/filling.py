@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .content import Batch
     from .placing import Placement
 
-__all__ = ["Meter", "fetch", "fill"]
+__all__ = ["Meter", "fill"]
 
 BATCH_SIZE: Final = 1 << 18
 """Bytes that are worth a hop to a thread."""
@@ -101,22 +101,6 @@ async def fill(
     except asyncio.CancelledError as exc:
         feeder.note_on(exc)
         raise
-
-
-async def fetch(open_blob: OpenBlob, layer: Descriptor, *, meter: Meter) -> Sequence[Batch]:
-    """Read a blob into memory; its digest is not verified yet. Arguments, errors and cancel as :func:`fill`."""
-    content = BlobContent(open_blob, layer)
-    received: list[Batch] = []
-
-    async def keep(batch: Sequence[Batch], _: int) -> None:
-        received.extend(batch)
-
-    async def work() -> Callable[[], Sequence[Batch]]:
-        await content.open()
-        await _pass_on(content, keep, layer, 0, meter)
-        return lambda: received
-
-    return await Call(running_task()).settle(work, content=content)
 
 
 async def _pass_on(

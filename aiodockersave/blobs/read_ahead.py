@@ -12,7 +12,7 @@ import abc
 import asyncio
 import errno
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Final
 
@@ -27,7 +27,11 @@ _CHUNK_COST: Final = 64
 
 
 class Feed(abc.ABC):
-    """Chunks that a task makes."""
+    """Chunks that a task makes.
+
+    Attributes:
+        task: The task, while it runs.
+    """
 
     def __init__(self, *, limit: int, name: str) -> None:
         """Make nothing yet.
@@ -38,7 +42,7 @@ class Feed(abc.ABC):
         """
         self._limit = limit
         self._name = name
-        self._task: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[None] | None = None
         self._chunks: deque[bytes] = deque()
         self._waiting = 0
         self._arrived = asyncio.Event()
@@ -54,9 +58,9 @@ class Feed(abc.ABC):
 
     def start(self) -> None:
         """Start the task; does nothing where it was started, or where the feed is closed."""
-        if self._task is None and not (self._closed or self._ended):
-            self._task = asyncio.get_running_loop().create_task(self._run(), name=self._name)
-            self._task.add_done_callback(self._finish)
+        if self.task is None and not (self._closed or self._ended):
+            self.task = asyncio.get_running_loop().create_task(self._run(), name=self._name)
+            self.task.add_done_callback(self._finish)
 
     async def read(self) -> bytes:
         """Return the next chunk; empty at the end, when the task has ended. Starts the task where nobody has.
@@ -96,8 +100,8 @@ class Feed(abc.ABC):
         self._error, self._traceback = None, None  # they hold frames that hold this
         self._chunks.clear()
         self._arrived.set()
-        if self._task is not None:
-            self._task.cancel()
+        if self.task is not None:
+            self.task.cancel()
 
     async def aclose(self) -> None:
         """Cancel the task and wait for its end; what it raises now is dropped. A second call waits too.
@@ -105,8 +109,8 @@ class Feed(abc.ABC):
         Cancel: the task is cancelled once more, which interrupts what it closes; the cancel is raised when it has ended.
         """
         self.cancel()
-        if self._task is not None:
-            await wait_for_ends([self._task])
+        if self.task is not None:
+            await wait_for_ends([self.task])
 
     async def _give(self, chunk: bytes) -> None:
         """Hand over a chunk once there is room.
@@ -136,17 +140,27 @@ class Feed(abc.ABC):
 
     def _finish(self, task: asyncio.Task[None]) -> None:
         self._ended = True
-        self._task = None  # it holds what it raised, and that its frames
+        self.task = None  # it holds what it raised, and that its frames
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         if error is not None and not self._closed:
             self._error, self._traceback = error, error.__traceback__
         self._arrived.set()
 
     def _refuse_own_task(self) -> None:
-        if self._task is not None and self._task is asyncio.current_task():
+        if self.task is not None and self.task is asyncio.current_task():
             raise RuntimeError(
                 "what makes the bytes must neither read nor close them: it would wait for itself"
             )
+
+
+async def close_together(feeds: Sequence[Feed]) -> None:
+    """Close feeds, and wait for all of their tasks at once.
+
+    Cancel: as :meth:`Feed.aclose`; it reaches each of the tasks.
+    """
+    for feed in feeds:
+        feed.cancel()
+    await wait_for_ends([feed.task for feed in feeds if feed.task is not None])
 
 
 class ReadAhead(Feed):

@@ -30,12 +30,8 @@ if TYPE_CHECKING:
     from aiodockersave.core.documents import ImageManifest
     from aiodockersave.core.model import Descriptor, Digest, Layers
 
-__all__ = ["NO_FILE", "RECEIVED", "SMALL", "Ahead", "Order", "Place", "look_at"]
+__all__ = ["NO_FILE", "Ahead", "Order", "Place", "look_at"]
 
-SMALL: Final = 1 << 20
-"""Bytes of a blob up to which it is received before its place is known, where layers are decompressed."""
-RECEIVED: Final = 8 << 20
-"""Bytes of such blobs that may be in memory, however many are read at once."""
 _METADATA: Final = 1 << 20
 """More bytes than an archive has beside its layers, those that follow aside."""
 _METADATA_OF_LAYER: Final = 16 << 10
@@ -53,25 +49,16 @@ class Order:
 
     def __init__(self, layers: Layers, *, is_file: bool) -> None:
         self._is_largest_first = is_file and layers == "keep"
-        self._are_small = is_file and layers == "decompress"
 
     def first(self, layers: Sequence[Descriptor], count: int) -> list[Descriptor]:
-        """Return so many of them, or fewer where that is not known before hints of their plain sizes are there."""
+        """Return so many of them, in the order in which the save reads them."""
         known: dict[Digest, Descriptor] = {}
         for layer in layers:
             known.setdefault(layer.digest, layer)
         blobs = list(known.values())
         if self._is_largest_first:
             blobs.sort(key=lambda layer: -(layer.size or 0))
-        chosen = []
-        room = min(count * SMALL, RECEIVED)
-        for layer in blobs[:count]:
-            size = layer.size or 0
-            room -= size
-            if self._are_small and (size > SMALL or room < 0):
-                break
-            chosen.append(layer)
-        return chosen
+        return blobs[:count]
 
 
 class Place(NamedTuple):

@@ -113,7 +113,6 @@ async def save(
     layers kept it is as it was before, where it can be cut. Nothing of a source is open, and no thread writes any more.
     """
     running_task()
-    requests = listed_requests(images)
     check_progress(progress)
     is_path = isinstance(target, str | os.PathLike)
     if not 1 <= jobs <= MAX_JOBS:
@@ -123,6 +122,7 @@ async def save(
             "only a file can be gone on with, and only with layers kept as they are: its size is not known ahead otherwise"
         )
     check_limits(max_plain_size=max_plain_size, max_expansion=max_expansion)
+    requests = listed_requests(images)
     verify_diff_ids = verify_diff_ids and layers == "keep"
     async with AsyncExitStack() as stack:
         ahead = None

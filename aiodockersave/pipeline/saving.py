@@ -46,13 +46,19 @@ class Settings(NamedTuple):
     verify_diff_ids: bool
     checksum: bool
 
+    @property
+    def verify(self) -> Limits | None:
+        """The limits for layers whose plain tars are verified beside; None where they are not."""
+        return self.limits._replace(share=SharedExpansion()) if self.verify_diff_ids else None
+
 
 def load(*, layers: Layers, is_path: bool, verify_diff_ids: bool = False) -> None:
     """Load what is needed for a kind of target, which takes a while: for a thread."""
+    decompressing = ["archive.writer", "pipeline.through_writer"]
     if not is_path:
-        modules = ["sinks.adapters", "pipeline.to_sink" if layers == "keep" else "pipeline.through_writer"]
+        modules = ["sinks.adapters", *(["pipeline.to_sink"] if layers == "keep" else decompressing)]
     else:
-        modules = ["pipeline.to_file"] if layers == "keep" else ["pipeline.to_file_decompressed"]
+        modules = ["pipeline.to_file"] if layers == "keep" else ["sinks.adapters", *decompressing]
         modules += ["core.decompression"] if layers == "decompress" or verify_diff_ids else []
     for module in modules:
         import_module(f"aiodockersave.{module}")
@@ -74,40 +80,42 @@ async def save_prepared(
     if isinstance(target, str | os.PathLike):
         etag = prepared.plan.etag if settings.resume and prepared.plan is not None else None
         async with opened(Target(target, fsync=settings.fsync, etag=etag)) as place:
-            if place.is_file:
-                report = await _ToFile(place, prepared, books, settings).run()
-            else:
-                report = await _stream_into(place, prepared, books, settings)
+            report = await _save_at(place, prepared, books, settings)
+    elif prepared.plan is not None:
+        report = await _write_plan(target, prepared.plan, books, settings)
     else:
-        report = await _stream(target, prepared, books, settings)
+        report = await _decompress(target, prepared, books, settings)
     meter.tell(SaveFinished(report))
     return report
 
 
-async def _stream_into(target: Target, prepared: Prepared, books: Books, settings: Settings) -> Report:
-    await Worker("aiodockersave-load").run(load, layers=settings.layers, is_path=False)
+async def _save_at(target: Target, prepared: Prepared, books: Books, settings: Settings) -> Report:
+    if target.is_file and prepared.plan is not None:
+        return await _to_file(target, prepared.plan, books, settings)
+    if not target.is_file:
+        await Worker("aiodockersave-load").run(load, layers=settings.layers, is_path=False)
     from aiodockersave.sinks.adapters import target_sink  # noqa: PLC0415 - see the head of this file
 
-    return await _stream(target_sink(await open_stream(target)), prepared, books, settings, target)
+    sink = target_sink(await open_stream(target))
+    if prepared.plan is not None:
+        return await _write_plan(sink, prepared.plan, books, settings)
+    return await _decompress(sink, prepared, books, settings, target)
 
 
-async def _stream(
+async def _write_plan(sink: AnySink, plan: Plan, books: Books, settings: Settings) -> Report:
+    from .to_sink import write_plan  # noqa: PLC0415 - see the head of this file
+
+    return await write_plan(
+        sink, plan, books, jobs=settings.jobs, checksum=settings.checksum, verify=settings.verify
+    )
+
+
+async def _decompress(
     sink: AnySink, prepared: Prepared, books: Books, settings: Settings, target: Target | None = None
 ) -> Report:
-    if prepared.plan is not None:
-        from .to_sink import write_plan  # noqa: PLC0415 - see the head of this file
+    from aiodockersave.archive.writer import ArchiveWriter  # noqa: PLC0415 - see the head of this file
 
-        return await write_plan(
-            sink,
-            prepared.plan,
-            books,
-            jobs=settings.jobs,
-            checksum=settings.checksum,
-            verify=settings.limits._replace(share=SharedExpansion()) if settings.verify_diff_ids else None,
-        )
-    from aiodockersave.archive.writer import ArchiveWriter  # noqa: PLC0415
-
-    from .through_writer import stream_images  # noqa: PLC0415
+    from .through_writer import check_space, stream_images  # noqa: PLC0415
 
     options: WriterOptions = {
         "format": settings.format,
@@ -119,61 +127,36 @@ async def _stream(
         "verify_diff_ids": settings.verify_diff_ids,
         "checksum": settings.checksum,
     }
-    writer = ArchiveWriter(sink, **options) if target is None else ArchiveWriter.at(target, sink, **options)
-    return await stream_images(writer, prepared, books, jobs=settings.jobs)
+    if target is None:
+        return await stream_images(ArchiveWriter(sink, **options), prepared, books, jobs=settings.jobs)
+    space = target.space()
+    if space is not None:
+        await Worker("aiodockersave-file").run(check_space, space, books)
+    writer = ArchiveWriter.at(target, sink, **options)
+    async with Syncer(target, is_wanted=settings.fsync) as syncer:
+        return await stream_images(writer, prepared, books, jobs=settings.jobs, read=syncer.written)
 
 
-class _ToFile:
-    """A save to a file beside the target."""
+async def _to_file(target: Target, plan: Plan, books: Books, settings: Settings) -> Report:
+    from .to_file import file_kept  # noqa: PLC0415 - see the head of this file
 
-    def __init__(self, target: Target, prepared: Prepared, books: Books, settings: Settings) -> None:
-        if target.file is None:
-            raise AssertionError("the target is not open")
-        self._file = target.file
-        self._target = target
-        self._prepared = prepared
-        self._books = books
-        self._settings = settings
-
-    async def run(self) -> Report:
-        """Bring it under its name."""
-        worker = Worker("aiodockersave-file")
-        settings = self._settings
-        sha256 = None
-        async with Syncer(self._target, is_wanted=settings.fsync) as syncer:
-            plan = await self._fill(worker, syncer)
-            if settings.checksum:
-                sha256 = await sha256_of(self._file, plan.size, worker)
-        await worker.run(self._target.sync, plan.size)
-        await worker.run(self._target.publish)
-        return Report(plan.size, plan.members, plan.images, sha256)
-
-    async def _fill(self, worker: Worker, syncer: Syncer) -> Plan:
-        settings = self._settings
-        plan = self._prepared.plan
-        if plan is None:
-            from .to_file_decompressed import file_plain  # noqa: PLC0415 - see the head of this file
-
-            return await file_plain(
-                self._file,
-                self._prepared,
-                self._books,
-                format=settings.format,
-                jobs=settings.jobs,
-                limits=settings.limits._replace(share=SharedExpansion()),
-                space=self._target.space(),
-                written=syncer.written,
-            )
-        from .to_file import file_kept  # noqa: PLC0415 - see the head of this file
-
-        await worker.run(self._target.check_space, plan.size)
+    if target.file is None:
+        raise AssertionError("the target is not open")
+    worker = Worker("aiodockersave-file")
+    await worker.run(target.check_space, plan.size)
+    sha256 = None
+    async with Syncer(target, is_wanted=settings.fsync) as syncer:
         await file_kept(
-            self._file,
+            target.file,
             plan,
-            self._books,
+            books,
             jobs=settings.jobs,
             resume=settings.resume,
-            verify=settings.limits._replace(share=SharedExpansion()) if settings.verify_diff_ids else None,
+            verify=settings.verify,
             written=syncer.written,
         )
-        return plan
+        if settings.checksum:
+            sha256 = await sha256_of(target.file, plan.size, worker)
+    await worker.run(target.sync, plan.size)
+    await worker.run(target.publish)
+    return Report(plan.size, plan.members, plan.images, sha256)

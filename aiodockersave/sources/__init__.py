@@ -42,7 +42,7 @@ from aiodockersave.core.model import (
 )
 from aiodockersave.core.text import NO_SECRETS, Secrets, cut
 
-__all__ = ["ResolvedImage", "Source", "SupportsEarlyBlobs", "SupportsLastBytes", "default_platform"]
+__all__ = ["ResolvedImage", "Source", "SupportsEarlyBlobs", "default_platform"]
 
 _CONFIG_TYPES = frozenset({DOCKER_CONFIG, OCI_CONFIG})
 # What `uname` says and `Platform` does not know from elsewhere.
@@ -115,24 +115,6 @@ class Source(Protocol):
         Raises:
             BlobNotFoundError: The source does not have it.
             NotImplementedError: The source cannot start inside a blob, or end there; the whole can be had.
-
-        Cancel: nothing stays open.
-        """
-        ...
-
-
-@runtime_checkable
-class SupportsLastBytes(Protocol):
-    """A power that a source may have besides: to give the end of a blob without the rest.
-
-    With it, layers are decompressed into a file several at once: a gzip blob's end tells its plain size.
-    """
-
-    async def last_bytes(self, descriptor: Descriptor, count: int) -> bytes | None:
-        """Return the last ``count`` bytes of a blob; None where that would cost more than one small request.
-
-        Raises:
-            SourceError: They cannot be had.
 
         Cancel: nothing stays open.
         """

@@ -97,20 +97,6 @@ class OciLayoutSource:
         """
         return _OpenBlob(_BlobFile(self._blob_path(descriptor.digest), descriptor), start, stop)
 
-    async def last_bytes(self, descriptor: Descriptor, count: int) -> bytes:
-        """Return the last ``count`` bytes of a blob.
-
-        Raises:
-            BlobNotFoundError: The layout does not have it.
-            SizeMismatchError: It has another size.
-            OSError: It cannot be read.
-
-        Cancel: nothing stays open.
-        """
-        start = max(0, (descriptor.size or 0) - count)
-        async with self.open_blob(descriptor, start=start) as chunks:
-            return b"".join([chunk async for chunk in chunks])
-
     # ── what blocks ──
 
     def _resolve(self, reference: str, platform: Platform) -> ResolvedImage:

@@ -220,7 +220,6 @@ class Source:
         self.open_now = 0
         self._store = Store({"one": image})
         self.resolve = self._store.resolve
-        self.last_bytes = self._store.last_bytes
 
     def requests(self) -> list[ImageRequest]:
         return [ImageRequest(self, "one", self._store.images["one"].repo_tags)]

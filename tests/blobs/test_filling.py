@@ -15,7 +15,7 @@ import pytest
 from aiodockersave import ContentError, Descriptor, DigestMismatchError, SizeMismatchError
 from aiodockersave._aio import Worker
 from aiodockersave.blobs import filling
-from aiodockersave.blobs.filling import fetch, fill
+from aiodockersave.blobs.filling import fill
 from aiodockersave.core.model import OCI_LAYER
 from aiodockersave.pipeline.progress import Event, LayerAdvanced, LayerRetried, Meter
 from tests.support.images import make_layer
@@ -331,16 +331,6 @@ async def test_what_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         LayerRetried(LAYER, 2),
     ]
     assert [event.done for event in events if isinstance(event, LayerAdvanced)] == [1000, 2000, 5120]
-
-
-async def test_into_memory() -> None:
-    meter = Meter(None, [LAYER])
-    meter.started(LAYER)
-    source = Source(*cut(300))
-    assert b"".join(await fetch(source.open_blob, LAYER, meter=meter)) == BLOB
-    assert not source.is_open
-    with pytest.raises(SizeMismatchError):
-        await fetch(Source(BLOB, b"x").open_blob, LAYER, meter=meter)
 
 
 # ── what goes wrong ──

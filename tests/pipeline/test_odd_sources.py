@@ -18,9 +18,7 @@ import pytest
 from aiodockersave import Descriptor, Digest, InvalidInputError, SourceError, plan_archive, save
 from aiodockersave._aio import run_together
 from aiodockersave.core.model import OCI_LAYER_GZIP, Layers
-from aiodockersave.pipeline import plain_layout
-from aiodockersave.pipeline import to_file_decompressed as plain_file
-from aiodockersave.pipeline.progress import Event, LayerFinished, LayerRetried
+from aiodockersave.pipeline.progress import Event, LayerFinished
 from aiodockersave.sinks.part_file import part_name
 from tests.support.images import Image, Layer, ListSink, archive_of, make_image, make_layer
 from tests.support.stores import Store, StoreFailedError
@@ -86,28 +84,7 @@ def target(tmp_path: Path) -> Path:
     return tmp_path / "archive.tar"
 
 
-@pytest.fixture
-def _no_small_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plain_file, "_SMALL", 0)
-
-
-@pytest.mark.usefixtures("_no_small_layers")
-async def test_a_wrong_hint_costs_time_whatever_the_source_makes_of_being_told(target: Path) -> None:
-    store = WrappingStore({"image": IMAGE}, chunk_size=CHUNK)
-    liar = IMAGE.layers[0]
-    store.ends[liar.descriptor.digest] = (len(liar.blob) // 512 * 512).to_bytes(4, "little")
-    events: list[Event] = []
-    async with asyncio.timeout(LIMIT):
-        await save(store.requests(), target, layers="decompress", jobs=3, fsync=False, progress=events.append)
-    assert target.read_bytes() == await archive_of([IMAGE], layers="decompress")
-    assert liar.descriptor in [event.layer for event in events if isinstance(event, LayerRetried)]
-
-
-@pytest.mark.usefixtures("_no_small_layers")
-async def test_layers_that_end_with_an_empty_member_are_read_once(
-    target: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(plain_layout, "_MODULUS", 1 << 20)  # so that small layers can be of more than that
+async def test_layers_that_end_with_an_empty_member_are_read_once(target: Path) -> None:
     image = make_image(*map(_layer_like_estargz, range(3)), repo_tags=["a:1"])
     store = Store({"image": image}, chunk_size=CHUNK)
     async with asyncio.timeout(LIMIT):
@@ -165,7 +142,6 @@ async def test_a_call_that_is_cancelled_from_within_ends_those_beside_it() -> No
     assert ended.is_set()
 
 
-@pytest.mark.usefixtures("_no_small_layers")
 async def test_of_several_that_fail_at_once_each_is_looked_at(target: Path) -> None:
     complaints: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
@@ -179,7 +155,6 @@ async def test_of_several_that_fail_at_once_each_is_looked_at(target: Path) -> N
     assert complaints == []
 
 
-@pytest.mark.usefixtures("_no_small_layers")
 @pytest.mark.parametrize("layers", ["keep", "decompress"])
 async def test_a_cancel_scope_gets_through_to_what_hangs_while_it_is_closed(
     target: Path, layers: Layers

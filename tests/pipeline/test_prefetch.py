@@ -114,32 +114,12 @@ async def test_into_what_is_no_regular_file(layers: str) -> None:
     assert store.most_open == 3
 
 
-@pytest.mark.parametrize("jobs", [2, 10, 64])
-async def test_small_layers_that_are_not_received_at_once(jobs: int, target: Path) -> None:
-    """What memory is not granted for is not asked for: it would be open besides those that are read meanwhile."""
-    large = [make_layer(NOISE.randbytes(1900 * 512), "gzip") for _ in range(10)]
-    image = make_image(*large, *(make_layer(bytes([number]) * 512) for number in range(10)))
-    store = EarlyStore({"image": image}, chunk_size=1 << 18)
-    await save_store(store, target, layers="decompress", jobs=jobs)
-    assert len(store.asked_early) == min(jobs, 8)
-    assert store.most_open <= jobs
-
-
 def test_a_digest_with_two_descriptors() -> None:
     """It is read by the first."""
     first = LAYERS[0].descriptor
     other = replace(first, urls=("https://example.com/elsewhere",))
     (chosen,) = Order("keep", is_file=False).first([first, other], 2)
     assert chosen is first
-
-
-async def test_where_hints_say_what_is_first_only_what_is_small_is_asked_for(
-    target: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ahead, "SMALL", 4 * 512)
-    store = EarlyStore({"image": IMAGE})
-    await save_store(store, target, layers="decompress", jobs=4)
-    assert early(store) == [0]
 
 
 async def test_several_images(target: Path) -> None:

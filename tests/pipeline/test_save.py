@@ -30,7 +30,6 @@ from aiodockersave.core.errors import (
 from aiodockersave.core.model import Descriptor, Digest, Layers, Platform
 from aiodockersave.pipeline import progress as progress_room
 from aiodockersave.pipeline import to_file as kept_file
-from aiodockersave.pipeline import to_file_decompressed as plain_file
 from aiodockersave.pipeline.progress import (
     Event,
     ImageFinished,
@@ -477,11 +476,9 @@ async def test_what_progress_raises_ends_the_save(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("layers", MODES)
 @pytest.mark.parametrize(("jobs", "readers"), [(1, 1), (2, 2), (64, 3)])
 async def test_blobs_are_told_how_many_are_read_at_once(
     source: MemorySource,
-    layers: Layers,
     jobs: int,
     readers: int,
     tmp_path: Path,
@@ -494,8 +491,8 @@ async def test_blobs_are_told_how_many_are_read_at_once(
         told.add(options["readers"])
         return await fill(*args, **options)
 
-    monkeypatch.setattr(kept_file if layers == "keep" else plain_file, "fill", telling)
-    await save(both(source), tmp_path / "archive", layers=layers, jobs=jobs)
+    monkeypatch.setattr(kept_file, "fill", telling)
+    await save(both(source), tmp_path / "archive", jobs=jobs)
     assert told == {readers}
 
 

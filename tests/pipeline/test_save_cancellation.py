@@ -26,7 +26,6 @@ from aiodockersave.pipeline import prefetch as ahead
 from aiodockersave.pipeline import resolve as preparing
 from aiodockersave.pipeline import saving, syncing
 from aiodockersave.pipeline import to_file as kept_file
-from aiodockersave.pipeline import to_file_decompressed as plain_file
 from aiodockersave.sinks import adapters as sinks
 from aiodockersave.sinks import atomic_file as _target
 from tests.support.images import Image, ListSink, MemorySink, archive_of, make_image, make_layer
@@ -47,7 +46,7 @@ T = TypeVar("T")
 
 LIMIT = 60.0  # seconds for anything that is waited for
 OLD = b"the archive that was here before"
-ROOMS = (_aio, _target, ahead, intake, kept_file, output, plain_file, preparing, saving, sinks, staging)
+ROOMS = (_aio, _target, ahead, intake, kept_file, output, preparing, saving, sinks, staging)
 
 
 IMAGE = make_image(make_layer(b"one" * 400, None), make_layer({"two": b"2"}), repo_tags=["a:1"])

@@ -1,4 +1,4 @@
-"""A source of whole images in memory, which starts inside blobs, tells their ends, and keeps what was asked of it."""
+"""A source of whole images in memory, which starts inside blobs, and keeps what was asked of it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ class Store:
         chunk_size: Bytes that are given at once.
         starts_inside: Whether a blob can be had without its beginning.
         fails_at: Behind so many bytes of a blob an error is raised; -1 for when it is opened.
-        ends: What is said to be the last bytes of a blob, in the place of the truth; an error is raised.
         on_chunk: Is awaited before each chunk, with the blob and the position.
         openings: What was opened, in order: the blob, and where it was started.
         given: How many bytes of a blob were given.
@@ -40,7 +39,6 @@ class Store:
         self.chunk_size = chunk_size
         self.starts_inside = True
         self.fails_at: dict[Digest, int] = {}
-        self.ends: dict[Digest, bytes | BaseException | None] = {}
         self.on_chunk: Callable[[Digest, int], object] | None = None
         self.openings: list[tuple[Digest, int]] = []
         self.given: Counter[Digest] = Counter()
@@ -97,14 +95,6 @@ class Store:
             yield chunk
         if digest in self.fails_at:
             raise StoreFailedError
-
-    async def last_bytes(self, descriptor: Descriptor, count: int) -> bytes | None:
-        """Return the end of a blob, or what was said to be it."""
-        await asyncio.sleep(0)
-        end = self.ends.get(descriptor.digest, self.blobs[descriptor.digest][-count:])
-        if isinstance(end, BaseException):
-            raise end
-        return end
 
 
 class EarlyStore(Store):

@@ -20,7 +20,6 @@ So that a registry without ranges cannot make us read for ever, all answers toge
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple, Self
@@ -169,7 +168,6 @@ class BlobReader:
         places: Where it is; the registry itself last.
         retries: When to give up.
         sleep: Waits for seconds.
-        max_skip: How many bytes an answer may begin too early; None for any number.
 
     Attributes:
         retries: How often was asked again.
@@ -183,11 +181,8 @@ class BlobReader:
         places: Sequence[Place],
         retries: Retries,
         sleep: Sleep,
-        *,
-        max_skip: int | None = None,
     ) -> None:
         self.retries = 0
-        self._max_skip = sys.maxsize if max_skip is None else max_skip
         self._what = what
         self._path = f"blobs/{descriptor.digest}"
         self._wanted = wanted
@@ -313,8 +308,6 @@ class BlobReader:
                 raise SizeMismatchError(wanted.size, verdict.actual_size, what=self._what)
             if verdict.refusal:
                 raise response.error(verdict.refusal)
-            if verdict.skip > self._max_skip:
-                raise response.error("it does not answer ranges")
             self._check_budget(self._received + verdict.skip)
         except BaseException:
             response.close()

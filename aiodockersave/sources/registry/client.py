@@ -71,8 +71,6 @@ _MAX_DEPTH: Final = 4
 """Indexes, one in the other; real ones have one."""
 _MAX_CONTEXTS: Final = 64
 _MAX_URLS: Final = 8
-_FEW_BYTES: Final = 64 << 10
-"""Bytes that may be received in vain for a few at a blob's end."""
 _NOT_FOUND = 404
 
 Path = str | os.PathLike[str]
@@ -323,20 +321,8 @@ class RegistrySource:
         """
         return _Reading(lambda: self._reader(descriptor, Wanted.of(descriptor, start, stop)))
 
-    async def last_bytes(self, descriptor: Descriptor, count: int) -> bytes | None:
-        """Return the last ``count`` bytes of a layer, where the registry answers ranges.
-
-        Raises:
-            DockerSaveError: As :meth:`open_blob`; also where it does not.
-
-        Cancel: nothing stays open.
-        """
-        wanted = Wanted.of(descriptor, max(0, (descriptor.size or 0) - count), None)
-        async with _Reading(lambda: self._reader(descriptor, wanted, max_skip=_FEW_BYTES)) as reader:
-            return b"".join([chunk async for chunk in reader])
-
     def _reader(
-        self, descriptor: Descriptor, wanted: Wanted, *, max_skip: int | None = None
+        self, descriptor: Descriptor, wanted: Wanted
     ) -> tuple[BlobReader, Callable[[], Awaitable[None]]]:
         """Return what reads a blob, and what opens it."""
         self._check_open()
@@ -348,7 +334,7 @@ class RegistrySource:
         places = [place for image in images for place in self._places(image)]
         names = ", ".join(image.name for image in images)
         what = f"blob {descriptor.digest} of {names}"
-        reader = BlobReader(what, descriptor, wanted, places, self._retries, self._sleep, max_skip=max_skip)
+        reader = BlobReader(what, descriptor, wanted, places, self._retries, self._sleep)
 
         async def open_it() -> None:
             urls = [url for image in images for url in self._own_urls(image)]

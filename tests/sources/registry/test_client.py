@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import random
 import ssl
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -62,7 +61,6 @@ from tests.support.faulty_registry import (
     Fault,
     FaultyRegistry,
     digest_header,
-    ignore_range,
     label_gzip,
     no_length,
     redirect,
@@ -797,26 +795,3 @@ async def test_retries_are_the_callers(build: Build) -> None:
 def test_manifests_of_both_kinds_are_told_apart() -> None:
     assert isinstance(read_manifest(INDEX, Stated(), "x"), ImageIndex)
     assert isinstance(read_manifest(RAW, Stated(), "x"), ImageManifest)
-
-
-# ── the end of a blob alone ──
-
-LARGE = make_image(make_layer(random.Random(9).randbytes(3_000_000), None))
-
-
-async def test_the_last_bytes_cost_only_themselves(build: Build) -> None:
-    registry, source = await build({"team/app:1": LARGE})
-    await source.resolve(f"{registry.address}/team/app:1", AMD64)
-    (layer,) = LARGE.layers
-    assert await source.last_bytes(layer.descriptor, 4) == layer.blob[-4:]
-    size = len(layer.blob)
-    assert registry.asks[-1].headers["Range"] == f"bytes={size - 4}-"
-
-
-async def test_a_registry_that_ignores_ranges_is_not_made_to_send_the_whole(build: Build) -> None:
-    registry, source = await build({"team/app:1": LARGE}, ignore_range().often(9))
-    await source.resolve(f"{registry.address}/team/app:1", AMD64)
-    (layer,) = LARGE.layers
-    with pytest.raises(RegistryError, match="it does not answer ranges"):
-        await source.last_bytes(layer.descriptor, 4)
-    assert len([ask for ask in registry.asks if ask.kind == "blob"]) == 1

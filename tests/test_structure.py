@@ -273,17 +273,6 @@ def test_without_aiohttp_its_responses_say_what_to_install() -> None:
     assert result.stderr.splitlines()[-1].endswith("pip install 'aiodockersave[registry]'")
 
 
-def test_loading_aiohttp_for_us_alone_leaves_tls_as_it_was() -> None:
-    result = run_python(
-        "import ssl; own = dict(vars(ssl.SSLContext)); certs = len(ssl.create_default_context().get_ca_certs())\n"
-        "from aiodockersave.sources.registry.importing import load_aiohttp_for_us_alone as load; load()\n"
-        "import aiohttp.connector\n"
-        "print(dict(vars(ssl.SSLContext)) == own, len(ssl.create_default_context().get_ca_certs()) == certs,\n"
-        "      len(aiohttp.connector._SSL_CONTEXT_VERIFIED.get_ca_certs()))"
-    )
-    assert (result.returncode, result.stdout) == (0, "True True 0\n"), result.stderr
-
-
 def test_the_entry_loads_no_command_line() -> None:
     assert not {room_of(name) for name in modules_after("import aiodockersave.__main__")} & {"click", "rich"}
 

@@ -2,11 +2,12 @@
 
 ::
 
-    ImageRequest ─prepare▶ Prepared ─┬▶ a file    blobs at their offsets, several at once    kept_file, plain_file
-                                     └▶ a stream  one after the other, read ahead            streaming
+    ImageRequest ─prepare▶ Prepared ─┬▶ a file       blobs at their offsets, several at once    to_file
+                                     ├▶ a stream     the plan's bytes, blobs read ahead         to_sink
+                                     └▶ decompressed one after the other, read ahead            through_writer
 
 The target is opened when everything is known that can be known before a layer is read. The first layers may have been
-asked for by then (`ahead`), so that they come without a wait. What comes behind ``prepare`` is `saving`: it is loaded
+asked for by then (`prefetch`), so that they come without a wait. What comes behind ``prepare`` is `saving`: it is loaded
 while sources are asked.
 """
 
@@ -72,7 +73,8 @@ async def save(
             its programs do not run, is an error. By default ``linux`` on this machine's architecture; then such an
             image is taken with a warning in the log (``aiodockersave``).
         allow_other_platform: Whether it is taken in any case, with that warning.
-        jobs: How many blobs are read at once, from 1 to 64; into a stream one is written while the next is read.
+        jobs: How many blobs are read at once, from 1 to 64. Into a stream, or decompressed, one is written while the next
+            ones are read ahead.
         resume: Whether a save that was interrupted is gone on with, and this one can be, should it be interrupted: what
             was received is kept in ``.NAME.<16 hex>.part`` beside the target, and an exception has a note that says so.
             Only for a path, and with ``layers="keep"``.

@@ -198,17 +198,17 @@ MAY_BLOCK: tuple[tuple[str, str], ...] = (
     # Where a record goes is the application's matter, and how its handlers write.
     ("logging/__init__.py", "callHandlers"),
     # What is open already is looked at and opened anew through /proc: no disk is asked.
-    ("aiodockersave/sinks.py", "_is_readable"),
-    ("aiodockersave/_pipes.py", "_open_anew"),
+    ("aiodockersave/sinks/adapters.py", "_is_readable"),
+    ("aiodockersave/sinks/pipes.py", "_open_anew"),
     # Sends what there is room for, whatever the mode of the descriptor (MSG_DONTWAIT).
-    ("aiodockersave/_pipes.py", "_send_now"),
+    ("aiodockersave/sinks/pipes.py", "_send_now"),
     # Cleans up where no thread can be started.
     ("aiodockersave/_aio.py", "submit_always"),
     # Where a coroutine is closed, and nothing can be awaited: what no thread works on is closed at once, a write is waited for.
     ("aiodockersave/_aio.py", "_run_quietly"),
     ("aiodockersave/_aio.py", "finish"),
     # Opens a FIFO without waiting for its reader.
-    ("aiodockersave/_target.py", "open_stream"),
+    ("aiodockersave/sinks/atomic_file.py", "open_stream"),
 )
 
 

@@ -32,8 +32,8 @@ from typing import TYPE_CHECKING, ParamSpec, Self, TypedDict, TypeVar, Unpack
 from aiodockersave._aio import Closable, closing, running_task
 from aiodockersave.blobs.calls import Call, Calls
 from aiodockersave.blobs.content import Content, OpenContent
-from aiodockersave.blobs.expansion import SharedExpansion
 from aiodockersave.blobs.intake import Intake
+from aiodockersave.blobs.space import SharedExpansion
 from aiodockersave.blobs.staging import Memory, Stage, check_bytes
 from aiodockersave.core import tar
 from aiodockersave.core.docker_archive import Addition, new_builder, read_image

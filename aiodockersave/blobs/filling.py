@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from aiodockersave._aio import Fairness, Worker, forget, running_task, wait_out
 from aiodockersave.core.errors import SizeMismatchError
 
-from .blob_content import BlobContent, OpenBlob
 from .calls import Call
+from .content import BlobContent, OpenBlob
 
 if TYPE_CHECKING:
     from aiodockersave.core.model import Descriptor

@@ -7,7 +7,7 @@ what other blobs do: each writes into its own region only, and knows the bytes o
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
@@ -17,14 +17,34 @@ from aiodockersave.core.model import Descriptor, Digest
 from aiodockersave.core.tar import BLOCK_SIZE
 
 from .content import Batch
-from .in_place import write_at
 
 if TYPE_CHECKING:
     from aiodockersave.core.decompression import PlainHash
+    from aiodockersave.core.plan import Segment
 
+    from .content import Batch
     from .open_file import OpenFile
 
-__all__ = ["KeptBlob", "Placement"]
+__all__ = ["KeptBlob", "Placement", "write_at", "write_literals"]
+
+
+def write_at(fd: int, data: Batch, offset: int) -> None:
+    """Write all of ``data`` at ``offset``."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, offset)
+        view = view[written:]
+        offset += written
+
+
+def write_literals(file: OpenFile, segments: Iterable[Segment], size: int) -> None:
+    """Write all of an archive that is no blob's, and cut the file to the archive's size."""
+    with file as fd:
+        for segment in segments:
+            if segment.data is not None:
+                write_at(fd, segment.data, segment.offset)
+        os.ftruncate(fd, size)
+
 
 T = TypeVar("T")
 

@@ -2,6 +2,8 @@
 
 A disk that is filled to its last byte is a fault of all who write to it, not only of the save that fills it. So what expands
 is stopped before, with something left over, while it can still be taken away in peace.
+
+The layers of one archive share what they may expand to beyond their ratio: else their number would be the bomb.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Final, NamedTuple
 from aiodockersave._aio import Worker
 from aiodockersave.core.errors import InsufficientSpaceError
 
-__all__ = ["Free", "Space"]
+__all__ = ["Free", "SharedExpansion", "Space"]
 
 _PORTION: Final = 64 << 20
 """Bytes after which it is looked again, at the latest: others write there, too."""
@@ -88,3 +90,29 @@ class Space:
                 return False
             self._granted -= size
             return True
+
+
+_TOGETHER: Final = 1 << 30
+"""Plain bytes: as many as sixteen layers may have beyond what the ratio allows them."""
+
+
+class SharedExpansion:
+    """Counts them; it may be called from any thread.
+
+    What counts of a layer is the most that it was ahead of its ratio. So the sum depends neither on the order of layers,
+    nor on how often one is read.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._most: dict[object, int] = {}
+        self._total = 0
+
+    def __call__(self, layer: object, size: int) -> bool:
+        """Count that a layer is so many bytes ahead; tell whether all layers are within what they have together."""
+        with self._lock:
+            before = self._most.get(layer, 0)
+            if size > before:
+                self._most[layer] = size
+                self._total += size - before
+            return self._total <= _TOGETHER

@@ -44,7 +44,7 @@ def get_ready(images: Sequence[ImageArgument]) -> None:
     """Do what takes long and would hold up an event loop, before there is one."""
     heap.set_up()
     if not all(isinstance(image, LayoutImage) for image in images):
-        from aiodockersave.sources.registry.importing import load_aiohttp  # noqa: PLC0415 - not for layouts
+        from aiodockersave.sources.registry.answers import load_aiohttp  # noqa: PLC0415 - not for layouts
 
         load_aiohttp()
     if not gc.isenabled():  # as the entry has it, until all is imported

@@ -26,7 +26,7 @@ from aiodockersave.sources import Source, SupportsEarlyBlobs
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from aiodockersave.blobs.blob_content import OpenBlob
+    from aiodockersave.blobs.content import OpenBlob
     from aiodockersave.core.documents import ImageManifest
     from aiodockersave.core.model import Descriptor, Digest, Layers
 

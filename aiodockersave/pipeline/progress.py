@@ -8,25 +8,34 @@ Layers overlap, where several are read at once. All sizes are bytes of blobs as 
 known from the start, also where layers are decompressed. Neither a layer's count nor the total ever goes back: what is
 fetched again is not counted again. Of each layer there is at most one :class:`LayerAdvanced` in 100 ms.
 
-Where layers are decompressed into a file and the size of one was guessed wrong, those behind it are read once more, also
-such as were finished: then :class:`LayerRetried` comes behind :class:`LayerFinished`, and that comes twice.
+:class:`Books` has the blobs that a save reads, each of them once, and tells which images are whole.
 """
 
 from __future__ import annotations
 
 import inspect
+import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from aiodockersave.core.model import Descriptor, Digest
 from aiodockersave.core.plan import Report
+from aiodockersave.core.text import one_line
+
+from .resolve import Prepared, PreparedImage
 
 if TYPE_CHECKING:
+    from aiodockersave.blobs.content import OpenBlob
+    from aiodockersave.core.model import Descriptor, Digest
+
+    from .prefetch import Ahead
     from .resolve import Prepared, PreparedImage
 
 __all__ = [
+    "Blob",
+    "Books",
     "Event",
     "ImageFinished",
     "LayerAdvanced",
@@ -222,3 +231,69 @@ class Meter:
 
 def _ignore(_: Event) -> None:
     """Without a callback nobody is told."""
+
+
+_log = logging.getLogger("aiodockersave")
+
+
+class Blob(NamedTuple):
+    """A blob to be read, and the first image that has it."""
+
+    layer: Descriptor
+    diff_id: Digest
+    image: PreparedImage
+    open: OpenBlob
+
+
+class Books:
+    """The blobs that are to be read, and the images that are not whole yet.
+
+    Args:
+        prepared: What is saved.
+        meter: Is told.
+        ahead: What was asked for already.
+    """
+
+    def __init__(self, prepared: Prepared, meter: Meter, ahead: Ahead | None = None) -> None:
+        self.meter = meter
+        self.blobs: list[Blob] = []
+        self._reused: list[Descriptor] = []
+        self._missing: list[tuple[PreparedImage, set[Digest]]] = []
+        seen: set[Digest] = set()
+        for image in prepared.images:
+            checked = image.image
+            for layer, diff_id in zip(checked.layers, checked.config.diff_ids, strict=True):
+                if layer.digest in seen:
+                    self._reused.append(layer)
+                else:
+                    seen.add(layer.digest)
+                    source = image.request.source
+                    open_blob = source.open_blob if ahead is None else ahead.opener(source, layer)
+                    self.blobs.append(Blob(layer, diff_id, image, open_blob))
+            self._missing.append((image, {layer.digest for layer in checked.layers}))
+
+    def begin(self) -> None:
+        """Tell which layers are read once for several."""
+        for layer in self._reused:
+            self.meter.tell(LayerReused(layer))
+        self._tell_images()
+
+    def finished(self, layer: Descriptor) -> None:
+        """Tell that a blob is in, and the images that it completes."""
+        self.meter.finished(layer)
+        for _, missing in self._missing:
+            missing.discard(layer.digest)
+        self._tell_images()
+
+    def note_odd(self, blob: Blob) -> None:
+        """Say that a layer, which is stored as it is, begins as none does."""
+        _log.warning(
+            "layer %s is neither compressed (gzip, zstd) nor a tar, so that what loads the archive may refuse it (image %.300s)",
+            blob.layer.digest,
+            one_line(str(blob.image.request)),
+        )
+
+    def _tell_images(self) -> None:
+        while self._missing and not self._missing[0][1]:
+            image, _ = self._missing.pop(0)
+            self.meter.tell(ImageFinished(image))

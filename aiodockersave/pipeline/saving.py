@@ -1,27 +1,29 @@
-"""Images that were prepared, brought to their target: into a file beside it, or through a writer into a stream.
+"""Images that were prepared, brought to their target: into a file beside it, or into a stream.
 
-Each way has rooms of its own, and needs none of the others': so they are loaded one by one, see :func:`load`.
+Each way has modules of its own, and needs none of the others': so they are loaded one by one, see :func:`load`. What files
+have in common is here: they are sent to the disk while they are written, and their SHA-256 is one more pass.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 from importlib import import_module
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from aiodockersave._aio import Worker
-from aiodockersave.blobs.expansion import SharedExpansion
+from aiodockersave._aio import Beside, Worker
+from aiodockersave.blobs.space import SharedExpansion
+from aiodockersave.core.errors import SinkError
+from aiodockersave.core.model import Digest
 from aiodockersave.core.plan import Report
 from aiodockersave.sinks.atomic_file import Target, open_stream, opened
 
-from .checksum import sha256_of
-from .progress import Meter, Progress, SaveFinished, SaveStarted
+from .progress import Books, Meter, Progress, SaveFinished, SaveStarted
 from .resolve import check_layers
-from .syncing import Syncer
-from .tracker import Books
 
 if TYPE_CHECKING:
     from aiodockersave.archive.writer import WriterOptions
+    from aiodockersave.blobs.open_file import OpenFile
     from aiodockersave.core.model import Format, Layers, Limits
     from aiodockersave.core.plan import Plan
     from aiodockersave.sinks.adapters import AnySink
@@ -29,7 +31,68 @@ if TYPE_CHECKING:
     from .prefetch import Ahead
     from .resolve import Prepared
 
-__all__ = ["Settings", "load", "save_prepared"]
+__all__ = ["Settings", "Syncer", "load", "save_prepared", "sha256_of"]
+
+_STEP: Final = 32 << 20
+"""Bytes that one blocking call hashes, some 20 ms: a cancel waits for its end."""
+_PIECE: Final = 1 << 20
+"""Bytes that are read at once: more make a larger buffer and no higher speed."""
+
+
+async def sha256_of(file: OpenFile, size: int, worker: Worker) -> Digest:
+    """Return the SHA-256 of the first ``size`` bytes of a file.
+
+    Raises:
+        SinkError: The file is shorter.
+        OSError: It cannot be read.
+
+    Cancel: is raised when the step that runs has ended.
+    """
+    hash_ = hashlib.sha256()
+    with worker.held():
+        for start in range(0, size, _STEP):
+            await worker.run(_hash_step, file, hash_, start, min(start + _STEP, size))
+    return Digest("sha256", hash_.hexdigest())
+
+
+def _hash_step(file: OpenFile, hash_: Any, start: int, stop: int) -> None:
+    with file as fd:
+        while start < stop:
+            data = os.pread(fd, min(_PIECE, stop - start), start)
+            if not data:
+                raise SinkError(f"the file is shorter than what was written to it, at byte {start}")
+            hash_.update(data)
+            start += len(data)
+
+
+_PORTION: Final = 64 << 20
+"""Bytes after which those before are sent to the disk, so that not all of them wait for the end."""
+
+
+class Syncer(Beside):
+    """Sends a file to the disk, portion by portion, while it is written.
+
+    Args:
+        target: The file. An error of the disk is final for it: the kernel has dropped the pages.
+        is_wanted: Whether anything is done at all.
+    """
+
+    def __init__(self, target: Target, *, is_wanted: bool) -> None:
+        super().__init__("aiodockersave-sync")
+        self._target = target
+        self._is_wanted = is_wanted and hasattr(os, "fdatasync")
+        self._bytes = 0
+
+    def written(self, size: int) -> None:
+        """Count bytes that are being written; start to send a portion where it is time.
+
+        Raises:
+            OSError: The disk has refused an earlier one.
+        """
+        self._bytes += size
+        if self._is_wanted and self._bytes >= _PORTION and self.is_free():
+            self._bytes = 0
+            self.start(self._target.sync_portion)
 
 
 class Settings(NamedTuple):

@@ -19,8 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from aiodockersave._aio import run_together
-from aiodockersave.blobs.blob_content import BlobContent
-from aiodockersave.blobs.content import Batch
+from aiodockersave.blobs.content import Batch, BlobContent
 from aiodockersave.blobs.read_ahead import ReadAhead, close_together
 
 from .resolve import Prepared, PreparedImage, naming
@@ -31,8 +30,7 @@ if TYPE_CHECKING:
     from aiodockersave.core.model import Descriptor, Digest
     from aiodockersave.core.plan import Report
 
-    from .progress import Meter
-    from .tracker import Blob, Books
+    from .progress import Blob, Books, Meter
 
 __all__ = ["stream_images"]
 

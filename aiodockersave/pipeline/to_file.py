@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from aiodockersave._aio import Worker, run_together
 from aiodockersave.blobs.filling import fill
-from aiodockersave.blobs.in_place import write_literals
-from aiodockersave.blobs.placing import KeptBlob
+from aiodockersave.blobs.placing import KeptBlob, write_literals
 from aiodockersave.core.errors import ContentError
 
 from .resolve import naming
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from aiodockersave.core.model import Limits
     from aiodockersave.core.plan import Plan
 
-    from .tracker import Blob, Books
+    from .progress import Blob, Books
 
 __all__ = ["file_kept"]
 

@@ -15,8 +15,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Final
 
 from aiodockersave._aio import running_task
-from aiodockersave.archive.outgoing import PlainCheck
-from aiodockersave.archive.stream import PlanStream, ReadingLimits
+from aiodockersave.archive.stream import PlainCheck, PlanStream, ReadingLimits
 from aiodockersave.archive.transaction import Output, Transaction, check_promise
 from aiodockersave.blobs.calls import Call
 from aiodockersave.blobs.content import OpenContent
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from aiodockersave.core.plan import Plan
     from aiodockersave.sinks.adapters import AnySink
 
-    from .tracker import Books
+    from .progress import Books
 
 __all__ = ["write_plan"]
 

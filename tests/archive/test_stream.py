@@ -31,7 +31,7 @@ from aiodockersave import (
     stream_plan,
 )
 from aiodockersave._aio import Worker, close_all
-from aiodockersave.archive import outgoing
+from aiodockersave.archive import stream as outgoing
 from aiodockersave.archive.stream import ByteStream, PlanStream, ReadingLimits
 from aiodockersave.blobs import intake
 from tests.support.blobs import FakeSource, Opening

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from aiodockersave import ArchiveWriter, ContentTooLargeError, InvalidInputError, open_archive, save
-from aiodockersave.blobs import expansion
-from aiodockersave.blobs.expansion import SharedExpansion
+from aiodockersave.blobs import space as expansion
+from aiodockersave.blobs.space import SharedExpansion
 from aiodockersave.core import decompression
 from aiodockersave.core.model import MAX_EXPANSION
 from tests.support.images import ListSink, MemorySink, RewindSink, archive_of, make_image, make_layer, put

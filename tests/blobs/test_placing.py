@@ -16,9 +16,8 @@ from aiodockersave import (
     plan_archive,
 )
 from aiodockersave.blobs import placing
-from aiodockersave.blobs.in_place import write_at, write_literals
 from aiodockersave.blobs.open_file import OpenFile
-from aiodockersave.blobs.placing import KeptBlob
+from aiodockersave.blobs.placing import KeptBlob, write_at, write_literals
 from tests.support.images import make_image, make_layer
 
 LIMIT = 60.0  # seconds for anything that is waited for

@@ -13,7 +13,7 @@ from aiodockersave import Digest, SinkError, save
 from aiodockersave._aio import Worker
 from aiodockersave.blobs.open_file import OpenFile
 from aiodockersave.core.model import Layers
-from aiodockersave.pipeline import checksum as room
+from aiodockersave.pipeline import saving as room
 from tests.support.images import ListSink, make_image, make_layer
 from tests.support.stores import Store
 

@@ -19,7 +19,7 @@ import pytest
 
 from aiodockersave import plan_archive, save
 from aiodockersave.blobs import filling
-from aiodockersave.pipeline import syncing
+from aiodockersave.pipeline import saving as syncing
 from aiodockersave.sinks.part_file import part_name
 from tests.support.images import Image, archive_of, make_image, make_layer
 from tests.support.stores import Store

@@ -35,7 +35,7 @@ from aiodockersave import (
 from aiodockersave.blobs import filling, placing
 from aiodockersave.core import tar
 from aiodockersave.core.plan import Segment
-from aiodockersave.pipeline import syncing
+from aiodockersave.pipeline import saving as syncing
 from aiodockersave.pipeline import to_file as kept_file
 from aiodockersave.pipeline.progress import Event, LayerRetried, LayerStarted
 from aiodockersave.sinks.part_file import part_name

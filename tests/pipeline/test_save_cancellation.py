@@ -24,7 +24,8 @@ from aiodockersave.archive import transaction as output
 from aiodockersave.blobs import filling, intake, placing, staging
 from aiodockersave.pipeline import prefetch as ahead
 from aiodockersave.pipeline import resolve as preparing
-from aiodockersave.pipeline import saving, syncing
+from aiodockersave.pipeline import saving
+from aiodockersave.pipeline import saving as syncing
 from aiodockersave.pipeline import to_file as kept_file
 from aiodockersave.sinks import adapters as sinks
 from aiodockersave.sinks import atomic_file as _target

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from aiodockersave.pipeline import syncing
-from aiodockersave.pipeline.syncing import Syncer
+from aiodockersave.pipeline import saving as syncing
+from aiodockersave.pipeline.saving import Syncer
 from aiodockersave.sinks.atomic_file import Target
 from tests.support.interruption import outcome_of
 

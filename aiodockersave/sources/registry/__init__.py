@@ -2,7 +2,7 @@
 
 from .addresses import DialGuard
 from .client import RegistrySource
-from .retry import Retries
+from .endpoint import Retries
 from .timeouts import Timeouts
 
 __all__ = ["DialGuard", "RegistrySource", "Retries", "Timeouts"]

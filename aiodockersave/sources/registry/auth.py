@@ -30,7 +30,7 @@ from aiodockersave.core.text import Secrets, shown, shown_url
 
 from .addresses import AddressClass, AddressRefusedError, is_loopback_name
 from .answers import Origin, origin
-from .lru_cache import Recent
+from .cache import Recent
 from .transport import Request, Transport
 
 if TYPE_CHECKING:

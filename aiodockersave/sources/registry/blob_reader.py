@@ -28,9 +28,8 @@ from aiodockersave.core.errors import InvalidInputError, SizeMismatchError, Tran
 from aiodockersave.core.model import Descriptor
 from aiodockersave.core.text import NO_SECRETS, Secrets, shown
 
-from .answers import content_range, media_type, number, unsatisfied_total
-from .endpoint import Place
-from .retry import InterruptedTransfer, Retries, Sleep, Turns
+from .answers import InterruptedTransfer, content_range, media_type, number, unsatisfied_total
+from .endpoint import Place, Retries, Sleep, Turns
 from .transport import Response
 
 __all__ = ["BlobReader", "Verdict", "Wanted", "judge"]

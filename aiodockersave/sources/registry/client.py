@@ -49,16 +49,13 @@ from aiodockersave.sources import (
 )
 
 from .addresses import DialGuard
+from .answers import discretion
 from .blob_reader import BlobReader, Wanted
+from .cache import Kept, Recent
 from .certificates import tls_context
-from .endpoint import Endpoint, Place
-from .failures import discretion
-from .kept import Kept
-from .lru_cache import Recent
+from .endpoint import Endpoint, Place, Retries, Sleep, Turns
 from .manifests import fetch_config, fetch_digest, fetch_manifest
-from .proxies import Proxies
-from .retry import Retries, Sleep, Turns
-from .session_pool import Settings, Timeouts
+from .session_pool import Proxies, Settings, Timeouts
 
 if TYPE_CHECKING:
     import aiohttp

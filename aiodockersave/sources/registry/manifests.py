@@ -30,9 +30,8 @@ from aiodockersave.core.model import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Di
 from aiodockersave.core.text import shown
 from aiodockersave.sources import check_document
 
-from .answers import media_type
+from .answers import InterruptedTransfer, media_type
 from .endpoint import Place
-from .retry import InterruptedTransfer
 from .transport import Response
 
 __all__ = ["Stated", "fetch_config", "fetch_digest", "fetch_manifest", "read_manifest"]

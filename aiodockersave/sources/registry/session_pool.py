@@ -23,33 +23,251 @@ A caller's session lends its connections only: headers, cookies and settings are
 its connector has dialled is looked at before anything is sent, if it is a plain ``TCPConnector``. With another one, which
 may go through a proxy of its own, a resolver that changes its mind between the check and the connector is not noticed;
 so there, too, only a host that is an address is of its class.
+
+aiohttp takes a class for requests and one for responses. Ours look at the connection before anything is sent over it, note
+whose it is (a name says nothing about that, nor does the address that was tried last), and end a wait that aiohttp would
+never end: it reads interim answers (1xx) for as long as somebody sends them.
+
+The proxy that a request goes through is that of Go's ``httpproxy``, as for Docker and podman. ``HTTP_PROXY`` and ``HTTPS_PROXY`` name the proxy by the scheme of what is asked for, ``NO_PROXY`` what is asked directly:
+``*``, addresses, networks (``10.0.0.0/8``), domains (with what is below them; with a leading dot only what is below), each
+with a port or without. This machine itself is always asked directly.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import contextlib
 import errno
+import ipaddress
+import os
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from urllib.parse import unquote_to_bytes, urlsplit, urlunsplit
 
 from aiodockersave._aio import close_all
 from aiodockersave.core.errors import InvalidInputError
 
 from .addresses import AddressClass, AddressRefusedError, DialGuard, is_loopback_name, numeric
-from .answers import Origin
-from .heads import HeadError, head_classes
-from .importing import load_aiohttp
-from .proxies import Proxies
+from .answers import Origin, load_aiohttp
 from .timeouts import Timeouts
 
 if TYPE_CHECKING:
     import aiohttp
 
-__all__ = ["Dialler", "Settings", "Timeouts"]
+__all__ = [
+    "MAX_INTERIM",
+    "Dialler",
+    "HeadError",
+    "Proxies",
+    "Proxy",
+    "Settings",
+    "Timeouts",
+    "head_classes",
+    "peer_of",
+]
+
+MAX_INTERIM: Final = 16
+"""Interim answers before the one that counts. Nothing is asked for that would call for more than one or two."""
+
+
+class HeadError(Exception):
+    """There is no answer, for a reason of ours; aiohttp passes it on as it is.
+
+    Attributes:
+        is_lasting: Whether the same request will fail again.
+    """
+
+    def __init__(self, reason: str, *, is_lasting: bool) -> None:
+        super().__init__(reason)
+        self.is_lasting = is_lasting
+
+
+def head_classes(check: Callable[[str | None], None], seconds: float) -> tuple[type[Any], type[Any]]:
+    """Make the classes of requests and responses for a session.
+
+    Args:
+        check: Is told the address of whom a request is about to be sent to, None where that is not known; raises
+            :class:`HeadError` where it must not be.
+        seconds: How long status and headers may take, from the request on.
+
+    Returns:
+        The classes. A response has an attribute ``peer``, as :func:`peer_of` gives it.
+    """
+    library = load_aiohttp()
+
+    class HeadRequest(library.ClientRequest):  # type: ignore[misc, name-defined]
+        """A request that is sent to who may get it."""
+
+        async def send(self, conn: aiohttp.connector.Connection) -> Any:
+            peer = peer_of(conn.transport)
+            check(peer)
+            response = await super().send(conn)
+            response.peer = peer
+            return response
+
+    class HeadResponse(library.ClientResponse):  # type: ignore[misc, name-defined]
+        """A response whose head ends."""
+
+        peer: str | None = None
+
+        async def start(self, connection: aiohttp.connector.Connection) -> Any:
+            protocol: Any = connection.protocol
+            read, interim = protocol.read, -1
+
+            async def read_counted() -> Any:
+                nonlocal interim
+                interim += 1
+                if interim > MAX_INTERIM:
+                    reason = f"it sends more than {MAX_INTERIM} interim answers before the one that counts"
+                    raise HeadError(reason, is_lasting=True)
+                return await read()
+
+            protocol.read = read_counted  # on this object only, and only while this head is read
+            limit = asyncio.timeout(seconds)
+            try:
+                async with limit:
+                    return await super().start(connection)
+            except TimeoutError:
+                if not limit.expired():  # aiohttp's, for silence
+                    raise
+            finally:
+                del protocol.read
+            raise HeadError(f"its status and headers were not whole within {seconds:g} s", is_lasting=False)
+
+    return HeadRequest, HeadResponse
+
+
+def peer_of(transport: asyncio.BaseTransport | None) -> str | None:
+    """Return the address at the other end of a connection; None where it is closed, or not one of IP."""
+    peer = None if transport is None else transport.get_extra_info("peername")
+    return peer[0] if isinstance(peer, tuple) and peer else None
+
+
+class Proxy(NamedTuple):
+    """A proxy.
+
+    Attributes:
+        url: Its URL, without user and password.
+        authorization: The header that logs in with them; None where there are none.
+    """
+
+    url: str
+    authorization: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Proxies:
+    """The proxies of an environment.
+
+    Attributes:
+        http: The URL of the proxy for http, or empty.
+        https: The URL of the proxy for https, or empty.
+        exceptions: What is asked directly, as ``NO_PROXY`` lists it.
+    """
+
+    http: str = field(default="", repr=False)  # may hold a password
+    https: str = field(default="", repr=False)
+    exceptions: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str]) -> Proxies:
+        """Read the variables, in upper or lower case."""
+        http, https, exceptions = (
+            environment.get(name) or environment.get(name.lower()) or ""
+            for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+        )
+        if environment.get("REQUEST_METHOD"):  # a CGI program: a request's header Proxy stands in HTTP_PROXY
+            http = ""
+        names = [name.strip().lower() for name in exceptions.split(",")]
+        return cls(_proxy_url(http), _proxy_url(https), tuple(filter(None, names)))
+
+    @property
+    def secrets(self) -> Sequence[bytes]:
+        """The logins at the proxies: they must not be seen in a message, should a proxy repeat them."""
+        found: list[bytes] = []
+        for url in filter(None, (self.http, self.https)):
+            with contextlib.suppress(InvalidInputError):  # it is not used either
+                login = _split_login(url).authorization or ""
+                pair = base64.b64decode(login.removeprefix("Basic "))
+                found += [pair, pair.partition(b":")[2]]
+        return found
+
+    def find(self, origin: Origin) -> Proxy | None:
+        """Return the proxy for requests to an origin; None where it is asked directly.
+
+        Raises:
+            InvalidInputError: The environment names it by what is no URL.
+        """
+        scheme, host, port = origin
+        proxy = self.https if scheme == "https" else self.http
+        if not proxy or is_loopback_name(host) or any(_matches(rule, host, port) for rule in self.exceptions):
+            return None
+        return _split_login(proxy)
+
+
+def _split_login(url: str) -> Proxy:
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # it is not repeated, as it may hold a password
+        raise InvalidInputError("the environment names a proxy by what is no URL") from None
+    login, at, host = parts.netloc.rpartition("@")
+    bare = urlunsplit(parts._replace(netloc=host))
+    if not at:
+        return Proxy(bare, None)
+    user, _, password = login.partition(":")
+    # Bytes, since what is encoded there, or stands in the environment, need not be UTF-8.
+    pair = b":".join(unquote_to_bytes(os.fsencode(part)) for part in (user, password))
+    return Proxy(bare, f"Basic {base64.b64encode(pair).decode()}")
+
+
+def _proxy_url(text: str) -> str:
+    text = text.strip()
+    return text if not text or "://" in text else f"http://{text}"
+
+
+def _matches(rule: str, host: str, port: int) -> bool:
+    if rule == "*":
+        return True
+    if "/" in rule:
+        return _in_network(host, rule)
+    name, rule_port = _split_port(rule)
+    if rule_port and rule_port != str(port):
+        return False
+    address = _address(host)
+    if address is not None:
+        return _address(name) == address
+    name = name.removeprefix("*")
+    return host.endswith(name) if name.startswith(".") else host == name or host.endswith(f".{name}")
+
+
+def _split_port(rule: str) -> tuple[str, str]:
+    if rule.count(":") > 1 and not rule.startswith("["):
+        return rule, ""  # an IPv6 address
+    name, colon, port = rule.rpartition(":")
+    name, port = (name, port) if colon and port.isdigit() else (rule, "")
+    return name.strip("[]"), port
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return None
+
+
+def _in_network(host: str, rule: str) -> bool:
+    address = _address(host)
+    try:
+        return address is not None and address in ipaddress.ip_network(rule, strict=False)
+    except ValueError:
+        return False
+
 
 _READ_BUFFER: Final = 256 << 10
 """Bytes of one answer that wait for who reads them; aiohttp takes up to twice as much."""

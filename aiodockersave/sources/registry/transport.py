@@ -20,12 +20,22 @@ from aiodockersave.core.errors import ContentTooLargeError, DockerSaveError, Reg
 from aiodockersave.core.text import NO_SECRETS, Secrets, shown, shown_url
 
 from .addresses import AddressClass, is_loopback_name
-from .answers import ErrorBody, Origin, number, origin, parse_error_body, redirect_target, retry_after
-from .failures import explain, explain_status, fault_kinds, is_tls_refusal
-from .heads import HeadError
-from .importing import load_aiohttp
-from .retry import InterruptedTransfer
-from .session_pool import Dialler, Settings, Timeouts
+from .answers import (
+    ErrorBody,
+    InterruptedTransfer,
+    Origin,
+    explain,
+    explain_status,
+    fault_kinds,
+    is_tls_refusal,
+    load_aiohttp,
+    number,
+    origin,
+    parse_error_body,
+    redirect_target,
+    retry_after,
+)
+from .session_pool import Dialler, HeadError, Settings, Timeouts
 
 if TYPE_CHECKING:
     import aiohttp

@@ -18,7 +18,7 @@ from aiodockersave.sources.registry.addresses import (
     numeric,
     resolve_by_system,
 )
-from aiodockersave.sources.registry.proxies import Proxies, Proxy
+from aiodockersave.sources.registry.session_pool import Proxies, Proxy
 
 PUBLIC, PRIVATE, LOOPBACK = AddressClass.PUBLIC, AddressClass.PRIVATE, AddressClass.LOOPBACK
 LINK_LOCAL, RESERVED = AddressClass.LINK_LOCAL, AddressClass.RESERVED

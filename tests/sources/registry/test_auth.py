@@ -16,6 +16,7 @@ from aiohttp import web
 from aiodockersave import AuthenticationError, ContentTooLargeError, RateLimitedError, RegistryError
 from aiodockersave.sources.credentials import Credentials
 from aiodockersave.sources.registry.addresses import AddressClass
+from aiodockersave.sources.registry.answers import InterruptedTransfer
 from aiodockersave.sources.registry.auth import (
     MAX_TOKEN_BODY,
     Authorizer,
@@ -27,7 +28,6 @@ from aiodockersave.sources.registry.auth import (
     realm_fault,
     token_request,
 )
-from aiodockersave.sources.registry.retry import InterruptedTransfer
 from aiodockersave.sources.registry.session_pool import Settings, Tls
 from aiodockersave.sources.registry.transport import Request, Transport
 

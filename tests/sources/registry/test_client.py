@@ -51,7 +51,7 @@ from aiodockersave.core.model import (
 from aiodockersave.core.reference import Reference
 from aiodockersave.sources.credentials import StaticCredentials
 from aiodockersave.sources.registry import Retries
-from aiodockersave.sources.registry.kept import Kept
+from aiodockersave.sources.registry.cache import Kept
 from aiodockersave.sources.registry.manifests import Stated, read_manifest
 from tests.support.faulty_registry import (
     PASSWORD,

@@ -12,11 +12,10 @@ import pytest
 from aiohttp import web
 
 from aiodockersave.sources.credentials import Credentials
+from aiodockersave.sources.registry.answers import InterruptedTransfer
 from aiodockersave.sources.registry.auth import Authorizer, Challenge
 from aiodockersave.sources.registry.certificates import tls_context
-from aiodockersave.sources.registry.proxies import Proxies
-from aiodockersave.sources.registry.retry import InterruptedTransfer
-from aiodockersave.sources.registry.session_pool import Settings, Timeouts
+from aiodockersave.sources.registry.session_pool import Proxies, Settings, Timeouts
 from aiodockersave.sources.registry.transport import Request, Transport
 from tests.support.http import serving
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from aiodockersave import DockerSaveError, InvalidInputError, RateLimitedError, RegistryError, TransferError
-from aiodockersave.sources.registry.lru_cache import Recent
-from aiodockersave.sources.registry.retry import InterruptedTransfer, Retries, Turns
+from aiodockersave.sources.registry.answers import InterruptedTransfer
+from aiodockersave.sources.registry.cache import Recent
+from aiodockersave.sources.registry.endpoint import Retries, Turns
 
 RETRIES = Retries(attempts=3, min_delay=1, max_delay=3, retry_after_limit=100)
 BROKEN = RegistryError("blob", "the connection broke", url="https://h.example")

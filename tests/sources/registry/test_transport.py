@@ -28,9 +28,8 @@ from aiodockersave import (
     RegistryError,
 )
 from aiodockersave.sources.registry.addresses import AddressClass, DialGuard, classify
-from aiodockersave.sources.registry.proxies import Proxies
-from aiodockersave.sources.registry.retry import InterruptedTransfer
-from aiodockersave.sources.registry.session_pool import Settings, Timeouts
+from aiodockersave.sources.registry.answers import InterruptedTransfer
+from aiodockersave.sources.registry.session_pool import Proxies, Settings, Timeouts
 from aiodockersave.sources.registry.transport import MAX_REDIRECTS, Request, Response, Transport
 
 PATIENT = Timeouts(connect=60, silence=60)

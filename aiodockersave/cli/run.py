@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 
-from aiodockersave.core.errors import DockerSaveError
+from aiodockersave.core.errors import AuthenticationError, DockerSaveError
 from aiodockersave.core.text import message_line
 
 from .terminal import Terminal
@@ -21,6 +21,13 @@ EXIT_SIGNAL = 128
 _PATIENCE = 0.5
 """Seconds that an interrupted command waits for its last lines to be taken."""
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_IN_OPTIONS = {
+    "allow more by max_expansion": "allow more by --max-expansion",
+    "pass allow_other_platform=True": "pass --allow-other-platform",
+    "the same save with resume=True": "the same command with --resume",
+}
+"""What the library advises in arguments, and the command in options."""
+_NEEDS_LOGIN = "a password is needed"
 _ADVICE = {
     errno.EACCES: "check the permissions",
     errno.EDQUOT: "free some space, or write to another place",
@@ -61,6 +68,9 @@ def _run(work: Callable[[], Awaitable[None]], terminal: Terminal, target: str | 
             give_up_output()
             return EXIT_SIGNAL + signal.SIGPIPE
         terminal.fail(_reason(error, target), error, code)
+    except AuthenticationError as error:
+        advice = "; log in with docker login or podman login" if _NEEDS_LOGIN in error.reason else ""
+        terminal.fail(_with_notes(f"{error}{advice}", error), error, code)
     except DockerSaveError as error:  # also where it is an OSError: its text says all
         terminal.fail(_with_notes(str(error), error), error, code)
     except OSError as error:
@@ -123,7 +133,10 @@ def _reason(error: OSError, target: str) -> str:
 
 def _with_notes(line: str, error: BaseException | None) -> str:
     notes = [note for note in getattr(error, "__notes__", ()) if note not in line]
-    return message_line(f"{line} ({'; '.join(notes)})") if notes else line
+    whole = message_line(f"{line} ({'; '.join(notes)})") if notes else line
+    for argument, option in _IN_OPTIONS.items():
+        whole = whole.replace(argument, option)
+    return whole
 
 
 def give_up_output() -> None:

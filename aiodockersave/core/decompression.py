@@ -248,7 +248,7 @@ class Decompressor:
     def _expands(self, beyond: str, limit: int) -> ContentTooLargeError:
         why = (
             f"{self._max_expansion} for each of the {self._fed} bytes that it was compressed to until there, {beyond}; "
-            "where that is no attack, allow more by max_expansion (--max-expansion)"
+            "where that is no attack, allow more by max_expansion"
         )
         return ContentTooLargeError(limit, what=self._what, why=why)
 

@@ -223,7 +223,7 @@ def _check_platform(image: PreparedImage, platform: Platform) -> None:
     if config.platform is not None and config.contradicts(platform):
         own = str(config.platform)
         is_known = image.resolved.secrets.hide(own, own=(platform.os, platform.architecture)) == own
-        advice = "to take it all the same, allow it: --allow-other-platform, allow_other_platform=True"
+        advice = "to take it all the same, pass allow_other_platform=True"
         raise PlatformNotFoundError(platform, [config.platform] if is_known else [], advice)
 
 

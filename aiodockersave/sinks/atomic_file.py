@@ -375,5 +375,5 @@ class opened:  # noqa: N801 - read as what the target is
         left = self._target.left
         if left is not None and fault is not None and not isinstance(fault, PartFileError):
             fault.add_note(
-                f"what was received is kept in {left}; the same save with --resume goes on from there"
+                f"what was received is kept in {left}; the same save with resume=True goes on from there"
             )

@@ -208,7 +208,7 @@ def test_no_image(text: str, reason: str) -> None:
         (["save", "oci:x", "-o", "-", "--resume"], "--resume is for a file"),
         (["save", "oci:x", "-o", "x", "--resume", "--layers", "decompress"], "--resume needs --layers keep"),
         (["save", "alpine", "-o", "x", "--mirror", "mirror.example"], "no URL of a mirror"),
-        (["plan", "alpine", "--mirror", "https://me:s3cret@m"], "come from docker login"),
+        (["plan", "alpine", "--mirror", "https://me:s3cret@m"], "come from the credentials"),
         (["save", "oci:x=\x1b[31m", "-o", "x"], "oci:x=\\x1b[31m"),
         (["plan"], "Missing argument 'IMAGE...'"),
     ],

@@ -452,7 +452,7 @@ def test_what_expands_without_end(layouts: Path, target: Path, output: str) -> N
     bomb = f"oci:{layouts}/bomb=a:1"
     arguments = ["save", bomb, "-o", target if output == "file" else "-", "--layers", "decompress", "--quiet"]
     for more, said in (
-        ([], "allow more by max_expansion (--max-expansion)"),
+        ([], "allow more by --max-expansion"),
         (["--max-expansion", "2000"], "2000 for each of the"),
         (["--max-expansion", "0", "--max-plain-size", "1000000"], "the limit of 1000000 bytes"),
     ):

@@ -165,7 +165,9 @@ def test_a_signal_says_how_to_go_on(desk: Desk, whole: str, number: signal.Signa
         assert process.wait(LIMIT) == code
         said = only_line(process.communicate()[1])
     assert said.startswith(line)
-    assert f"what was received is kept in {desk.part}; the same save with --resume goes on from there" in said
+    assert (
+        f"what was received is kept in {desk.part}; the same command with --resume goes on from there" in said
+    )
     desk.assert_kept()
     assert desk.finish(whole) > 0
 

@@ -13,9 +13,9 @@ import pytest
 
 from aiodockersave.cli.run import run
 from aiodockersave.cli.terminal import Terminal
-from aiodockersave.core.errors import InsufficientSpaceError, SourceError
+from aiodockersave.core.errors import AuthenticationError, InsufficientSpaceError, SourceError
 
-HOW_TO_GO_ON = "what was received is kept in .a.tar.part; the same save with --resume goes on from there"
+HOW_TO_GO_ON = "what was received is kept in .a.tar.part; the same command with --resume goes on from there"
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 143}
 
 
@@ -115,3 +115,43 @@ def test_an_error_is_one_line_with_all_notes(
     assert said.startswith(f"aiodockersave: {line}")
     assert said.endswith(f" ({HOW_TO_GO_ON})\n")
     assert said.count("\n") == 1
+
+
+# ── the library speaks of arguments, the command of options ──
+
+URL = "https://r.example/v2/"
+
+
+@pytest.mark.parametrize(
+    ("error", "note", "said"),
+    [
+        (
+            AuthenticationError("manifest", "a password is needed for r.example", url=URL),
+            None,
+            f"manifest: {URL}: a password is needed for r.example; log in with docker login or podman login",
+        ),
+        (AuthenticationError("manifest", "denied", url=URL), None, f"manifest: {URL}: denied"),
+        (
+            SourceError("to take it, pass allow_other_platform=True"),
+            None,
+            "to take it, pass --allow-other-platform",
+        ),
+        (SourceError("allow more by max_expansion"), None, "allow more by --max-expansion"),
+        (
+            SourceError("it broke"),
+            "what was received is kept in x; the same save with resume=True goes on from there",
+            "it broke (what was received is kept in x; the same command with --resume goes on from there)",
+        ),
+    ],
+    ids=["password", "denied", "platform", "expansion", "resume"],
+)
+def test_advice_is_given_in_options(
+    capfd: pytest.CaptureFixture[str], terminal: Terminal, error: Exception, note: str | None, said: str
+) -> None:
+    async def work() -> None:
+        if note is not None:
+            error.add_note(note)
+        raise error
+
+    assert run(work, terminal, target="a.tar") == 1
+    assert capfd.readouterr() == ("", f"aiodockersave: {said}\n")

@@ -332,7 +332,7 @@ class Authorizer:
             raise _failed(request, f"it asks for {schemes}; only Bearer and Basic are known")
         credentials, kept = await self._credentials_for(repository)
         if credentials is None or not credentials.password:
-            raise _failed(request, f"a password is needed; log in with: docker login {self._registry}")
+            raise _failed(request, f"a password is needed for {self._registry}")
         return _Grant(basic(credentials), math.inf, by_scheme["basic"], by, kept)
 
     async def _bearer(

@@ -343,7 +343,7 @@ def check_mirror(url: str) -> None:
     """
     if origin(url) is None or "?" in url or "#" in url:
         # What may hold a password is not repeated: where it ends is not sure in what is no URL.
-        given = "; user and password come from docker login" if "@" in url else f": {shown_url(url)!r}"
+        given = "; user and password come from the credentials" if "@" in url else f": {shown_url(url)!r}"
         raise InvalidInputError(f"no URL of a mirror, such as https://mirror.example.com{given}")
 
 

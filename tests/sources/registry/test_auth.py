@@ -418,8 +418,8 @@ async def test_bearer_wins_over_basic(service: TokenService) -> None:
 @pytest.mark.parametrize(
     ("challenge", "credentials", "message"),
     [
-        (Challenge("basic", {}), None, "docker login r.example"),
-        (Challenge("basic", {}), IDENTITY, "docker login r.example"),
+        (Challenge("basic", {}), None, "a password is needed for r.example"),
+        (Challenge("basic", {}), IDENTITY, "a password is needed for r.example"),
         (Challenge("negotiate", {}), GORDON, "asks for negotiate"),
         (Challenge("bearer", {}), GORDON, "is no proper URL"),
         (

@@ -12,7 +12,7 @@ import pytest
 
 from aiodockersave import SizeMismatchError
 from aiodockersave.archive.stream import ByteStream
-from aiodockersave.web import _delivery
+from aiodockersave.web import delivery
 from aiodockersave.web.delivery import PIECE_SIZE, Delivery, Outcome
 from tests.support.interruption import WAYS, Driver, Way, suspend_until_ready
 
@@ -378,11 +378,11 @@ def test_drop(has_frame: bool) -> None:
     """Where the end is told by the connection alone, it is reset."""
     sock = Sock()
     wire = Wire(sock)
-    _delivery.drop(wire, has_frame=has_frame)  # type: ignore[arg-type]
+    delivery.drop(wire, has_frame=has_frame)  # type: ignore[arg-type]
     assert (wire.aborted, len(sock.options)) == (1, 0 if has_frame else 1)
 
 
 def test_drop_of_nothing() -> None:
-    _delivery.drop(None, has_frame=False)
-    _delivery.drop(wire := Wire(), has_frame=False)  # type: ignore[arg-type]
+    delivery.drop(None, has_frame=False)
+    delivery.drop(wire := Wire(), has_frame=False)  # type: ignore[arg-type]
     assert wire.aborted == 1

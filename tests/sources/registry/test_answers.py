@@ -143,16 +143,25 @@ HOSTILE_BODIES: dict[str, Callable[[], bytes]] = {
     "deep": lambda: b'{"errors":' + b"[" * TOO_MUCH,
 }
 MOST_SECONDS = 0.25
-"""Of the processor's time: a hundred times what it takes, and far less than what grows with the square of the size takes."""
+"""Of the processor's time: many times what it takes, and far less than what grows with the square of the size takes."""
+
+
+def cost_of(call: Callable[[], object]) -> float:
+    """Return the processor's seconds for a call: the least of three, since a machine may be disturbed."""
+    costs = []
+    for _ in range(3):
+        start = time.process_time()
+        call()
+        costs.append(time.process_time() - start)
+    return min(costs)
 
 
 @pytest.mark.parametrize("name", HOSTILE_BODIES)
 def test_the_body_of_an_error_costs_little(name: str) -> None:
     body = HOSTILE_BODIES[name]()
     secrets = Secrets(f"secret-{i:040d}" for i in range(512))
-    start = time.process_time()
+    assert cost_of(lambda: parse_error_body(body, secrets)) < MOST_SECONDS
     found = parse_error_body(body, secrets)
-    assert time.process_time() - start < MOST_SECONDS
     assert found.codes == (("A",) * 5 if "codes" in name else ())
 
 
@@ -204,19 +213,19 @@ READERS: dict[str, Callable[[str], object]] = {
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("name", HOSTILE_HEADERS)
 def test_a_header_costs_little(name: str, reader: str) -> None:
-    start = time.process_time()
-    READERS[reader](HOSTILE_HEADERS[name])
-    assert time.process_time() - start < MOST_SECONDS
+    assert cost_of(lambda: READERS[reader](HOSTILE_HEADERS[name])) < MOST_SECONDS
 
 
 def test_many_secrets_cost_little() -> None:
     """Also of a token server that gives tokens of one beginning, and of a text that is made of it."""
     secrets = Secrets(f"eyJhbGciOiJSUzI1NiIsInR5cCI6{i:040d}" for i in range(2000))
-    start = time.process_time()
-    for text in ("eyJh" * 500, "eyJhb…" * 300, "eyJhbGciX…" * 200, "%65yJh" * 300, "x" * 2000):
-        secrets.hide(text)
-        shown(text * 100, secrets=secrets)
-    assert time.process_time() - start < 5 * MOST_SECONDS
+
+    def read() -> None:
+        for text in ("eyJh" * 500, "eyJhb…" * 300, "eyJhbGciX…" * 200, "%65yJh" * 300, "x" * 2000):
+            secrets.hide(text)
+            shown(text * 100, secrets=secrets)
+
+    assert cost_of(read) < 5 * MOST_SECONDS
 
 
 # ── headers ──

@@ -1,8 +1,8 @@
 """Whole processes beside skopeo's, from a registry on loopback into files, in alternating order.
 
-skopeo brings nothing to the disk, so what is compared is ``--no-fsync``; the default is shown beside it. So is ``--quiet``:
-without it the command also says the SHA-256 of the whole archive. For skopeo, whatever it is told, ``dir:`` keeps layers as
-they are and ``docker-archive:`` decompresses them.
+skopeo brings nothing to the disk, so what is compared is ``--no-fsync``; the default is shown beside it, and what the
+SHA-256 of the whole archive costs. For skopeo, whatever it is told, ``dir:`` keeps layers as they are and
+``docker-archive:`` decompresses them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BARS = {
 QUIET = 0.7
 """The machine's load in the last minute up to which a ratio of seconds means something."""
 PEERS = {"decompress": "docker-archive", "keep": "dir"}
-OPTIONS = (("--no-fsync", "--quiet"), ("--no-fsync",), ("--quiet",), ())
+OPTIONS = (("--no-fsync",), ("--no-fsync", "--checksum"), ())
 
 
 @dataclass(frozen=True)

@@ -201,6 +201,10 @@ def plan_archive(images: Iterable[ImageSpec | SupportsPlan], *, format: Format =
 def _read(image: ImageSpec | SupportsPlan) -> Image:
     if isinstance(image, ImageSpec):
         return read_image(image.config, image.image, image.repo_tags)
+    if not hasattr(image, "manifest"):
+        raise TypeError(
+            f"images to plan are ImageSpecs or what a source has resolved, not {type(image).__qualname__}"
+        )
     return read_image(image.config, image.manifest, image.default_tags)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -138,6 +138,8 @@ def listed_requests(images: ImageRequest | Sequence[ImageRequest]) -> Sequence[I
         InvalidInputError: There is none.
         TypeError: One of them is something else.
     """
+    if not isinstance(images, ImageRequest | Iterable):
+        raise TypeError(f"images are ImageRequests, not {type(images).__qualname__}")
     requests = [images] if isinstance(images, ImageRequest) else list(images)
     if not requests:
         raise InvalidInputError("there is no image to save: pass at least one ImageRequest")

@@ -117,6 +117,8 @@ async def save(
     running_task()
     check_progress(progress)
     is_path = isinstance(target, str | os.PathLike)
+    if not isinstance(jobs, int):
+        raise TypeError(f"jobs is an int, not {type(jobs).__qualname__}")
     if not 1 <= jobs <= MAX_JOBS:
         raise InvalidInputError(f"jobs={jobs}: it is from 1 to {MAX_JOBS}")
     if resume and not (is_path and layers == "keep"):

@@ -196,8 +196,11 @@ async def _decompress(
     if space is not None:
         await Worker("aiodockersave-file").run(check_space, space, books)
     writer = ArchiveWriter.at(target, sink, **options)
-    async with Syncer(target, is_wanted=settings.fsync) as syncer:
-        return await stream_images(writer, prepared, books, jobs=settings.jobs, read=syncer.written)
+    async with Syncer(target, is_wanted=settings.fsync and target.is_file) as syncer:
+        # The disk is heard before the archive gets its name: an error of a portion is told once, and not to whoever asks next.
+        return await stream_images(
+            writer, prepared, books, jobs=settings.jobs, read=syncer.written, before_end=syncer.wait
+        )
 
 
 async def _to_file(target: Target, plan: Plan, books: Books, settings: Settings) -> Report:

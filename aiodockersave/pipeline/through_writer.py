@@ -50,8 +50,15 @@ def check_space(space: Space, books: Books) -> None:
         InsufficientSpaceError: There is not.
     """
     # Stored blocks of deflate are the least: they add 5 bytes to 65,535, the frame of a member 18 to all.
-    least = sum(max(0, int(0.99 * (blob.layer.size or 0)) - 64) for blob in books.blobs)
-    space.check(least, space.look())
+    stored: dict[Digest, int] = {}
+    again = 0  # another blob of a plain tar that is in is written, compared, and taken back
+    for blob in books.blobs:
+        least = max(0, int(0.99 * (blob.layer.size or 0)) - 64)
+        if blob.diff_id in stored:
+            again = max(again, least)
+        else:
+            stored[blob.diff_id] = least
+    space.check(sum(stored.values()) + again, space.look())
 
 
 async def stream_images(
@@ -61,6 +68,7 @@ async def stream_images(
     *,
     jobs: int,
     read: Callable[[int], None] = lambda _: None,
+    before_end: Callable[[], Coroutine[Any, Any, None]] | None = None,
 ) -> Report:
     """Put images into an archive, and close it; errors and cancel as :func:`~aiodockersave.save`.
 
@@ -70,11 +78,14 @@ async def stream_images(
         books: Their blobs.
         jobs: How many blobs are read at once; all but one of them ahead.
         read: Is called with the number of bytes of each chunk that the writer takes.
+        before_end: Is awaited before the end is written; what it raises ends the save, and the archive gets no end.
     """
     async with archive:
         books.begin()
         async with _Feeds() as feeds:
             await _Stream(archive, prepared, books, jobs, feeds, read).run()
+        if before_end is not None:
+            await before_end()
     if archive.report is None:
         raise AssertionError("the archive was left without being closed")
     return archive.report

@@ -101,8 +101,9 @@ class _Writing:
         self._verify = verify
         self._blobs = {blob.layer.digest: blob for blob in books.blobs}
         # Known bytes, its header among them, are in front of each blob.
-        self._order = iter([each.descriptor for each in plan.segments if each.descriptor and each.size])
-        self._position = self._retries = 0  # of the blob that is being written
+        self._order = iter([each.descriptor for each in plan.segments if each.descriptor is not None])
+        self._layer: Descriptor | None = None  # what is being written, or has its header in the known bytes
+        self._position = self._retries = 0  # of that
         limits = ReadingLimits(blobs=jobs, buffer=_BUFFER // jobs, near_end=None)
         self.chunks = PlanStream(plan.parts(), self._open, limits=limits, new_check=self._new_check)
 
@@ -112,21 +113,24 @@ class _Writing:
         while (chunk := await self._next()) is not None:
             if self.chunks.layer is None:
                 known += chunk  # written with what follows: nothing is where the first blob cannot be had
-                if (layer := next(self._order, None)) is not None:
-                    self._books.meter.started(layer)
-                    self._position = self._retries = 0
+                self._begin_next()
             else:
                 await self.transaction.write(known, chunk)
                 known = b""
                 self._tell(len(chunk))
         await self.transaction.write(known, last=True)
-        for blob in self._blobs.values():  # those without a byte have no chunk
-            self._books.meter.started(blob.layer)
-            self._books.finished(blob.layer)
-        self._blobs.clear()
         await self._output.flush()
         sha256 = await self.transaction.checksum()
         return lambda: Report(self._plan.size, self._plan.members, self._plan.images, sha256)
+
+    def _begin_next(self) -> None:
+        """Tell that the next layer has begun, now that its header has come."""
+        if self._layer is not None and not self._layer.size:  # it has no chunk that would end it
+            self._books.finished(self._layer)
+        self._layer = next(self._order, None)
+        self._position = self._retries = 0
+        if self._layer is not None:
+            self._books.meter.started(self._layer)
 
     async def undo(self, fault: BaseException) -> None:
         """Take back what was written, where the sink can."""
@@ -150,9 +154,8 @@ class _Writing:
         self._position += size
         meter.advanced(layer, self._position)
         if reader.done:
-            blob = self._blobs.pop(layer.digest)
             if not is_like_a_layer(reader.head):
-                self._books.note_odd(blob)
+                self._books.note_odd(self._blobs[layer.digest])
             self._books.finished(layer)
 
     def _open(self, layer: Descriptor, /, **wanted: Any) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:

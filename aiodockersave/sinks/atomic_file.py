@@ -179,6 +179,8 @@ class Target:
         """
         if self._temporary is None or self.file is None:
             return
+        if self.sync_failed:
+            raise OSError(errno.EIO, "the disk has refused some of the bytes", self.path)
         with self.file as fd:
             actual = os.fstat(fd).st_size
         if actual != size:

@@ -177,6 +177,20 @@ async def test_what_is_told_ahead_is_added_up_before_a_layer_is_fetched(
     await save_plain(store, target, jobs=jobs)
 
 
+async def test_blobs_of_one_plain_tar_need_its_room_and_that_of_one_more(
+    target: Path, make_disk: MakeDisk
+) -> None:
+    """Another one is written behind, compared, and taken back."""
+    plain = NOISE.randbytes(200 * BLOCK)
+    layers = [make_layer(plain, kind) for kind in ("gzip", "zstd", None)]
+    images = {str(number): make_image(layer, author=str(number)) for number, layer in enumerate(layers)}
+    make_disk(240_000)
+    await save_plain(Store(images), target)
+    make_disk(200_000)
+    with pytest.raises(InsufficientSpaceError):
+        await save_plain(Store(images), target)
+
+
 @pytest.mark.parametrize("jobs", [1, 4])
 @pytest.mark.parametrize("kind", ["gzip", "zstd"])
 async def test_what_is_not_told_is_stopped_before_the_disk_is_full(

@@ -6,10 +6,12 @@ The result is always what ``ArchiveWriter`` makes of the same images in their or
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import os
 import random
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ from aiodockersave import (
     SizeMismatchError,
     save,
 )
+from aiodockersave.core.model import Layers
+from aiodockersave.pipeline import saving
 from aiodockersave.pipeline.progress import Event, LayerAdvanced, LayerFinished, LayerStarted
 from tests.support.images import Compression, Layer, archive_of, compress, make_image, make_layer
 from tests.support.stores import Store
@@ -225,3 +229,39 @@ async def test_no_file_but_the_temporary_one(jobs: int, target: Path) -> None:
     await save_plain(store, target, jobs=jobs)
     assert len(seen) == 2
     assert all(name == "a.tar" or name.startswith(".a.tar.") for name in seen)
+
+
+# ── the disk, and what is no file ──
+
+
+@pytest.mark.parametrize("layers", ["keep", "decompress"])
+async def test_what_the_disk_refuses_late_is_heard_before_the_archive_gets_its_name(
+    layers: Layers, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error is told once: whoever asks the disk next is told that all is well."""
+    may_fail = threading.Event()
+
+    def refuse(_: int) -> None:
+        may_fail.wait(0.3)  # not a verdict: until others would have gone on
+        raise OSError(errno.EIO, "refused")
+
+    monkeypatch.setattr(saving, "_PORTION", 500)
+    monkeypatch.setattr(os, "fdatasync", refuse)
+    with pytest.raises(OSError, match="refused"):
+        await save(Store({"image": make_image(*FOUR)}).requests(), target, layers=layers)
+    assert target.read_bytes() == OLD
+    assert [path.name for path in target.parent.iterdir()] == [target.name]
+
+
+@pytest.mark.parametrize("layers", ["keep", "decompress"])
+async def test_a_fifo_is_not_sent_to_a_disk(
+    layers: Layers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saving, "_PORTION", 500)
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    image = make_image(*FOUR)
+    async with asyncio.timeout(LIMIT):
+        reading = asyncio.ensure_future(asyncio.to_thread(path.read_bytes))
+        await save(Store({"image": image}).requests(), path, layers=layers)
+        assert await reading == await archive_of([image], layers=layers)

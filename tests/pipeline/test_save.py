@@ -181,6 +181,8 @@ class Later:
     [
         ({"images": []}, InvalidInputError, "no image to save: pass at least one ImageRequest"),
         ({"images": ["alpine:3.20"]}, TypeError, "images are ImageRequests, not str"),
+        ({"images": 3}, TypeError, "images are ImageRequests, not int"),
+        ({"jobs": "2"}, TypeError, "jobs is an int, not str"),
         (
             {"platform": "linux/arm64"},
             TypeError,
@@ -213,6 +215,8 @@ async def test_a_plan_of_what_a_source_has(source: MemorySource) -> None:
     source = MemorySource(default_tags=("a:1",), one=ONE)
     resolved = await source.resolve("one", AMD64)
     assert plan_archive([resolved]) == plan_archive([ONE.tagged("a:1").spec])
+    with pytest.raises(TypeError, match="what a source has resolved, not ImageRequest"):
+        plan_archive([ImageRequest(source, "one")])  # type: ignore[list-item]
 
 
 async def test_prepared(source: MemorySource) -> None:

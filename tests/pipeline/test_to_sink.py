@@ -14,7 +14,14 @@ import pytest
 from aiodockersave import Descriptor, Digest, DigestMismatchError, save
 from aiodockersave.core.model import Layers
 from aiodockersave.pipeline import to_sink as streaming
-from aiodockersave.pipeline.progress import Event, ImageFinished, LayerFinished, LayerRetried, LayerStarted
+from aiodockersave.pipeline.progress import (
+    Event,
+    ImageFinished,
+    LayerAdvanced,
+    LayerFinished,
+    LayerRetried,
+    LayerStarted,
+)
 from tests.support.images import (
     Compression,
     ListSink,
@@ -196,6 +203,21 @@ async def test_a_sink_that_fails(layers: Layers, jobs: int) -> None:
         with pytest.raises(OSError, match="full"):
             await save_into(store, FullSink(at), layers=layers, jobs=jobs)
         assert store.open_now == 0
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 4])
+@pytest.mark.parametrize("empty", [0, 1, 2])
+async def test_an_empty_layer_is_told_in_its_turn(empty: int, jobs: int) -> None:
+    layers = [*LAYERS[:2]]
+    layers.insert(empty, make_layer(b"", None))
+    store = Store({"one": make_image(*layers)})
+    events = await save_into(store, ListSink(), jobs=jobs)
+    told = [event for event in events if isinstance(event, LayerStarted | LayerFinished)]
+    expected = [(kind, layer.descriptor) for layer in layers for kind in (LayerStarted, LayerFinished)]
+    assert [(type(event), event.layer) for event in told] == expected
+    counts = [event.total_done for event in events if isinstance(event, LayerAdvanced | LayerFinished)]
+    assert counts == sorted(counts)
+    assert counts[-1] == store.size
 
 
 class AskingAgain:

@@ -431,7 +431,7 @@ def test_what_expands_without_end_is_stopped(pieces_of: Callable[[bytes], list[b
     assert len(blob) < 6500
     decompressor = make("zstd", what="layer sha256:1")
     with pytest.raises(
-        ContentTooLargeError, match=r"^layer sha256:1 is larger.* 1100 for each.*--max-exp"
+        ContentTooLargeError, match=r"^layer sha256:1 is larger.* 1100 for each.*by max_expansion$"
     ) as caught:
         read_all(decompressor, pieces_of(blob))
     assert FREE <= decompressor.plain_size <= caught.value.limit <= FREE + 1100 * len(blob)

@@ -39,7 +39,7 @@ from aiodockersave import (
     save,
     stream_plan,
 )
-from aiodockersave.archive import transaction as output
+from aiodockersave.archive import transaction
 from aiodockersave.blobs import content, filling, intake, staging
 from aiodockersave.core.model import Layers
 from aiodockersave.sinks.atomic_file import Target, opened
@@ -81,7 +81,7 @@ IMAGE = make_image(
 def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let small data take the ways of large ones: threads, many batches."""
     monkeypatch.setattr(content, "BATCH_SIZE", 4096)
-    for room in (content, output, staging):
+    for room in (content, transaction, staging):
         monkeypatch.setattr(room, "MAX_BATCH_SIZE", 8192)
     monkeypatch.setattr(intake, "INLINE_SIZE", 1024)
     monkeypatch.setattr(filling, "BATCH_SIZE", 4096)

@@ -22,7 +22,7 @@ from aiodockersave.archive.transaction import OneBatch, Output, Transaction, che
 from aiodockersave.blobs.content import MAX_BATCH_SIZE
 from aiodockersave.core import tar
 from aiodockersave.core.docker_archive import Addition, blob_member
-from aiodockersave.sinks import adapters as sinks
+from aiodockersave.sinks import adapters
 from aiodockersave.sinks.protocol import Adapter
 from tests.sinks.test_adapters import ROOT, is_open
 from tests.support.images import Layer, ListSink, MemorySink, archive_of, make_image, make_layer, put
@@ -256,7 +256,7 @@ def low_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let sizes above 100,000 bytes need PAX, and moves be of odd steps."""
     monkeypatch.setattr(tar, "MAX_OCTAL_SIZE", 100_000)
     monkeypatch.setattr(output, "_MOVE_SIZE", 300_007)
-    monkeypatch.setattr(sinks, "_MOVE_SIZE", 65_537)
+    monkeypatch.setattr(adapters, "_MOVE_SIZE", 65_537)
 
 
 @pytest.mark.usefixtures("low_limit")

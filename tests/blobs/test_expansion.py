@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from aiodockersave import ArchiveWriter, ContentTooLargeError, InvalidInputError, open_archive, save
-from aiodockersave.blobs import space as expansion
+from aiodockersave.blobs import space
 from aiodockersave.blobs.space import SharedExpansion
 from aiodockersave.core import decompression
 from aiodockersave.core.model import MAX_EXPANSION
@@ -117,7 +117,7 @@ async def test_who_wants_it_gets_it(tmp_path: Path) -> None:
 @pytest.fixture
 def little_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decompression, "FREE_EXPANSION", 300_000)
-    monkeypatch.setattr(expansion, "_TOGETHER", 1_000_000)
+    monkeypatch.setattr(space, "_TOGETHER", 1_000_000)
 
 
 def sparse_layers(count: int) -> list[Any]:

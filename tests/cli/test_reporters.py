@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiodockersave import Digest, cli
-from aiodockersave.cli import reporters as progress
+from aiodockersave.cli import reporters
 from aiodockersave.cli.bars import Bars, clock
 from aiodockersave.cli.json_lines import JsonLines
 from aiodockersave.cli.reporters import PlainLines, Reporter, Tally, amount, new_reporter
@@ -229,7 +229,7 @@ def lines(capfd: pytest.CaptureFixture[str], terminal: Terminal) -> Lines:
 def test_plain_lines_say_what_was_resumed_reused_and_retried(
     monkeypatch: pytest.MonkeyPatch, terminal: Terminal, lines: Lines
 ) -> None:
-    monkeypatch.setattr(progress, "PATIENCE", 0.0)
+    monkeypatch.setattr(reporters, "PATIENCE", 0.0)
     one, two = layers = make_layers(3 * MB, 1 * MB)
     name = {layer.digest: f"{layer.digest!s:.19}" for layer in layers}
     with PlainLines(terminal) as report:
@@ -272,7 +272,7 @@ def test_a_running_layer_has_a_line_now_and_then(
     said = lines()
     for i, layer in enumerate(layers, 1):
         of_it = [line for line in said if f"layer {i}/2  {layer.digest!s:.19}" in line]
-        assert 60 / progress.PATIENCE - 2 < len(of_it) <= 60 / progress.PATIENCE
+        assert 60 / reporters.PATIENCE - 2 < len(of_it) <= 60 / reporters.PATIENCE
 
 
 # ── JSON ──

@@ -19,7 +19,7 @@ import pytest
 
 from aiodockersave import plan_archive, save
 from aiodockersave.blobs import filling
-from aiodockersave.pipeline import saving as syncing
+from aiodockersave.pipeline import saving
 from aiodockersave.sinks.part_file import part_name
 from tests.support.images import Image, archive_of, make_image, make_layer
 from tests.support.stores import Store
@@ -169,7 +169,7 @@ async def test_every_crash_of_a_tiny_save(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("jobs", [1, 3])
 async def test_crashes_of_a_larger_save(jobs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some portions are on the disk for sure, the rest is not; and what goes on may crash as well."""
-    monkeypatch.setattr(syncing, "_PORTION", 30_000)
+    monkeypatch.setattr(saving, "_PORTION", 30_000)
     desk, whole = Desk(tmp_path, LARGE), await archive_of([LARGE])
     recorder = await recorded(desk, monkeypatch, fsync=True, jobs=jobs)
     assert recorder.done.count("sync") > 1

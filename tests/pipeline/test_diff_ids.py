@@ -37,7 +37,7 @@ from aiodockersave import (
 )
 from aiodockersave.blobs import filling, placing
 from aiodockersave.core import decompression
-from aiodockersave.pipeline import to_file as kept_file
+from aiodockersave.pipeline import to_file
 from aiodockersave.pipeline.progress import LayerStarted
 from aiodockersave.sinks.part_file import part_name
 from tests.support.images import (
@@ -372,7 +372,7 @@ def _small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several batches, pieces and calls for each blob."""
     monkeypatch.setattr(filling, "BATCH_SIZE", 1 << 16)
     monkeypatch.setattr(placing, "PIECE", 30_000)
-    monkeypatch.setattr(kept_file, "_READ_BACK_INFLATED", 100_000)
+    monkeypatch.setattr(to_file, "_READ_BACK_INFLATED", 100_000)
 
 
 @pytest.fixture(autouse=True)

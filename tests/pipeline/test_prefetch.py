@@ -28,7 +28,7 @@ from aiodockersave import (
     SupportsEarlyBlobs,
     save,
 )
-from aiodockersave.pipeline import prefetch as ahead
+from aiodockersave.pipeline import prefetch
 from aiodockersave.pipeline.prefetch import Ahead, Order, Place, look_at
 from aiodockersave.pipeline.progress import Event, LayerStarted, SaveStarted
 from aiodockersave.sources import opens_early
@@ -156,7 +156,7 @@ async def space_for(image: Image, target: Path, monkeypatch: pytest.MonkeyPatch,
     """Save with so much space; return what was asked for early."""
     store = EarlyStore({"image": image})
     sizes = sum(layer.descriptor.size or 0 for layer in image.layers) + 4 * len(image.config)
-    space = sizes + len(image.layers) * ahead._METADATA_OF_LAYER + ahead._METADATA + spare
+    space = sizes + len(image.layers) * prefetch._METADATA_OF_LAYER + prefetch._METADATA + spare
 
     async def told(_: object) -> Place:
         return Place(is_file=True, space=space)

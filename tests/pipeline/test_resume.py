@@ -36,7 +36,7 @@ from aiodockersave.blobs import filling, placing
 from aiodockersave.core import tar
 from aiodockersave.core.plan import Segment
 from aiodockersave.pipeline import saving as syncing
-from aiodockersave.pipeline import to_file as kept_file
+from aiodockersave.pipeline import to_file
 from aiodockersave.pipeline.progress import Event, LayerRetried, LayerStarted
 from aiodockersave.sinks.part_file import part_name
 from tests.support.images import Image, ListSink, archive_of, make_image, make_layer
@@ -67,7 +67,7 @@ def _small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(filling, "_GIVEN", 3)
     monkeypatch.setattr(placing, "PIECE", 700)
     monkeypatch.setattr(placing, "_LAST_ZEROS", LAST_ZEROS)
-    monkeypatch.setattr(kept_file, "_READ_BACK", 900)
+    monkeypatch.setattr(to_file, "_READ_BACK", 900)
 
 
 # ── places ──

@@ -29,7 +29,7 @@ from aiodockersave.core.errors import (
 )
 from aiodockersave.core.model import Descriptor, Digest, Layers, Platform
 from aiodockersave.pipeline import progress as progress_room
-from aiodockersave.pipeline import to_file as kept_file
+from aiodockersave.pipeline import to_file
 from aiodockersave.pipeline.progress import (
     Event,
     ImageFinished,
@@ -495,7 +495,7 @@ async def test_blobs_are_told_how_many_are_read_at_once(
         told.add(options["readers"])
         return await fill(*args, **options)
 
-    monkeypatch.setattr(kept_file, "fill", telling)
+    monkeypatch.setattr(to_file, "fill", telling)
     await save(both(source), tmp_path / "archive", jobs=jobs)
     assert told == {readers}
 

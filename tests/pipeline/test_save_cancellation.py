@@ -20,15 +20,11 @@ import pytest
 from blockbuster import BlockBuster
 
 from aiodockersave import Digest, _aio, save
-from aiodockersave.archive import transaction as output
+from aiodockersave.archive import transaction
 from aiodockersave.blobs import filling, intake, placing, staging
-from aiodockersave.pipeline import prefetch as ahead
-from aiodockersave.pipeline import resolve as preparing
-from aiodockersave.pipeline import saving
+from aiodockersave.pipeline import prefetch, resolve, saving, to_file
 from aiodockersave.pipeline import saving as syncing
-from aiodockersave.pipeline import to_file as kept_file
-from aiodockersave.sinks import adapters as sinks
-from aiodockersave.sinks import atomic_file as _target
+from aiodockersave.sinks import adapters, atomic_file
 from tests.support.images import Image, ListSink, MemorySink, archive_of, make_image, make_layer
 from tests.support.interruption import (
     TasksDriver,
@@ -47,7 +43,7 @@ T = TypeVar("T")
 
 LIMIT = 60.0  # seconds for anything that is waited for
 OLD = b"the archive that was here before"
-ROOMS = (_aio, _target, ahead, intake, kept_file, output, preparing, saving, sinks, staging)
+ROOMS = (_aio, atomic_file, prefetch, intake, to_file, transaction, resolve, saving, adapters, staging)
 
 
 IMAGE = make_image(make_layer(b"one" * 400, None), make_layer({"two": b"2"}), repo_tags=["a:1"])

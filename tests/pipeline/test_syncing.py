@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from aiodockersave.pipeline import saving as syncing
+from aiodockersave.pipeline import saving
 from aiodockersave.pipeline.saving import Syncer
 from aiodockersave.sinks.atomic_file import Target
 from tests.support.interruption import outcome_of
@@ -22,7 +22,7 @@ PORTION = 1000
 
 @pytest.fixture(autouse=True)
 def _small_portions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(syncing, "_PORTION", PORTION)
+    monkeypatch.setattr(saving, "_PORTION", PORTION)
 
 
 class Disk:

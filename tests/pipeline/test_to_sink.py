@@ -13,7 +13,7 @@ import pytest
 
 from aiodockersave import Descriptor, Digest, DigestMismatchError, save
 from aiodockersave.core.model import Layers
-from aiodockersave.pipeline import to_sink as streaming
+from aiodockersave.pipeline import to_sink
 from aiodockersave.pipeline.progress import (
     Event,
     ImageFinished,
@@ -94,7 +94,7 @@ async def test_read_ahead(store: Store, layers: Layers) -> None:
 
 async def test_what_is_ahead_is_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next is not read further than its part of the buffer while the first stands still."""
-    monkeypatch.setattr(streaming, "_BUFFER", 2000)
+    monkeypatch.setattr(to_sink, "_BUFFER", 2000)
     first, second = (layer.descriptor.digest for layer in LAYERS[:2])
 
     async def wait(digest: Digest, position: int) -> None:

@@ -40,7 +40,7 @@ from aiodockersave import (
     plan_archive,
 )
 from aiodockersave.blobs.content import BATCH_SIZE, MAX_BATCH_SIZE
-from aiodockersave.sinks import adapters as sinks
+from aiodockersave.sinks import adapters
 from aiodockersave.sinks import pipes as _pipes
 from aiodockersave.sinks.adapters import (
     Sink,
@@ -305,7 +305,7 @@ async def test_several_archives_in_one_file(tmp_path: Path) -> None:
 async def test_a_move_within_a_file(
     mode: str, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sinks, "_MOVE_SIZE", step)
+    monkeypatch.setattr(adapters, "_MOVE_SIZE", step)
     path = tmp_path / "file"
     with path.open(mode, buffering=0) as file:
         file.write(b"before")

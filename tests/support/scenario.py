@@ -20,7 +20,7 @@ from typing import Any, Self
 import pytest
 
 from aiodockersave import ArchiveWriter, Report, WriterBrokenError, _aio
-from aiodockersave.archive import transaction as output
+from aiodockersave.archive import transaction
 from aiodockersave.blobs import content, intake, staging
 from aiodockersave.core.tar import BLOCK_SIZE, END_OF_ARCHIVE
 from aiodockersave.sinks.protocol import Adapter
@@ -47,7 +47,7 @@ Chunks = list[bytes | BaseException]
 def use_small_limits(patch: pytest.MonkeyPatch) -> None:
     """Make small data take the ways of large ones, and let no thread make a run differ from another."""
     patch.setattr(content, "BATCH_SIZE", 1024)
-    for room in (content, output, staging):
+    for room in (content, transaction, staging):
         patch.setattr(room, "MAX_BATCH_SIZE", 2048)
     patch.setattr(intake, "INLINE_SIZE", 1024)
     patch.setattr(_aio, "YIELD_BYTES", _aio._CHUNK_COST)  # a turn of the loop for every chunk

@@ -23,8 +23,8 @@ trap 'rm -rf "$work"' EXIT
 cd "$work"
 chmod 755 .
 apt-get download -qq "${PACKAGES[@]}" >apt.log 2>&1 || { cat apt.log; exit 1; }
-for package in *.deb; do dpkg-deb -x "$package" root; done
-export LD_LIBRARY_PATH=$work/root/usr/lib/x86_64-linux-gnu:$work/root/lib/x86_64-linux-gnu
+for package in *.deb; do dpkg-deb -x "$package" unpacked; done
+export LD_LIBRARY_PATH=$work/unpacked/usr/lib/x86_64-linux-gnu:$work/unpacked/lib/x86_64-linux-gnu
 echo '{"default": [{"type": "insecureAcceptAnything"}]}' >policy.json
 
 python3 - <<'PYTHON'
@@ -73,19 +73,19 @@ PYTHON
 
 named() { sed "s/$(cat id-0)[0-9a-f]*/FIRST/; s/$(cat id-1)[0-9a-f]*/SECOND/; s/sha256://"; }
 podman() {
-    root/usr/bin/podman --root "$work/$1/store" --runroot "$work/$1/run" --tmpdir "$work/$1/tmp" \
+    unpacked/usr/bin/podman --root "$work/$1/store" --runroot "$work/$1/run" --tmpdir "$work/$1/tmp" \
         --storage-driver vfs "${@:2}" 2>>"$work/podman.log"
 }
 seen() {
-    root/usr/bin/podman --version
-    root/usr/bin/skopeo --version
+    unpacked/usr/bin/podman --version
+    unpacked/usr/bin/skopeo --version
     for archive in one-name two-names second-unnamed; do
         echo "$archive.tar"
         podman "$archive" load -q --signature-policy policy.json -i "$archive.tar" | named
         podman "$archive" images -a --no-trunc --format 'in the store: {{.Repository}}:{{.Tag}} {{.ID}}' | named | sort
     done
     for image in example.com/app:1 @0 @1; do
-        root/usr/bin/skopeo --policy policy.json copy -q "docker-archive:one-name.tar:$image" "dir:out-${image##*/}"
+        unpacked/usr/bin/skopeo --policy policy.json copy -q "docker-archive:one-name.tar:$image" "dir:out-${image##*/}"
         printf 'skopeo, one-name.tar:%s ' "$image"
         grep -o '"application/vnd.docker.container.image.v1+json","size":[0-9]*,"digest":"sha256:[0-9a-f]*"' \
             "out-${image##*/}/manifest.json" | grep -o '[0-9a-f]\{64\}' | named

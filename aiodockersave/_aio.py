@@ -549,7 +549,10 @@ class Fairness:
         self._bytes = 0
 
     async def passed(self, size: int) -> None:
-        """Count a chunk of ``size`` bytes; suspend once per :data:`YIELD_BYTES`."""
+        """Count a chunk of ``size`` bytes; suspend once per :data:`YIELD_BYTES`.
+
+        Cancel: comes where it suspends; the chunk is counted.
+        """
         self._bytes += size + _CHUNK_COST
         if self._bytes >= YIELD_BYTES:
             self._bytes = 0

@@ -481,7 +481,7 @@ class ArchiveWriter:
                 result = await call.settle(
                     lambda: work(transaction),
                     undo=undo,
-                    content=content or OpenContent(b""),
+                    content=content,
                     closing=[*closing, transaction],
                 )
             except BaseException as exc:

@@ -62,7 +62,7 @@ class Call:
         self,
         work: Callable[[], Awaitable[Callable[[], T]]],
         *,
-        content: OpenContent,
+        content: OpenContent | None = None,
         undo: Callable[[BaseException], Awaitable[None]] | None = None,
         closing: Sequence[Closable] = (),
     ) -> T:
@@ -70,7 +70,7 @@ class Call:
 
         Args:
             work: Does everything that awaits. The commit that it returns changes nothing if it is run once more.
-            content: Is told of a fault, and closed.
+            content: Is told of a fault, and closed, where there is one.
             undo: Takes back what ``work`` has done, where something is to be. It is not interrupted, and does not raise.
             closing: What else has to be waited for.
 
@@ -84,6 +84,7 @@ class Call:
         seen: BaseException | None = None
         result: list[T] = []
         is_closed = False
+        content = content or OpenContent(b"")
         try:
             # 1. All that awaits. Until its end a fault takes everything back.
             try:
@@ -217,7 +218,10 @@ class Calls:
                 call.interrupt(error())
 
     async def wait(self) -> None:
-        """Wait until none runs."""
+        """Wait until none runs.
+
+        Cancel: the wait ends; the calls go on.
+        """
         # Again and again: an interrupt between two lines may have kept the last call from waking anybody.
         while any(not (call.has_ended or task.done()) for task, call in self._running.items()):
             idle = asyncio.get_running_loop().create_future()

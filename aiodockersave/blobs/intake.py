@@ -76,7 +76,10 @@ class Lane:
         return future
 
     async def close(self) -> None:
-        """Wait until no call runs; the thread ends. What a call raised is dropped with its result."""
+        """Wait until no call runs; the thread ends. What a call raised is dropped with its result.
+
+        Cancel: is raised when no call runs any more.
+        """
         try:
             if self._last is not None and not self._last.done():
                 with contextlib.suppress(Exception):
@@ -116,14 +119,20 @@ class Hasher:
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def update(self, batch: Batch) -> None:
-        """Take a batch; waits while too many are behind."""
+        """Take a batch; waits while too many are behind.
+
+        Cancel: is raised when the batch that was waited for is hashed; this one may not be taken.
+        """
         await self._wait(_QUEUE - 1)
         future = self._lane.start(self._cost * len(batch), self.hash.update, batch)
         if not future.done():
             self._waiting.append(future)
 
     async def digest(self) -> Digest:
-        """Wait for all batches and return their digest."""
+        """Wait for all batches and return their digest.
+
+        Cancel: is raised when the batch that was waited for is hashed.
+        """
         await self._wait(0)
         return Digest(self._algorithm, self.hash.hexdigest())
 
@@ -133,7 +142,10 @@ class Hasher:
             self._waiting.popleft()
 
     async def close(self) -> None:
-        """Wait until nothing is hashed."""
+        """Wait until nothing is hashed.
+
+        Cancel: as :meth:`Lane.close`.
+        """
         await self._lane.close()
 
     def abandon(self) -> None:
@@ -217,6 +229,8 @@ class Intake:
 
         Raises:
             ContentError: The content is not what was promised, or cannot be decompressed.
+
+        Cancel: the batch is lost, and :meth:`close` still has to be called.
         """
         if self._batch is None:
             self._batch = await self._first()
@@ -233,7 +247,10 @@ class Intake:
         return batch
 
     async def close(self) -> None:
-        """Wait until no thread works for it."""
+        """Wait until no thread works for it.
+
+        Cancel: is raised when no thread works for it any more.
+        """
         if self._beside is not None:
             self._beside.stop()
         await close_all([self._blob.close, *([] if self._plain is None else [self._plain.close])])

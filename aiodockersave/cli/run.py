@@ -26,8 +26,9 @@ _IN_OPTIONS = {
     "pass allow_other_platform=True": "pass --allow-other-platform",
     "the same save with resume=True": "the same command with --resume",
 }
-"""What the library advises in arguments, and the command in options."""
+"""The advice of the library, in arguments, and the same in the command's options."""
 _NEEDS_LOGIN = "a password is needed"
+"""The reason of an error that a login mends."""
 _ADVICE = {
     errno.EACCES: "check the permissions",
     errno.EDQUOT: "free some space, or write to another place",

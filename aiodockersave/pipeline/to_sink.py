@@ -18,7 +18,6 @@ from aiodockersave._aio import running_task
 from aiodockersave.archive.stream import PlainCheck, PlanStream, ReadingLimits
 from aiodockersave.archive.transaction import Output, Transaction, check_promise
 from aiodockersave.blobs.calls import Call
-from aiodockersave.blobs.content import OpenContent
 from aiodockersave.core.errors import DockerSaveError
 from aiodockersave.core.first_bytes import is_like_a_layer
 from aiodockersave.core.plan import Report
@@ -72,7 +71,6 @@ async def write_plan(
         return await Call(running_task()).settle(
             writing.run,
             undo=writing.undo,
-            content=OpenContent(b""),
             closing=[writing.chunks, writing.transaction],
         )
 

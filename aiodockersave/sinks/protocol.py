@@ -24,4 +24,7 @@ class Adapter:
         return contextlib.nullcontext()
 
     async def flush(self) -> None:
-        """Wait until what was taken has been passed on, as far as that can be told."""
+        """Wait until what was taken has been passed on, as far as that can be told.
+
+        Cancel: the wait ends, and the sink still holds what it held.
+        """

@@ -82,7 +82,10 @@ class StaticCredentials:
         self._credentials = Credentials(username, password)
 
     async def get(self, registry: str, repository: str) -> Credentials | None:  # noqa: ARG002 - the protocol's
-        """Return them."""
+        """Return them.
+
+        Cancel: nothing is waited for.
+        """
         return self._credentials
 
 
@@ -93,7 +96,10 @@ class MappingCredentials:
         self._credentials = dict(credentials)
 
     async def get(self, registry: str, repository: str) -> Credentials | None:
-        """Return those of the repository, of a path above it, or of the registry."""
+        """Return those of the repository, of a path above it, or of the registry.
+
+        Cancel: nothing is waited for.
+        """
         registry = _canonical(registry)
         return _for_path(self._credentials, registry, repository) or _for_registry(
             self._credentials, registry

@@ -276,7 +276,10 @@ class Endpoint:
         return Place(self, self._prefix + repository)
 
     async def aclose(self) -> None:
-        """Close all connections."""
+        """Close all connections.
+
+        Cancel: ends the wait for their ends, not their closing.
+        """
         await self._transport.dialler.aclose()
 
     async def open(

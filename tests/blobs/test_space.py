@@ -186,9 +186,11 @@ async def test_blobs_of_one_plain_tar_need_its_room_and_that_of_one_more(
     images = {str(number): make_image(layer, author=str(number)) for number, layer in enumerate(layers)}
     make_disk(240_000)
     await save_plain(Store(images), target)
-    make_disk(200_000)
+    make_disk(180_000)
+    store = Store(images)
     with pytest.raises(InsufficientSpaceError):
-        await save_plain(Store(images), target)
+        await save_plain(store, target)
+    assert store.openings == [], "it is known before a layer is fetched"
 
 
 @pytest.mark.parametrize("jobs", [1, 4])

@@ -237,9 +237,12 @@ class HangingStore(Store):
 
 @pytest.mark.parametrize("layers", ["keep", "decompress"])
 @pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("is_stream", [False, True], ids=["file", "stream"])
 async def test_a_source_that_hangs_while_it_is_closed_can_be_cancelled(
-    jobs: int, layers: Any, tmp_path: Path
+    is_stream: bool, jobs: int, layers: Any, tmp_path: Path
 ) -> None:
+    """One more cancel reaches each of the blobs that are being closed."""
+    target: Any = ListSink() if is_stream else tmp_path / "a.tar"
     store = HangingStore({"one": IMAGE})
     reading = []
 
@@ -249,7 +252,7 @@ async def test_a_source_that_hangs_while_it_is_closed_can_be_cancelled(
 
     store.on_chunk = hang
     saving = asyncio.ensure_future(
-        outcome_of(save(store.requests(), tmp_path / "a.tar", layers=layers, jobs=jobs, fsync=False))
+        outcome_of(save(store.requests(), target, layers=layers, jobs=jobs, fsync=False))
     )
     async with asyncio.timeout(LIMIT):
         while len(reading) < jobs:

@@ -141,4 +141,7 @@ async def test_what_was_refused_is_not_asked_again(target: Target, disk: Disk) -
     with pytest.raises(OSError, match="refused"):
         await asyncio.to_thread(target.sync_portion)
     await asyncio.to_thread(target.sync_portion)
+    disk.refuses = False  # it would say yes by now, though bytes are lost
+    with pytest.raises(OSError, match="the disk has refused some of the bytes"):
+        await asyncio.to_thread(target.sync, 0)
     assert disk.synced == 1

@@ -32,6 +32,15 @@ class OpenFile:
         self._uses: list[None] = []
         self._is_closed = False
 
+    @property
+    def fd(self) -> int:
+        """The descriptor, for the thread of the file's owner: there it cannot be closed meanwhile.
+
+        A signal handler raises in the main thread, and may do so while a block is entered or left. Such a use would never
+        end; so what is not in a thread of its own asks here.
+        """
+        return self._fd
+
     def __enter__(self) -> int:
         """Return the descriptor, which stays open until the block is left.
 

@@ -267,9 +267,8 @@ def descriptor_sink(
 
 
 def target_sink(file: OpenFile) -> Sink:
-    """Return the sink of a file of ours."""
-    with file as fd:
-        return descriptor_sink(fd, file=file)
+    """Return the sink of a file of ours. It must be called by the file's owner, see :attr:`OpenFile.fd`."""
+    return descriptor_sink(file.fd, file=file)
 
 
 def _waits(fd: int) -> bool:

@@ -16,7 +16,6 @@ import io
 import logging
 import os
 import random
-import sys
 import threading
 import time
 import types
@@ -54,7 +53,7 @@ from tests.support.images import (
     put,
     write_layout,
 )
-from tests.support.interruption import PACKAGE, forward, outcome_of
+from tests.support.interruption import Interrupt, Interrupting, forward, outcome_of
 from tests.support.stores import Store
 
 T = TypeVar("T")
@@ -575,51 +574,6 @@ def test_a_loop_that_is_closed_under_a_writer(layers: Layers, tmp_path: Path) ->
 # ── a signal handler raises ──
 
 
-class Interrupt(KeyboardInterrupt):
-    """What the handler raises."""
-
-
-class Interrupting:
-    """Raises at the n-th line of the package that this thread executes: a signal may come between any two.
-
-    Attributes:
-        lines: How many there were.
-        where: Where it was raised.
-    """
-
-    def __init__(self, at: int) -> None:
-        self.lines = 0
-        self.where: str | None = None
-        self._at = at
-
-    def __call__(self, frame: types.FrameType, event: str, _: object) -> Any:
-        if event == "call":
-            return self if frame.f_code.co_filename.startswith(str(PACKAGE)) else None
-        if event == "line" and self.where is None:
-            self.lines += 1
-            if self.lines == self._at:
-                self.where = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_name}"
-                raise Interrupt
-        return self
-
-    async def run(self, work: Work) -> BaseException | None:
-        """Run a coroutine under it, in the caller's task, and return what it raised."""
-        before = sys.gettrace()
-        forwarding = forward(work(), suspending=lambda _: False, resuming=self._traced)
-        try:
-            return await outcome_of(forwarding)
-        finally:
-            sys.settrace(before)
-
-    def _traced(self, resume: Callable[[Any], Any], value: Any) -> Any:
-        """Trace the coroutine alone, and not the loop between its steps."""
-        sys.settrace(self)
-        try:
-            return resume(value)
-        finally:
-            sys.settrace(None)
-
-
 async def put_again(archive: ArchiveWriter, image: Image) -> None:
     """Put an image as a caller does who catches the interrupt, and goes on."""
     await put(archive, image)
@@ -704,6 +658,16 @@ async def test_a_handler_that_raises_in_an_archive_at_a_path(
     await settle()
 
 
+def open_below(folder: Path) -> list[str]:
+    """Return the files below a folder that this process has open; none where there is no ``/proc``."""
+    descriptors = Path("/proc/self/fd")
+    links = []
+    for entry in descriptors.iterdir() if descriptors.exists() else ():
+        with contextlib.suppress(OSError):  # the listing's own
+            links.append(str(entry.readlink()))
+    return [link for link in links if link.startswith(f"{folder}/")]
+
+
 @_of_interrupts
 @pytest.mark.parametrize("options", [CASES["keep"], CASES["decompress"], CASES["resume"]], ids=str)
 def test_a_handler_that_raises_in_a_save(options: dict[str, Any], tmp_path: Path) -> None:
@@ -731,6 +695,7 @@ def test_a_handler_that_raises_in_a_save(options: dict[str, Any], tmp_path: Path
         if path.exists():
             layers = options.get("layers", "keep")
             assert path.read_bytes() == asyncio.run(archive_of([SMALL], layers=layers)), interrupting.where
+        assert not open_below(folder), interrupting.where
         for entry in folder.iterdir():
             entry.unlink()
         if interrupting.where is None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import threading
 import types
 from collections import deque
@@ -380,3 +381,63 @@ def step(coroutine: Coroutine[Any, Any, T]) -> T:
     finally:
         coroutine.close()
     raise AssertionError("it suspended")
+
+
+# ── a signal handler that raises ──
+
+
+class Interrupt(KeyboardInterrupt):
+    """What the handler raises."""
+
+
+class Interrupting:
+    """Raises at the n-th line of the package that this thread executes: a signal may come between any two.
+
+    Attributes:
+        lines: How many there were.
+        where: Where it was raised.
+    """
+
+    def __init__(self, at: int) -> None:
+        self.lines = 0
+        self.where: str | None = None
+        self._at = at
+
+    def __call__(self, frame: types.FrameType, event: str, _: object) -> Any:
+        if event == "call":
+            return self if frame.f_code.co_filename.startswith(str(PACKAGE)) else None
+        if event == "line" and self.where is None:
+            self.lines += 1
+            if self.lines == self._at:
+                self.where = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_name}"
+                raise Interrupt
+        return self
+
+    async def run(self, work: Work) -> BaseException | None:
+        """Run a coroutine under it, in the caller's task, and return what it raised."""
+        before = sys.gettrace()
+        forwarding = forward(work(), suspending=lambda _: False, resuming=self._traced)
+        try:
+            return await outcome_of(forwarding)
+        finally:
+            sys.settrace(before)
+
+    def _traced(self, resume: Callable[[Any], Any], value: Any) -> Any:
+        """Trace the coroutine alone, and not the loop between its steps."""
+        sys.settrace(self)
+        try:
+            return resume(value)
+        finally:
+            sys.settrace(None)
+
+    def is_passed_by(self, call: Callable[[], object]) -> bool:
+        """Make a call under it, and return whether the call ended before that line."""
+        before = sys.gettrace()
+        sys.settrace(self)
+        try:
+            call()
+        except Interrupt:
+            return False
+        finally:
+            sys.settrace(before)
+        return self.where is None

@@ -130,6 +130,14 @@ class Worker:
         self._put(future.run)
         return future
 
+    def post(self, call: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Start a call that ends by itself and never raises; nobody is told of its end, and the loop is not woken.
+
+        Raises:
+            RuntimeError: No thread can be started.
+        """
+        self._put(lambda: call(*args, **kwargs))
+
     async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run one call and wait for its end. A cancel is raised after it; the result is lost then."""
         await check_cancel_scopes()

@@ -223,8 +223,8 @@ WRITING = ("archive.writer", "sinks.adapters", "pipeline.to_sink", "pipeline.thr
     ("kind", "unused"),
     [
         ("keep", {"anyio", *WRITING, "core.decompression"}),
-        ("decompress", {"anyio", "pipeline.to_file", "pipeline.to_sink", "blobs.filling"}),
-        ("stream", {"anyio", "pipeline.to_file", "pipeline.through_writer", "blobs.filling"}),
+        ("decompress", {"anyio", "pipeline.to_file", "pipeline.to_sink", "blobs.file_region"}),
+        ("stream", {"anyio", "pipeline.to_file", "pipeline.through_writer", "blobs.file_region"}),
     ],
 )
 def test_a_save_loads_only_what_it_needs(kind: str, unused: set[str]) -> None:

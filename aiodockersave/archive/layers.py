@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from aiodockersave.blobs.content import Batch
-from aiodockersave.blobs.intake import Intake
+from aiodockersave.blobs.transfer import Transfer
 from aiodockersave.core.docker_archive import Addition, DockerBuilder, Member
 from aiodockersave.core.errors import SinkError
 from aiodockersave.core.model import Descriptor, Digest
@@ -27,21 +27,21 @@ class LayerWriter:
         self._ledger = ledger
         self._decompress = decompress
 
-    async def stream(self, transaction: Transaction, intake: Intake, wanted: Wanted) -> Commit:
+    async def stream(self, transaction: Transaction, transfer: Transfer, wanted: Wanted) -> Commit:
         """Write a layer while it is received.
 
         Cancel: the layer is torn; :meth:`Transaction.undo` takes it back.
         """
-        batch = await intake.next()
-        if intake.done:
-            return await self.write_known(transaction, OneBatch(batch), intake.blob, intake.stored)
+        batch = await transfer.next()
+        if transfer.done:
+            return await self.write_known(transaction, OneBatch(batch), transfer.blob, transfer.stored)
         descriptor = wanted.descriptor
         if descriptor is None or descriptor.size is None or self._decompress:
-            return await self._write_header_last(transaction, intake, batch, wanted)
+            return await self._write_header_last(transaction, transfer, batch, wanted)
         addition = self._builder.prepare_blob(descriptor.digest, descriptor.size, descriptor.media_type)
         transaction.writing = f"layer {descriptor.digest}"
-        await transaction.write_data(_member(addition).header, batch, intake, pad=True)
-        return lambda: self._commit(transaction, addition, intake.blob, intake.stored)
+        await transaction.write_data(_member(addition).header, batch, transfer, pad=True)
+        return lambda: self._commit(transaction, addition, transfer.blob, transfer.stored)
 
     async def write_known(
         self, transaction: Transaction, batches: Batches, blob: Descriptor, stored: Descriptor
@@ -58,21 +58,21 @@ class LayerWriter:
         return lambda: self._commit(transaction, addition, blob, stored)
 
     async def _write_header_last(
-        self, transaction: Transaction, intake: Intake, batch: Batch, wanted: Wanted
+        self, transaction: Transaction, transfer: Transfer, batch: Batch, wanted: Wanted
     ) -> Commit:
         descriptor = wanted.descriptor
         expected = wanted.diff_id if self._decompress else descriptor and descriptor.digest
         guess = expected or Digest("sha256", "0" * 64)
-        reserved = len(_member(self._builder.prepare_blob(guess, 0, intake.media_type)).header)
+        reserved = len(_member(self._builder.prepare_blob(guess, 0, transfer.media_type)).header)
         transaction.writing = f"layer {descriptor.digest}" if descriptor else "a layer of unknown digest"
-        await transaction.write_data(bytes(reserved), batch, intake, pad=False)
-        stored = intake.stored
+        await transaction.write_data(bytes(reserved), batch, transfer, pad=False)
+        stored = transfer.stored
         if (existing := self._ledger.content(stored.digest)) is not None:
             await _take_back(transaction)
-            return lambda: self._commit(transaction, Addition(), intake.blob, existing)
+            return lambda: self._commit(transaction, Addition(), transfer.blob, existing)
         addition = self._prepare(stored)
         await transaction.patch_header(reserved, _member(addition))
-        return lambda: self._commit(transaction, addition, intake.blob, stored)
+        return lambda: self._commit(transaction, addition, transfer.blob, stored)
 
     def _prepare(self, stored: Descriptor) -> Addition:
         if stored.size is None:

@@ -19,27 +19,24 @@ blob that a range cuts has no digest to check, but its length is.
 from __future__ import annotations
 
 import abc
-import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, NamedTuple, Self, Unpack
 
-from aiodockersave._aio import Fairness, check_cancel_scopes, close_all, running_task, wait_out
+from aiodockersave._aio import Fairness, check_cancel_scopes, close_all, running_task
 from aiodockersave.blobs.content import BlobContent, OpenBlob
-from aiodockersave.blobs.intake import NEVER_INLINE, Lane
 from aiodockersave.blobs.read_ahead import Feed, ReadAhead, close_together
-from aiodockersave.core.errors import ContentError, DigestMismatchError, SizeMismatchError, WriterClosedError
+from aiodockersave.blobs.transfer import Transfer
+from aiodockersave.core.errors import ContentError, WriterClosedError
 from aiodockersave.core.model import Descriptor, Digest
 from aiodockersave.core.plan import Part, Plan, Report
-from aiodockersave.core.tar import BLOCK_SIZE
+from aiodockersave.core.verify import Verifier, check_digest
 
 from .writer import ArchiveWriter, WriterOptions
 
 if TYPE_CHECKING:
-    import hashlib
-
     from aiodockersave.core.decompression import PlainHash
 
 __all__ = [
@@ -48,39 +45,19 @@ __all__ = [
     "ByteStream",
     "OpenBlob",
     "OutgoingBlob",
-    "PlainCheck",
     "PlanStream",
     "archive_stream",
-    "check_digest",
     "stream_plan",
 ]
 
 READ_AHEAD = 1 << 20
 """Bytes of one blob that wait to be given out; two blobs are open at a time."""
-_GATHERED = 512 << 10
-"""Chunks of so many bytes go to the thread that hashes together: each hop makes loop and thread wait for each other."""
-_BEHIND = 1 << 20
-"""So many bytes may wait for that thread, or be with it."""
-
-
-class PlainCheck(NamedTuple):
-    """The check of a blob's plain tar.
-
-    Attributes:
-        diff_id: The digest that it must have.
-        plain_hash: Computes the digest that it has.
-    """
-
-    diff_id: Digest
-    plain_hash: PlainHash
 
 
 class OutgoingBlob:
     """A blob, or what the range has of it, one chunk behind: the last leaves when all is checked.
 
     Attributes:
-        done: Whether what :meth:`next` returned last was the last, and nothing is open.
-        head: The first bytes of what was received, at most 512.
         feed: Reads it ahead.
     """
 
@@ -91,27 +68,29 @@ class OutgoingBlob:
         open_blob: OpenBlob,
         *,
         buffer: int = READ_AHEAD,
-        check: PlainCheck | None = None,
+        plain: PlainHash | None = None,
     ) -> None:
-        self.done = False
-        self.head = b""
-        self._check = check
-        self._descriptor = descriptor
         self._size = part.size
-        self._what = f"blob {descriptor.digest}"
-        self._received = 0
-        self._held = b""
-        self._lane = Lane("aiodockersave-hash")
-        self._hasher: _GatheringHasher | None = None
         if part.is_whole:
-            self._hasher = _GatheringHasher(descriptor.digest, self._lane, check)
+            verifier = Verifier(descriptor, plain=plain)
             content = BlobContent(open_blob, descriptor)
         else:
-            self._what = f"bytes {part.start} to {part.stop} of {self._what}"
+            verifier = Verifier(descriptor, part=(part.start, part.stop))
             stop = None if part.stop == part.segment.size else part.stop
             content = BlobContent(open_blob, descriptor, start=part.start, stop=stop)
         self._content = content
         self.feed = ReadAhead(content, limit=buffer)
+        self._transfer = Transfer(self, descriptor, verifier=verifier, least=1)
+
+    @property
+    def done(self) -> bool:
+        """Whether what :meth:`next` returned last was the last, and nothing is open."""
+        return self._transfer.done
+
+    @property
+    def head(self) -> bytes:
+        """The first bytes of a whole blob, at most 512; complete when it is done."""
+        return self._transfer.verifier.head
 
     @property
     def retries(self) -> int:
@@ -121,7 +100,7 @@ class OutgoingBlob:
     @property
     def missing(self) -> int:
         """The number of bytes that are still to be received."""
-        return self._size - self._received
+        return self._size - self._transfer.verifier.received
 
     def start(self) -> None:
         """Open it, and read ahead."""
@@ -134,110 +113,28 @@ class OutgoingBlob:
             DigestMismatchError, SizeMismatchError: It is not what was promised.
             BaseException: What the source raises.
         """
-        while chunk := await self._receive():
-            held, self._held = self._held, chunk  # no await since it was received
-            if held:
-                return held
-        await self._verify()
-        self.done = True
-        return self._held
+        chunk = await self._transfer.next()
+        if self.done:
+            await self._transfer.close()
+        return bytes(chunk)
 
-    async def _receive(self) -> bytes:
-        if self._hasher is not None:
-            await self._hasher.catch_up(_BEHIND)
+    async def read(self) -> bytes:
+        """Return the next chunk of what is read ahead; empty at its end."""
         try:
-            chunk = await self.feed.read()
+            return await self.feed.read()
         except ContentError as exc:
-            exc.add_note(f"while reading {self._what}")
+            exc.add_note(f"while reading {self._transfer.verifier.what}")
             raise
-        if len(self.head) < BLOCK_SIZE:
-            self.head += chunk[: BLOCK_SIZE - len(self.head)]
-        self._received += len(chunk)
-        if self._received > self._size or (self._received < self._size and not chunk):
-            raise SizeMismatchError(self._size, self._received, what=self._what)
-        if self._hasher is not None and chunk:
-            self._hasher.add(chunk)
-        return chunk
-
-    async def _verify(self) -> None:
-        if self._hasher is not None:
-            check_digest(self._descriptor, await self._hasher.digest())
-            if self._check is not None:
-                plain = Digest(self._check.diff_id.algorithm, self._check.plain_hash.hexdigest())
-                if plain != self._check.diff_id:
-                    raise DigestMismatchError(
-                        self._check.diff_id, plain, what="diff ID", descriptor=self._descriptor
-                    )
-            await self._lane.close()
 
     def cancel(self) -> None:
         """Begin to close: nothing more is read, and the thread ends."""
-        if self._check is not None:
-            self._check.plain_hash.stop()
         self.feed.cancel()
-        self._lane.abandon()
+        self._transfer.abandon()
 
     async def aclose(self) -> None:
         """Wait until neither task nor thread works for it, whatever is cancelled meanwhile."""
         self.cancel()
-        await close_all([self._lane.close, self.feed.aclose])  # the hash first, which ends by itself
-
-
-class _GatheringHasher:
-    """Hashes chunks, many with one hop to the thread, a bounded number of bytes behind."""
-
-    def __init__(self, digest: Digest, lane: Lane, check: PlainCheck | None) -> None:
-        self._plain_hash = None if check is None else check.plain_hash
-        self._algorithm = digest.algorithm
-        self._hash = digest.hasher()
-        self._lane = lane
-        self._gathered: list[bytes] = []
-        self._size = 0
-        self._running: deque[tuple[asyncio.Future[None], int]] = deque()
-        self._behind = 0
-
-    def add(self, chunk: bytes) -> None:
-        self._gathered.append(chunk)
-        self._size += len(chunk)
-        if self._size >= _GATHERED:
-            self._start()
-
-    def _start(self) -> None:
-        # Few compressed bytes may be very many plain ones: these are never hashed on the loop.
-        cost = self._size if self._plain_hash is None else NEVER_INLINE
-        future = self._lane.start(cost, _update, self._hash, self._plain_hash, self._gathered)
-        self._running.append((future, self._size))
-        self._behind += self._size
-        self._gathered, self._size = [], 0
-
-    async def catch_up(self, behind: int) -> None:
-        """Wait until at most ``behind`` bytes are still to be hashed by what was started."""
-        while self._running and (self._behind > behind or self._running[0][0].done()):
-            future, size = self._running[0]
-            if not future.done():
-                await wait_out(future)
-            future.result()
-            self._running.popleft()
-            self._behind -= size
-
-    async def digest(self) -> Digest:
-        if self._gathered:
-            self._start()
-        await self.catch_up(0)
-        return Digest(self._algorithm, self._hash.hexdigest())
-
-
-def _update(hash_: hashlib._Hash, plain_hash: PlainHash | None, chunks: list[bytes]) -> None:
-    for chunk in chunks:
-        hash_.update(chunk)
-        if plain_hash is not None:
-            plain_hash.update(chunk)
-
-
-def check_digest(descriptor: Descriptor, actual: Digest) -> None:
-    """Raise :class:`DigestMismatchError` where a blob has another digest than its own."""
-    if actual != descriptor.digest:
-        raise DigestMismatchError(descriptor.digest, actual, descriptor=descriptor)
+        await close_all([self._transfer.close, self.feed.aclose])  # the hash first, which ends by itself
 
 
 NEAR_END: Final = 16 << 20
@@ -405,7 +302,7 @@ class PlanStream(ByteStream):
         open_blob: OpenBlob,
         *,
         limits: ReadingLimits | None = None,
-        new_check: Callable[[Descriptor], PlainCheck | None] = lambda _: None,
+        new_plain: Callable[[Descriptor], PlainHash | None] = lambda _: None,
     ) -> None:
         """Open nothing yet.
 
@@ -413,7 +310,7 @@ class PlanStream(ByteStream):
             parts: What is given, in order.
             open_blob: Opens a blob.
             limits: How far it is read ahead.
-            new_check: Returns the check of the plain tar of a blob that is in it as a whole; None for none.
+            new_plain: Returns what hashes the plain tar of a blob that is in it as a whole; None where that is not verified.
         """
         super().__init__()
         self.size = sum(part.size for part in parts)
@@ -421,7 +318,7 @@ class PlanStream(ByteStream):
         self.current: OutgoingBlob | None = None
         self._limits = limits or ReadingLimits()
         self._parts = iter(parts)
-        self._blobs = _blobs(parts, open_blob, self._limits.buffer, new_check)
+        self._blobs = _blobs(parts, open_blob, self._limits.buffer, new_plain)
         self._ahead: deque[OutgoingBlob] = deque()
         self._fairness = Fairness()
         self._given = 0
@@ -497,13 +394,13 @@ def _blobs(
     parts: Iterable[Part],
     open_blob: OpenBlob,
     buffer: int,
-    new_check: Callable[[Descriptor], PlainCheck | None],
+    new_plain: Callable[[Descriptor], PlainHash | None],
 ) -> Iterator[OutgoingBlob]:
     for part in parts:
         descriptor = part.segment.descriptor
         if descriptor is not None and part.size:
-            check = new_check(descriptor) if part.is_whole else None
-            yield OutgoingBlob(part, descriptor, open_blob, buffer=buffer, check=check)
+            plain = new_plain(descriptor) if part.is_whole else None
+            yield OutgoingBlob(part, descriptor, open_blob, buffer=buffer, plain=plain)
 
 
 # ── a build ──

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from aiodockersave._aio import Fairness, Worker, closing, wait_out
 from aiodockersave.blobs.content import MAX_BATCH_SIZE, Batch
-from aiodockersave.blobs.intake import Hasher
+from aiodockersave.blobs.transfer import Hasher
 from aiodockersave.core import tar
 from aiodockersave.core.docker_archive import Addition, Member
 from aiodockersave.core.errors import SinkError

@@ -32,9 +32,9 @@ from typing import TYPE_CHECKING, ParamSpec, Self, TypedDict, TypeVar, Unpack
 from aiodockersave._aio import Closable, closing, running_task
 from aiodockersave.blobs.calls import Call, Calls
 from aiodockersave.blobs.content import Content, OpenContent
-from aiodockersave.blobs.intake import Intake
 from aiodockersave.blobs.space import SharedExpansion
 from aiodockersave.blobs.staging import Memory, Stage, check_bytes
+from aiodockersave.blobs.transfer import Transfer
 from aiodockersave.core import tar
 from aiodockersave.core.docker_archive import Addition, new_builder, read_image
 from aiodockersave.core.documents import ImageManifest
@@ -45,10 +45,13 @@ from aiodockersave.core.model import (
     Digest,
     Format,
     Layers,
+    Limits,
+    Share,
     check_choice,
     check_limits,
 )
 from aiodockersave.core.plan import Report
+from aiodockersave.core.verify import Verifier, new_plain_hash
 from aiodockersave.sinks.adapters import AnySink
 from aiodockersave.sinks.atomic_file import Target
 
@@ -226,17 +229,21 @@ class ArchiveWriter:
         finally:
             await opened.discard()
 
-    def _intake(self, opened: OpenContent, wanted: Wanted) -> Intake:
-        grows = self._decompress or wanted.descriptor is None or wanted.descriptor.size is None
-        return Intake(
+    def _transfer(self, opened: OpenContent, wanted: Wanted) -> Transfer:
+        blob, diff_id = wanted.descriptor, wanted.diff_id or wanted.plain
+        share: Share = self._expansion
+        if blob is None:  # a layer without a name is another one than all others
+            unnamed = object()
+            share = lambda _, size: self._expansion(unnamed, size)  # noqa: E731 - a method would need no less
+        limits = Limits(self._max_plain_size, self._max_expansion, share)
+        plain = new_plain_hash(blob, diff_id, limits) if self._verifies else None
+        grows = self._decompress or blob is None or blob.size is None
+        return Transfer(
             opened,
-            wanted.descriptor,
-            decompress=self._decompress,
-            diff_id=wanted.diff_id or wanted.plain,
-            max_plain_size=self._max_plain_size,
-            max_expansion=self._max_expansion,
-            share=self._expansion,
-            verify_plain=self._verifies,
+            blob,
+            verifier=Verifier(blob, plain=plain),
+            inflate=limits if self._decompress else None,
+            diff_id=diff_id,
             make_room=partial(self._space.take_in, self._output.worker) if self._space and grows else None,
         )
 
@@ -246,15 +253,15 @@ class ArchiveWriter:
             self._check_open_locked()
             if (stored := self._ledger.find(wanted)) is not None:
                 return stored
-            intake = self._intake(opened, wanted)
+            transfer = self._transfer(opened, wanted)
 
             async def work(transaction: Transaction) -> Callable[[], Descriptor]:
                 await opened.open()
-                commit = await self._layers.stream(transaction, intake, wanted)
-                self._ledger.know_plain(intake.blob, intake.plain_digest)
+                commit = await self._layers.stream(transaction, transfer, wanted)
+                self._ledger.know_plain(transfer.blob, transfer.plain_digest)
                 return commit
 
-            return await self._transact_locked(call, work, content=opened, closing=[intake])
+            return await self._transact_locked(call, work, content=opened, closing=[transfer])
 
     async def _put_staged(self, call: Call, opened: OpenContent, wanted: Wanted) -> Descriptor:
         async with self._slots:
@@ -275,18 +282,18 @@ class ArchiveWriter:
         self, call: Call, opened: OpenContent, wanted: Wanted, stage: Stage
     ) -> tuple[Descriptor, Descriptor]:
         """Receive a content; return the blob that came and what is to be stored of it."""
-        intake = self._intake(opened, wanted)
+        transfer = self._transfer(opened, wanted)
 
         async def work() -> Callable[[], tuple[Descriptor, Descriptor]]:
             await opened.open()
-            while not intake.done:
-                await stage.append(await intake.next())
-            self._ledger.know_plain(intake.blob, intake.plain_digest)
-            return lambda: (intake.blob, intake.stored)
+            while not transfer.done:
+                await stage.append(await transfer.next())
+            self._ledger.know_plain(transfer.blob, transfer.plain_digest)
+            return lambda: (transfer.blob, transfer.stored)
 
         call.staging = True
         try:
-            return await call.settle(work, content=opened, closing=[intake])
+            return await call.settle(work, content=opened, closing=[transfer])
         finally:
             call.staging = False
 

@@ -23,11 +23,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from .errors import ContentTooLargeError, DecompressionError, MissingDependencyError
 from .first_bytes import Compression, sniff
-from .model import MAX_EXPANSION, Limits, Share
+from .model import MAX_EXPANSION, Digest, Limits, Share
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from hashlib import _Hash
     from types import ModuleType
 
 __all__ = ["Compression", "Decompressor", "PlainHash", "sniff"]
@@ -258,16 +257,21 @@ class Decompressor:
 
 
 class PlainHash:
-    """Hash the plain bytes of a blob that is stored as it is: an object as ``hashlib`` has them.
+    """Hash the plain tar of a blob that is stored as it is.
+
+    Attributes:
+        diff_id: The digest that it must have; None where any will do.
 
     Args:
-        hash_: The ``hashlib`` object that gets the plain bytes.
+        diff_id: The same; SHA-256 is computed where there is none.
         what: Names the blob in errors.
         limits: How far the blob may expand, as for :class:`Decompressor`.
     """
 
-    def __init__(self, hash_: _Hash, *, what: str, limits: Limits) -> None:
-        self._hash = hash_
+    def __init__(self, diff_id: Digest | None, *, what: str, limits: Limits) -> None:
+        self.diff_id = diff_id
+        self._algorithm = diff_id.algorithm if diff_id else "sha256"
+        self._hash = Digest.of(b"", self._algorithm).hasher()
         self._what = what
         self._limits = limits
         self._head: bytes | None = b""  # until it is known what it is
@@ -292,7 +296,7 @@ class PlainHash:
             self._begin(data)
         self._expand(data)
 
-    def hexdigest(self) -> str:
+    def digest(self) -> Digest:
         """Return the digest of all plain bytes; nothing can be taken after it.
 
         Raises:
@@ -303,7 +307,7 @@ class PlainHash:
             self._expand(head)
         if self._decompressor is not None:
             self._decompressor.finish()
-        return self._hash.hexdigest()
+        return Digest(self._algorithm, self._hash.hexdigest())
 
     def stop(self) -> None:
         """Let an :meth:`update` that runs in another thread end soon; what was hashed is worth nothing then."""

@@ -134,8 +134,8 @@ Share = Callable[[object, int], bool]
 class Limits(NamedTuple):
     """The limits on how far layers may expand, see :class:`~aiodockersave.ArchiveWriter`; ``share`` is what they have in common."""
 
-    max_plain_size: int | None
-    max_expansion: int | None
+    max_plain_size: int | None = None
+    max_expansion: int | None = MAX_EXPANSION
     share: Share | None = None
 
 

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from aiodockersave._aio import Worker, run_together
-from aiodockersave.blobs.filling import fill
-from aiodockersave.blobs.placing import KeptBlob, write_literals
-from aiodockersave.core.errors import ContentError
+from aiodockersave.blobs.file_region import FileRegion, fill, write_literals
+from aiodockersave.core.errors import ContentError, DigestMismatchError
+from aiodockersave.core.first_bytes import is_like_a_layer
+from aiodockersave.core.verify import new_plain_hash
 
 from .resolve import naming
 
@@ -73,7 +74,7 @@ async def file_kept(
             for blob in waiting:
                 with naming(blob.image.request):
                     offset = offsets[blob.layer.digest]
-                    placing = _Kept(file, offset, blob, books, worker, readers, written, verify)
+                    placing = _Placing(file, offset, blob, books, worker, readers, written, verify)
                     await placing.run(resume=resume)
                 books.finished(blob.layer)
 
@@ -83,12 +84,8 @@ async def file_kept(
     await Worker("aiodockersave-file").run(write_literals, file, plan.segments, plan.size)
 
 
-class _Kept:
-    """One blob that is stored as it is.
-
-    Attributes:
-        placement: Its way into its place.
-    """
+class _Placing:
+    """One blob on its way into its region of the file."""
 
     def __init__(
         self,
@@ -104,67 +101,69 @@ class _Kept:
         self._file = file
         self._offset = offset
         self._blob = blob
-        self._verify = verify
-        self.placement = self._new_placement()
         self._books = books
         self._meter = books.meter
         self._worker = worker
         self._readers = readers
         self._written = written
-
-    def _new_placement(self) -> KeptBlob:
-        layer = self._blob.layer
-        if self._verify is None:
-            return KeptBlob(self._file, self._offset, layer)
-        from aiodockersave.core.decompression import PlainHash  # noqa: PLC0415 - nothing else that is kept has a use of it
-
-        diff_id = self._blob.diff_id
-        plain_hash = PlainHash(diff_id.hasher(), what=f"layer {layer.digest}", limits=self._verify)
-        return KeptBlob(self._file, self._offset, layer, diff_id, plain_hash)
+        self._verify = verify
 
     async def run(self, *, resume: bool) -> None:
-        """Bring it into its place; what is right there already is not fetched."""
-        if (await self._place(resume=resume)).is_odd:
+        """Bring the blob into its region; what is right there already is not fetched."""
+        layer, region = self._blob.layer, self._new_region()
+        # 1. What an earlier attempt has left.
+        is_whole = resume and await self._take_over(region)
+        if region.position == layer.size and not is_whole:
+            region = self._new_region()  # all of it, and wrong
+        self._meter.started(layer, region.position)
+        # 2. What is missing; once more all of it, where what was left is wrong.
+        if is_whole:
+            await self._worker.run(region.finish)
+        else:
+            region = await self._receive(region)
+        if not is_like_a_layer(region.verifier.head):
             self._books.note_odd(self._blob)
 
-    async def _place(self, *, resume: bool) -> KeptBlob:
-        layer, placement = self._blob.layer, self.placement
-        is_whole = resume and await self._take_over(placement)
-        start = placement.position
-        if start == layer.size and not is_whole:
-            placement, start = self._new_placement(), 0
-        self._meter.started(layer, start)
-        if is_whole:
-            await self._worker.run(placement.finish)
-            return placement
+    def _new_region(self) -> FileRegion:
+        layer, limits = self._blob.layer, self._verify
+        plain = None if limits is None else new_plain_hash(layer, self._blob.diff_id, limits)
+        return FileRegion(self._file, self._offset, layer, plain)
+
+    async def _take_over(self, region: FileRegion) -> bool:
+        """Hash what an earlier attempt has left; tell whether that is the whole blob."""
+        stop = await self._worker.run(region.find)
+        step = _READ_BACK if self._verify is None else _READ_BACK_INFLATED
+        while region.position < stop:
+            await self._worker.run(region.read_back, min(stop, region.position + step))
+        return await self._worker.run(region.is_whole)
+
+    async def _receive(self, region: FileRegion) -> FileRegion:
+        start = region.position
         try:
-            await self._fill(placement)
+            await self._fill(region)
         except Exception as exc:
             # A source that is told of a wrong digest may have made an error of its own of it.
-            is_wrong = placement.is_right is False or isinstance(exc, ContentError)
-            if not (start and is_wrong) or placement.is_right:  # only the diff ID may be wrong then
+            fault = region.verifier.fault or exc
+            is_diff_id = (
+                isinstance(fault, DigestMismatchError) and fault.what == "diff ID"
+            )  # so the blob is right
+            if not start or is_diff_id or not isinstance(fault, ContentError):
                 raise
-            self._meter.retried(layer)
-            placement = self._new_placement()
-            await self._fill(placement)
-        return placement
+        else:
+            return region
+        self._meter.retried(self._blob.layer)
+        region = self._new_region()
+        await self._fill(region)
+        return region
 
-    async def _take_over(self, placement: KeptBlob) -> bool:
-        """Hash what an earlier attempt has left; tell whether that is the whole blob."""
-        stop = await self._worker.run(placement.find)
-        step = _READ_BACK if self._verify is None else _READ_BACK_INFLATED
-        while placement.position < stop:
-            await self._worker.run(placement.read_back, min(stop, placement.position + step))
-        return await self._worker.run(placement.is_whole)
-
-    async def _fill(self, placement: KeptBlob) -> None:
+    async def _fill(self, region: FileRegion) -> None:
         await fill(
-            placement,
+            region,
             self._blob.open,
             self._blob.layer,
             worker=self._worker,
             meter=self._meter,
             readers=self._readers,
-            start=placement.position,
+            start=region.position,
             written=self._written,
         )

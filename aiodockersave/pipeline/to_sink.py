@@ -15,16 +15,18 @@ from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Final
 
 from aiodockersave._aio import running_task
-from aiodockersave.archive.stream import PlainCheck, PlanStream, ReadingLimits
+from aiodockersave.archive.stream import PlanStream, ReadingLimits
 from aiodockersave.archive.transaction import Output, Transaction, check_promise
 from aiodockersave.blobs.calls import Call
 from aiodockersave.core.errors import DockerSaveError
 from aiodockersave.core.first_bytes import is_like_a_layer
 from aiodockersave.core.plan import Report
+from aiodockersave.core.verify import new_plain_hash
 
 from .resolve import note_image
 
 if TYPE_CHECKING:
+    from aiodockersave.core.decompression import PlainHash
     from aiodockersave.core.model import Descriptor, Limits
     from aiodockersave.core.plan import Plan
     from aiodockersave.sinks.adapters import AnySink
@@ -103,7 +105,7 @@ class _Writing:
         self._layer: Descriptor | None = None  # what is being written, or has its header in the known bytes
         self._position = self._retries = 0  # of that
         limits = ReadingLimits(blobs=jobs, buffer=_BUFFER // jobs, near_end=None)
-        self.chunks = PlanStream(plan.parts(), self._open, limits=limits, new_check=self._new_check)
+        self.chunks = PlanStream(plan.parts(), self._open, limits=limits, new_plain=self._new_plain)
 
     async def run(self) -> Callable[[], Report]:
         """Write all of it, and return what makes the report."""
@@ -159,12 +161,7 @@ class _Writing:
     def _open(self, layer: Descriptor, /, **wanted: Any) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         return self._blobs[layer.digest].open(layer, **wanted)
 
-    def _new_check(self, layer: Descriptor) -> PlainCheck | None:
+    def _new_plain(self, layer: Descriptor) -> PlainHash | None:
         if self._verify is None:
             return None
-        from aiodockersave.core.decompression import PlainHash  # noqa: PLC0415 - for this alone
-
-        diff_id = self._blobs[layer.digest].diff_id
-        return PlainCheck(
-            diff_id, PlainHash(diff_id.hasher(), what=f"layer {layer.digest}", limits=self._verify)
-        )
+        return new_plain_hash(layer, self._blobs[layer.digest].diff_id, self._verify)

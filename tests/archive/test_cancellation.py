@@ -14,7 +14,7 @@ import pytest
 
 from aiodockersave import ContentError, DigestMismatchError, open_archive
 from aiodockersave._aio import Worker
-from aiodockersave.blobs import intake, staging
+from aiodockersave.blobs import staging, transfer
 from aiodockersave.sinks import adapters, atomic_file
 from tests.support.images import archive_of, make_image, make_layer
 from tests.support.interruption import (
@@ -194,7 +194,7 @@ class CountingWorker(Worker):
 
 @pytest.fixture
 def _real_threads(monkeypatch: pytest.MonkeyPatch, _small_limits: None) -> None:
-    for room in (atomic_file, intake, adapters, staging):
+    for room in (atomic_file, transfer, adapters, staging):
         monkeypatch.setattr(room, "Worker", CountingWorker)
 
 

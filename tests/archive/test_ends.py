@@ -39,7 +39,7 @@ from aiodockersave import (
     stream_plan,
 )
 from aiodockersave.archive import transaction
-from aiodockersave.blobs import content, filling, intake, staging
+from aiodockersave.blobs import content, file_region, staging, thread_queue
 from aiodockersave.core.model import Layers
 from aiodockersave.sinks.atomic_file import Target, opened
 from tests.support.images import (
@@ -82,9 +82,9 @@ def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(content, "BATCH_SIZE", 4096)
     for room in (content, transaction, staging):
         monkeypatch.setattr(room, "MAX_BATCH_SIZE", 8192)
-    monkeypatch.setattr(intake, "INLINE_SIZE", 1024)
-    monkeypatch.setattr(filling, "BATCH_SIZE", 4096)
-    monkeypatch.setattr(filling, "_LEAST_BATCH", 4096)
+    monkeypatch.setattr(thread_queue, "INLINE_SIZE", 1024)
+    monkeypatch.setattr(file_region, "BATCH_SIZE", 4096)
+    monkeypatch.setattr(file_region, "_LEAST_BATCH", 4096)
 
 
 @pytest.fixture(autouse=True)

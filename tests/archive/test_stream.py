@@ -31,9 +31,8 @@ from aiodockersave import (
     stream_plan,
 )
 from aiodockersave._aio import Worker, close_all
-from aiodockersave.archive import stream as outgoing
 from aiodockersave.archive.stream import ByteStream, PlanStream, ReadingLimits
-from aiodockersave.blobs import intake
+from aiodockersave.blobs import content, thread_queue, transfer
 from tests.support.blobs import FakeSource, Opening
 from tests.support.images import Image, archive_of, image_lists, make_config, make_image, make_layer
 from tests.support.interruption import (
@@ -659,6 +658,9 @@ class StalledWorker(Worker):
         self.stalled.append(lambda: future.set_result(call(*args, **kwargs)))
         return future
 
+    def post(self, call: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+        self.submit(call, *args, **kwargs)
+
     @classmethod
     def let_go(cls) -> None:
         for run in cls.stalled:
@@ -668,7 +670,7 @@ class StalledWorker(Worker):
 
 async def test_the_hash_is_a_bounded_number_of_bytes_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     use_small_limits(monkeypatch)
-    monkeypatch.setattr(intake, "Worker", StalledWorker)
+    monkeypatch.setattr(transfer, "Worker", StalledWorker)
     stream = stream_plan(PLAN, FakeSource(IMAGES, chunk_size=100).open_blob, start=LONG_AT)
     reading = asyncio.create_task(anext(stream))
     given = 0
@@ -686,8 +688,8 @@ async def test_the_hash_is_a_bounded_number_of_bytes_behind(monkeypatch: pytest.
 async def test_nothing_is_opened_any_more_once_it_was_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where a read goes on, since what it waited for came in spite of that."""
     use_small_limits(monkeypatch)
-    monkeypatch.setattr(intake, "Worker", StalledWorker)
-    monkeypatch.setattr(outgoing, "_BEHIND", 1 << 20)  # so that only the digest is waited for
+    monkeypatch.setattr(transfer, "Worker", StalledWorker)
+    monkeypatch.setattr(thread_queue, "BEHIND", 1 << 20)  # so that only the digest is waited for
     source = FakeSource(IMAGES, chunk_size=5000)
     stream = stream_plan(PLAN, source.open_blob, start=LONG_AT)
     reading = asyncio.create_task(anext(stream))
@@ -752,10 +754,10 @@ SMALL = ReadingLimits(buffer=1500)
 
 def use_small_limits(patch: pytest.MonkeyPatch) -> None:
     """Make small blobs take the ways of large ones, and let no thread make a run differ from another."""
-    patch.setattr(outgoing, "_GATHERED", 1000)
-    patch.setattr(outgoing, "_BEHIND", 1500)
-    patch.setattr(intake, "INLINE_SIZE", 500)
-    patch.setattr(intake, "Worker", TickWorker)
+    patch.setattr(content, "BATCH_SIZE", 1000)
+    patch.setattr(thread_queue, "BEHIND", 1500)
+    patch.setattr(thread_queue, "INLINE_SIZE", 500)
+    patch.setattr(transfer, "Worker", TickWorker)
     patch.setattr(_aio, "YIELD_BYTES", 2 * _aio._CHUNK_COST)
 
 

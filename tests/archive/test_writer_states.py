@@ -29,7 +29,7 @@ from aiodockersave import (
     WriterClosedError,
     open_archive,
 )
-from aiodockersave.blobs import content, intake
+from aiodockersave.blobs import content, thread_queue
 from aiodockersave.core.tar import END_OF_ARCHIVE
 from tests.support.images import Layer, ListSink, MemorySink, archive_of, make_image, make_layer
 from tests.support.interruption import outcome_of, running_task, step
@@ -1025,7 +1025,7 @@ async def test_a_coroutine_that_is_closed_while_its_stage_is_a_file() -> None:
 
 
 async def test_a_coroutine_that_is_closed_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intake, "INLINE_SIZE", 0)
+    monkeypatch.setattr(thread_queue, "INLINE_SIZE", 0)
     archive = ArchiveWriter(ListSink(), checksum=True)
     torn = GatedContent(FIRST)
     coroutine = archive.put_layer(torn.open, FIRST.descriptor)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from aiodockersave import ArchiveWriter, Descriptor, Digest, InsufficientSpaceError, open_archive, save
-from aiodockersave.blobs import placing
+from aiodockersave.blobs import file_region
 from aiodockersave.blobs.space import Space
 from tests.support.images import Compression, Image, Layer, ListSink, archive_of, make_image, make_layer, put
 from tests.support.stores import Store
@@ -198,7 +198,7 @@ async def test_blobs_of_one_plain_tar_need_its_room_and_that_of_one_more(
 async def test_what_is_not_told_is_stopped_before_the_disk_is_full(
     kind: Compression, jobs: int, target: Path, make_disk: MakeDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(placing, "PIECE", 700)
+    monkeypatch.setattr(file_region, "PIECE", 700)
     image = make_image(*layers_of(kind))
     store = Store({"image": image})
     disk = make_disk(350_000)

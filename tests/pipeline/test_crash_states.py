@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from aiodockersave import plan_archive, save
-from aiodockersave.blobs import filling
+from aiodockersave.blobs import file_region
 from aiodockersave.pipeline import saving
 from aiodockersave.sinks.part_file import part_name
 from tests.support.images import Image, archive_of, make_image, make_layer
@@ -141,7 +141,7 @@ LARGE = make_image(
 
 @pytest.fixture(autouse=True)
 def _small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(filling, "BATCH_SIZE", 2000)
+    monkeypatch.setattr(file_region, "BATCH_SIZE", 2000)
 
 
 async def recorded(desk: Desk, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Recorder:

@@ -35,7 +35,7 @@ from aiodockersave import (
     plan_archive,
     save,
 )
-from aiodockersave.blobs import filling, placing
+from aiodockersave.blobs import file_region
 from aiodockersave.core import decompression
 from aiodockersave.pipeline import to_file
 from aiodockersave.pipeline.progress import LayerStarted
@@ -370,8 +370,8 @@ class Desk:
 @pytest.fixture(autouse=True)
 def _small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several batches, pieces and calls for each blob."""
-    monkeypatch.setattr(filling, "BATCH_SIZE", 1 << 16)
-    monkeypatch.setattr(placing, "PIECE", 30_000)
+    monkeypatch.setattr(file_region, "BATCH_SIZE", 1 << 16)
+    monkeypatch.setattr(file_region, "PIECE", 30_000)
     monkeypatch.setattr(to_file, "_READ_BACK_INFLATED", 100_000)
 
 

@@ -32,7 +32,7 @@ from aiodockersave import (
     plan_archive,
     save,
 )
-from aiodockersave.blobs import filling, placing
+from aiodockersave.blobs import file_region
 from aiodockersave.core import tar
 from aiodockersave.core.plan import Segment
 from aiodockersave.pipeline import saving as syncing
@@ -63,10 +63,11 @@ BLOBS = [segment for segment in PLAN.segments if segment.descriptor is not None]
 @pytest.fixture(autouse=True)
 def _small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several batches, pieces and calls for each blob."""
-    monkeypatch.setattr(filling, "BATCH_SIZE", BATCH)
-    monkeypatch.setattr(filling, "_GIVEN", 3)
-    monkeypatch.setattr(placing, "PIECE", 700)
-    monkeypatch.setattr(placing, "_LAST_ZEROS", LAST_ZEROS)
+    monkeypatch.setattr(file_region, "BATCH_SIZE", BATCH)
+    monkeypatch.setattr(file_region, "BEHIND", 3 * BATCH)
+    monkeypatch.setattr(file_region, "_LEAST_BEHIND", 2 * BATCH)
+    monkeypatch.setattr(file_region, "PIECE", 700)
+    monkeypatch.setattr(file_region, "_LAST_ZEROS", LAST_ZEROS)
     monkeypatch.setattr(to_file, "_READ_BACK", 900)
 
 
@@ -227,9 +228,9 @@ class Disk:
 
 
 def most_fetched(jobs: int) -> int:
-    """Bytes that one interruption may cost: the batches that the thread has, one that waits, each a chunk too large."""
-    given = max(filling._LEAST_GIVEN, filling._GIVEN // jobs)
-    return jobs * (given + 1) * (BATCH + CHUNK)
+    """Bytes that one interruption may cost: what the thread may have, a batch beyond that, and one that is gathered."""
+    behind = max(2, 3 // jobs) * BATCH
+    return jobs * (behind + 2 * (BATCH + CHUNK))
 
 
 # ── the matrix: what must give the right archive ──

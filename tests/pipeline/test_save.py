@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from aiodockersave import ImageRequest, ResolvedImage, Source, plan_archive, prepare, save
-from aiodockersave.blobs import filling
+from aiodockersave.blobs import file_region
 from aiodockersave.core.errors import (
     BlobNotFoundError,
     DigestMismatchError,
@@ -468,7 +468,7 @@ async def test_what_progress_raises_ends_the_save(
     source: MemorySource, kind: type[Event], layers: Layers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progress_room, "INTERVAL", 0)
-    monkeypatch.setattr(filling, "BATCH_SIZE", 50)
+    monkeypatch.setattr(file_region, "BATCH_SIZE", 50)
 
     def progress(event: Event) -> None:
         if isinstance(event, kind):
@@ -489,7 +489,7 @@ async def test_blobs_are_told_how_many_are_read_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     told: set[int] = set()
-    fill = filling.fill
+    fill = file_region.fill
 
     async def telling(*args: Any, **options: Any) -> int:
         told.add(options["readers"])

@@ -21,7 +21,7 @@ from blockbuster import BlockBuster
 
 from aiodockersave import Digest, _aio, save
 from aiodockersave.archive import transaction
-from aiodockersave.blobs import filling, intake, placing, staging
+from aiodockersave.blobs import file_region, staging, transfer
 from aiodockersave.pipeline import prefetch, resolve, saving, to_file
 from aiodockersave.pipeline import saving as syncing
 from aiodockersave.sinks import adapters, atomic_file
@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 LIMIT = 60.0  # seconds for anything that is waited for
 OLD = b"the archive that was here before"
-ROOMS = (_aio, atomic_file, prefetch, intake, to_file, transaction, resolve, saving, adapters, staging)
+ROOMS = (_aio, atomic_file, prefetch, transfer, to_file, transaction, resolve, saving, adapters, staging)
 
 
 IMAGE = make_image(make_layer(b"one" * 400, None), make_layer({"two": b"2"}), repo_tags=["a:1"])
@@ -99,8 +99,8 @@ def _small_and_on_one_thread(monkeypatch: pytest.MonkeyPatch, nothing_blocks: Bl
     nothing_blocks.deactivate()  # what a thread would do is done by the loop
     for room in ROOMS:
         monkeypatch.setattr(room, "Worker", partial(TickWorker, ticks=2))
-    monkeypatch.setattr(filling, "BATCH_SIZE", 600)
-    monkeypatch.setattr(placing, "PIECE", 2000)
+    monkeypatch.setattr(file_region, "BATCH_SIZE", 600)
+    monkeypatch.setattr(file_region, "PIECE", 2000)
     monkeypatch.setattr(syncing, "_PORTION", 1000)
     yield
     assert TickWorker.unfinished == 0

@@ -325,6 +325,9 @@ class TickWorker(Worker):
             loop.call_soon(self._tick, loop, self._ticks)
         return future
 
+    def post(self, call: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+        self.submit(call, *args, **kwargs)
+
     def leave(self, call: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
         """Make it behind the others, or at once, where no loop runs any more."""
         try:

@@ -21,7 +21,7 @@ import pytest
 
 from aiodockersave import ArchiveWriter, Report, WriterBrokenError, _aio
 from aiodockersave.archive import transaction
-from aiodockersave.blobs import content, intake, staging
+from aiodockersave.blobs import content, staging, thread_queue, transfer
 from aiodockersave.core.tar import BLOCK_SIZE, END_OF_ARCHIVE
 from aiodockersave.sinks.protocol import Adapter
 from tests.support.images import Compression, Layer, make_image, make_layer
@@ -49,9 +49,9 @@ def use_small_limits(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(content, "BATCH_SIZE", 1024)
     for room in (content, transaction, staging):
         patch.setattr(room, "MAX_BATCH_SIZE", 2048)
-    patch.setattr(intake, "INLINE_SIZE", 1024)
+    patch.setattr(thread_queue, "INLINE_SIZE", 1024)
     patch.setattr(_aio, "YIELD_BYTES", _aio._CHUNK_COST)  # a turn of the loop for every chunk
-    patch.setattr(intake, "Worker", TickWorker)
+    patch.setattr(transfer, "Worker", TickWorker)
     patch.setattr(staging, "Worker", ThreadedTickWorker)
 
 

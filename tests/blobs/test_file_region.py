@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import random
 import threading
-import time
-import weakref
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import pytest
 
-from aiodockersave import ContentError, Descriptor, DigestMismatchError, SizeMismatchError
+from aiodockersave import (
+    ContentError,
+    Descriptor,
+    DigestMismatchError,
+    SinkError,
+    SizeMismatchError,
+    plan_archive,
+)
 from aiodockersave._aio import Worker
-from aiodockersave.blobs import filling
-from aiodockersave.blobs.filling import fill
+from aiodockersave.blobs import file_region
+from aiodockersave.blobs.file_region import FileRegion, fill, write_at, write_literals
+from aiodockersave.blobs.open_file import OpenFile
 from aiodockersave.core.model import OCI_LAYER
+from aiodockersave.core.verify import Verifier
 from aiodockersave.pipeline.progress import Event, LayerAdvanced, LayerRetried, Meter
-from tests.support.images import make_layer
+from tests.support.images import make_image, make_layer
 from tests.support.interruption import outcome_of
 
 LIMIT = 60.0  # seconds for anything that is waited for
@@ -29,8 +39,11 @@ GIVEN = 3  # batches that a thread may have
 
 @pytest.fixture(autouse=True)
 def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(filling, "BATCH_SIZE", 1000)
-    monkeypatch.setattr(filling, "_GIVEN", GIVEN)
+    monkeypatch.setattr(file_region, "BATCH_SIZE", 1000)
+    monkeypatch.setattr(file_region, "BEHIND", GIVEN * 1000)
+    monkeypatch.setattr(file_region, "_LEAST_BEHIND", 2 * 1000)
+    monkeypatch.setattr(file_region, "PIECE", 300)
+    monkeypatch.setattr(file_region, "_LAST_ZEROS", 50)
 
 
 class Place:
@@ -47,6 +60,7 @@ class Place:
 
     def __init__(self) -> None:
         self.position = 0
+        self.verifier = Verifier(LAYER)
         self.batches: list[bytes] = []
         self.calls: list[str] = []
         self.threads: set[threading.Thread] = set()
@@ -65,12 +79,6 @@ class Place:
         if self.fault is not None:
             raise self.fault
         return sum(map(len, self.batches))
-
-    def stop(self) -> None:
-        self.calls.append("stop")
-
-    def close(self) -> None:
-        self.calls.append("close")
 
 
 class Source:
@@ -155,7 +163,7 @@ async def test_chunks_are_joined(size: int) -> None:
     assert b"".join(place.batches) == BLOB
     assert all(len(batch) >= 1000 for batch in place.batches[:-1])
     assert written == [len(batch) for batch in place.batches]
-    assert place.calls == ["take"] * len(place.batches) + ["finish", "stop", "close"]
+    assert place.calls == ["take"] * len(place.batches) + ["finish"]
     assert len(place.threads) == 1
     assert threading.current_thread() not in place.threads
     assert not source.is_open
@@ -183,24 +191,7 @@ async def test_a_slow_thread_is_waited_for() -> None:
     filling_ = asyncio.ensure_future(fill_from(Counting(*cut(1000)), place))
     for _ in range(100):
         await asyncio.sleep(0)
-    assert len(given) == GIVEN + 1
-    may_go_on.set()
-    assert await filling_ == len(BLOB)
-
-
-@pytest.mark.parametrize(("readers", "given"), [(1, 8), (2, 4), (3, 2), (64, 2)])
-async def test_what_waits_is_shared(readers: int, given: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(filling, "_GIVEN", 8)
-    may_go_on = threading.Event()
-    place = Place()
-    place.on_take = lambda _: may_go_on.wait(LIMIT)
-    written: list[int] = []
-    filling_ = asyncio.ensure_future(
-        fill_from(Source(*cut(500)), place, readers=readers, written=written.append)
-    )
-    for _ in range(100):
-        await asyncio.sleep(0)
-    assert len(written) == min(given, 6)
+    assert len(given) == GIVEN
     may_go_on.set()
     assert await filling_ == len(BLOB)
 
@@ -211,7 +202,7 @@ async def test_what_waits_is_shared(readers: int, given: int, monkeypatch: pytes
 async def test_a_small_blob_has_small_batches(
     size: int, smallest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(filling, "BATCH_SIZE", 1 << 18)
+    monkeypatch.setattr(file_region, "BATCH_SIZE", 1 << 18)
     layer = Descriptor(OCI_LAYER, LAYER.digest, size)
 
     async def chunks() -> AsyncIterator[bytes]:
@@ -225,6 +216,7 @@ async def test_a_small_blob_has_small_batches(
     meter = Meter(None, [layer])
     meter.started(layer)
     place = Place()
+    place.verifier = Verifier(layer)
     assert await fill(place, open_blob, layer, worker=Worker("test"), meter=meter) == size
     assert {len(batch) for batch in place.batches[:-1]} <= {smallest}
     assert len(place.batches[0]) == smallest
@@ -246,78 +238,6 @@ async def test_a_fault_while_room_is_waited_for() -> None:
     may_fail.set()
     assert str(await filling_) == "full"
     assert place.calls.count("take") == 1
-
-
-async def test_a_fault_in_the_moment_in_which_room_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It came after the looking and before the waiting, so the thread has told nobody."""
-    may_fail = threading.Event()
-    place = Place()
-
-    def fail(_: int) -> None:
-        assert may_fail.wait(LIMIT)
-        raise OSError("full")
-
-    place.on_take = fail
-    feeder = filling._Feeder(place, Worker("test"), 4, lambda _: None)
-    for _ in range(4):
-        await feeder.feed([b"x"], 1)
-    get_running_loop = asyncio.get_running_loop
-
-    def fail_now() -> asyncio.AbstractEventLoop:
-        monkeypatch.undo()
-        may_fail.set()
-        deadline = time.monotonic() + LIMIT
-        while not feeder._taken:
-            assert time.monotonic() < deadline
-        return get_running_loop()
-
-    monkeypatch.setattr(asyncio, "get_running_loop", fail_now)
-    async with asyncio.timeout(LIMIT):
-        with pytest.raises(OSError, match="full"):
-            await feeder.feed([b"x"], 1)
-    await feeder.close()
-
-
-async def test_the_loop_is_woken_once_when_half_of_what_waited_is_taken(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    woken: list[asyncio.Future[None]] = []
-    let_in = filling._let_in
-
-    def noting(room: asyncio.Future[None]) -> None:
-        woken.append(room)
-        let_in(room)
-
-    monkeypatch.setattr(filling, "_let_in", noting)
-    taking = [threading.Event() for _ in range(5)]
-    place = Place()
-    place.on_take = lambda number: taking[number].wait(LIMIT)
-    feeder = filling._Feeder(place, Worker("test"), 4, lambda _: None)
-
-    def wait_until_taken(number: int) -> None:
-        """Without a suspension."""
-        deadline = time.monotonic() + LIMIT
-        while feeder._taken < number:
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
-
-    for _ in range(4):
-        await feeder.feed([b"x"], 1)
-    fifth = asyncio.ensure_future(feeder.feed([b"x"], 1))
-    await asyncio.sleep(0)
-    taking[0].set()
-    wait_until_taken(1)
-    for _ in range(20):
-        await asyncio.sleep(0)
-    assert not fifth.done()
-    for event in taking:
-        event.set()
-    wait_until_taken(4)
-    async with asyncio.timeout(LIMIT):
-        await fifth
-        assert await feeder.finish() == 5
-    await feeder.close()
-    assert len(woken) == 1
 
 
 async def test_what_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,7 +268,6 @@ async def test_sizes(chunks: list[bytes], actual: int) -> None:
     assert (caught.value.expected, caught.value.actual) == (5120, actual)
     assert source.told is caught.value
     assert "finish" not in place.calls
-    assert place.calls[-2:] == ["stop", "close"]
 
 
 @pytest.mark.parametrize("number", range(5))
@@ -365,7 +284,6 @@ async def test_a_batch_that_cannot_be_taken(number: int) -> None:
         await fill_from(source, place)
     assert place.calls.count("take") == number + 1
     assert "finish" not in place.calls
-    assert place.calls[-1] == "close"
     assert source.told is caught.value
     assert not source.is_open
 
@@ -376,7 +294,6 @@ async def test_what_does_not_verify() -> None:
     with pytest.raises(DigestMismatchError):
         await fill_from(source, place)
     assert source.told is place.fault
-    assert place.calls[-1] == "close"
 
 
 @pytest.mark.parametrize("error", [KeyError("gone"), OSError("reset")])
@@ -391,7 +308,6 @@ async def test_a_source_that_fails(error: Exception) -> None:
         await fill_from(source, place)
     assert caught.value is error
     assert source.told is error
-    assert place.calls[-1] == "close"
 
 
 async def test_a_source_that_cancels_its_reader() -> None:
@@ -411,7 +327,6 @@ async def test_what_written_raises_ends_it() -> None:
     source, place = Source(*cut(1000)), Place()
     with pytest.raises(OSError, match="earlier portion"):
         await fill_from(source, place, written=refuse)
-    assert place.calls[-1] == "close"
     assert source.told is not None
 
 
@@ -499,7 +414,6 @@ async def test_a_cancel_waits_for_what_the_thread_was_given() -> None:
     may_end.set()
     assert isinstance(await task, asyncio.CancelledError)
     assert place.calls.count("take") == 1
-    assert place.calls[-2:] == ["stop", "close"]
     assert isinstance(source.told, asyncio.CancelledError)
 
 
@@ -524,33 +438,6 @@ async def test_an_error_of_the_thread_while_cancelled_is_a_note(chunks: list[byt
     error = await task
     assert isinstance(error, asyncio.CancelledError)
     assert error.__notes__ == ["while cancelled: OSError: full"]
-
-
-async def test_an_error_keeps_no_batches() -> None:
-    given: list[weakref.ref[Any]] = []
-    may_fail = threading.Event()
-    place = Place()
-
-    def fail(_: int) -> None:
-        assert may_fail.wait(LIMIT)
-        raise OSError("full")
-
-    place.on_take = fail
-    feeder = filling._Feeder(place, Worker("test"), 4, lambda _: None)
-
-    class Batch(list[bytes]):
-        """Can be referred to weakly."""
-
-    for _ in range(3):
-        batch = Batch([b"x"])
-        given.append(weakref.ref(batch))
-        await feeder.feed(batch, 1)
-        del batch
-    may_fail.set()
-    with pytest.raises(OSError, match="full"):
-        await feeder.finish()
-    await feeder.close()
-    assert [ref() for ref in given[1:]] == [None] * 2  # the first is in the error's traceback
 
 
 async def test_a_coroutine_that_is_closed() -> None:
@@ -593,10 +480,142 @@ async def test_a_coroutine_that_is_closed() -> None:
         await asyncio.sleep(0)
     coroutine.close()
     may_end.set()
-    async with asyncio.timeout(LIMIT):
-        while place.calls[-1] != "close":
-            await asyncio.sleep(0.001)
+    worker.finish()
     assert place.calls.count("take") == 1
-    assert place.calls[-1] == "close"
     task.cancel()
     await outcome_of(task)
+
+
+# ── the file ──
+
+START = 100  # where the region is in the file
+
+
+_shared: list[OpenFile] = []
+
+
+def shared(fd: int) -> OpenFile:
+    """Return a file for threads, which is closed with the test's own descriptor."""
+    _shared.append(OpenFile(os.dup(fd)))
+    return _shared[-1]
+
+
+@pytest.fixture
+def fd(tmp_path: Path) -> Iterator[int]:
+    fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    yield fd
+    while _shared:
+        _shared.pop().close()
+    os.close(fd)
+
+
+def content_of(fd: int) -> bytes:
+    return os.pread(fd, 1 << 20, 0)
+
+
+def random_bytes(size: int) -> bytes:
+    return random.Random(size).randbytes(size)
+
+
+# ── the file ──
+
+
+def test_short_writes(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: pwrite(fd, data[:7], offset))
+    data = random_bytes(100)
+    write_at(fd, data, START)
+    write_at(fd, memoryview(data), START + 100)
+    write_at(fd, b"", 1000)
+    assert content_of(fd) == bytes(START) + data + data
+
+
+def test_what_is_no_blobs(fd: int) -> None:
+    image = make_image(make_layer(b"x" * 600, None))
+    plan = plan_archive([image.spec])
+    write_at(fd, b"x" * (plan.size + 10), 0)
+    write_literals(shared(fd), plan.segments, plan.size)
+    there = content_of(fd)
+    assert len(there) == plan.size
+    for segment in plan.segments:
+        expected = segment.data if segment.data is not None else b"x" * 600
+        assert there[segment.offset :][: segment.size] == expected
+
+
+# ── a region ──
+
+
+def region_of(fd: int, data: bytes) -> FileRegion:
+    return FileRegion(shared(fd), START, make_layer(data, None).descriptor)
+
+
+def test_a_kept_blob(fd: int) -> None:
+    data = random_bytes(1001)
+    region = region_of(fd, data)
+    for at in range(0, len(data), 400):
+        region.take([data[at : at + 200], data[at + 200 : at + 400]])
+    assert region.finish() == region.position == 1001
+    assert content_of(fd) == bytes(START) + data
+
+
+def test_a_kept_blob_that_is_wrong(fd: int) -> None:
+    region = region_of(fd, random_bytes(1001))
+    region.take([random_bytes(1000)])
+    with pytest.raises(DigestMismatchError, match="blob"):
+        region.finish()
+
+
+@pytest.mark.parametrize("zeros", [0, 1, 49, 50, 51, 299, 300, 301, 700])
+@pytest.mark.parametrize("there", [0, 1, 299, 300, 301, 1001])
+@pytest.mark.parametrize("behind", [0, 2000], ids=["its end", "more behind it"])
+def test_what_is_found(fd: int, there: int, zeros: int, behind: int) -> None:
+    """All up to the last byte that is not zero, and nothing of what is behind the blob."""
+    data = b"x" * there + bytes(zeros)
+    write_at(fd, data, START)
+    if behind:
+        write_at(fd, b"next", START + len(data))
+    assert region_of(fd, data).find() == there
+
+
+@pytest.mark.parametrize("size", [0, 50, START])
+def test_a_file_that_ends_before_the_blob(fd: int, size: int) -> None:
+    write_at(fd, b"x" * size, 0)
+    assert region_of(fd, b"data").find() == 0
+
+
+@pytest.mark.parametrize("zeros", [0, 1, 49, 50, 51])
+def test_whether_it_is_whole(fd: int, zeros: int) -> None:
+    """A few zeros at the end are taken for its own where the digest says so, and are there then."""
+    data = random_bytes(700) + b"x" + bytes(zeros)
+    write_at(fd, data[:701], START)
+    region = region_of(fd, data)
+    region.read_back(region.find())
+    assert region.is_whole() == (zeros <= 50)
+    if zeros <= 50:
+        assert content_of(fd)[START:] == data
+        assert region.finish() == len(data)
+    else:  # and it can be gone on with
+        region.take([bytes(zeros)])
+        assert region.finish() == len(data)
+
+
+def test_what_is_wrong_is_not_whole(fd: int) -> None:
+    data = random_bytes(700) + b"x"
+    write_at(fd, b"y" + data[1:], START)
+    region = region_of(fd, data)
+    region.read_back(701)
+    assert not region.is_whole()
+
+
+def test_a_file_that_is_cut_while_it_is_read(fd: int) -> None:
+    write_at(fd, b"x" * 500, START)
+    region = region_of(fd, b"x" * 1000)
+    with pytest.raises(SinkError, match="cut while it was read"):
+        region.read_back(501)
+
+
+def test_a_descriptor_without_a_size(fd: int) -> None:
+    descriptor = make_layer(b"", None).descriptor
+    region = FileRegion(shared(fd), 0, Descriptor(descriptor.media_type, descriptor.digest, None))
+    assert region.find() == 0
+    assert region.is_whole()

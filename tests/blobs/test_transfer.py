@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gzip
 import random
 import threading
@@ -25,8 +24,10 @@ from aiodockersave import (
     WriterBrokenError,
 )
 from aiodockersave.blobs.content import BATCH_SIZE, MAX_BATCH_SIZE, OpenContent
-from aiodockersave.blobs.intake import INLINE_SIZE, Hasher, Intake, Lane
+from aiodockersave.blobs.thread_queue import INLINE_SIZE
+from aiodockersave.blobs.transfer import Hasher, Transfer
 from aiodockersave.core import decompression
+from aiodockersave.core.model import Limits
 from tests.support.contents import CUTS, generate
 from tests.support.images import Compression, Layer, ListSink, make_layer
 
@@ -55,23 +56,24 @@ async def take_in(
     diff_id: Digest | None = None,
     max_plain_size: int | None = None,
     batches: list[bytes] | None = None,
-) -> tuple[list[bytes], Intake]:
+) -> tuple[list[bytes], Transfer]:
     """Take a content in as the writer does; what comes is also added to ``batches``, should it fail."""
     content = OpenContent(generate(list(chunks)))
-    intake = Intake(content, expected, decompress=decompress, diff_id=diff_id, max_plain_size=max_plain_size)
+    limits = Limits(max_plain_size) if decompress else None
+    transfer = Transfer(content, expected, inflate=limits, diff_id=diff_id)
     batches = [] if batches is None else batches
     fault: BaseException | None = None
     try:
         await content.open()
-        while not intake.done:
-            batches.append(bytes(await intake.next()))
+        while not transfer.done:
+            batches.append(bytes(await transfer.next()))
     except BaseException as exc:
         fault = exc
         raise
     finally:
         await content.close(fault)
-        await intake.close()
-    return batches, intake
+        await transfer.close()
+    return batches, transfer
 
 
 # ── what comes through ──
@@ -88,12 +90,12 @@ async def test_every_byte_comes_through(kind: Compression, decompress: bool, kno
             "size unknown": replace(layer.descriptor, size=None),
             "unknown": None,
         }[known]
-        batches, intake = await take_in(
+        batches, transfer = await take_in(
             cut(layer.blob, 100_000), expected, decompress=decompress, diff_id=layer.diff_id
         )
         assert b"".join(batches) == as_plain(layer, decompress=decompress)
-        assert intake.blob == layer.descriptor
-        assert intake.stored == (layer.plain_descriptor if decompress else layer.descriptor)
+        assert transfer.blob == layer.descriptor
+        assert transfer.stored == (layer.plain_descriptor if decompress else layer.descriptor)
         assert all(len(batch) >= BATCH_SIZE for batch in batches[:-1])
         assert all(len(batch) <= 1.5 * MAX_BATCH_SIZE for batch in batches)
         assert batches[-1] or len(batches) == 1
@@ -104,11 +106,11 @@ async def test_every_byte_comes_through(kind: Compression, decompress: bool, kno
 async def test_chunks_of_every_cut(kind: Compression, decompress: bool) -> None:
     layer = make_layer(b"plain bytes, well compressed " * 200, kind, members=3)
     for way in CUTS:
-        batches, intake = await take_in(
+        batches, transfer = await take_in(
             way(layer.blob), layer.descriptor, decompress=decompress, diff_id=layer.diff_id
         )
         assert b"".join(batches) == as_plain(layer, decompress=decompress)
-        assert intake.blob == layer.descriptor
+        assert transfer.blob == layer.descriptor
 
 
 async def test_a_layer_that_expands_a_lot_comes_in_bounded_batches() -> None:
@@ -130,35 +132,35 @@ async def test_several_members_are_one_layer(kind: Compression) -> None:
 async def test_the_media_type_given_does_not_decide_what_is_inflated() -> None:
     """Registries hold plain tars labelled gzip; the bytes say what they are."""
     layer = make_layer(b"plain" * 100, None, media_type=make_layer(b"", "gzip").descriptor.media_type)
-    batches, intake = await take_in([layer.blob], layer.descriptor, decompress=True, diff_id=layer.diff_id)
+    batches, transfer = await take_in([layer.blob], layer.descriptor, decompress=True, diff_id=layer.diff_id)
     assert b"".join(batches) == layer.plain
-    assert intake.stored == layer.plain_descriptor
+    assert transfer.stored == layer.plain_descriptor
 
 
 async def test_the_media_type_given_is_kept() -> None:
     layer = make_layer(b"plain" * 100, "gzip", media_type="application/vnd.docker.image.rootfs.diff.tar.gzip")
-    _, intake = await take_in([layer.blob], layer.descriptor)
-    assert intake.media_type == intake.stored.media_type == layer.descriptor.media_type
+    _, transfer = await take_in([layer.blob], layer.descriptor)
+    assert transfer.media_type == transfer.stored.media_type == layer.descriptor.media_type
 
 
 async def test_sha512_for_blob_and_diff_id() -> None:
     layer = make_layer(LARGE, "gzip", algorithm="sha512")
-    _, intake = await take_in(
+    _, transfer = await take_in(
         cut(layer.blob, 65536), layer.descriptor, decompress=True, diff_id=layer.diff_id
     )
-    assert intake.blob.digest == layer.descriptor.digest
-    assert intake.stored.digest == layer.diff_id
-    _, intake = await take_in([layer.blob], None, decompress=True, diff_id=layer.diff_id)
-    assert intake.blob.digest == Digest.of(layer.blob)
+    assert transfer.blob.digest == layer.descriptor.digest
+    assert transfer.stored.digest == layer.diff_id
+    _, transfer = await take_in([layer.blob], None, decompress=True, diff_id=layer.diff_id)
+    assert transfer.blob.digest == Digest.of(layer.blob)
 
 
 async def test_nothing_is_known_before_the_end() -> None:
-    intake = Intake(OpenContent(b""), None, decompress=False, diff_id=None, max_plain_size=None)
+    transfer = Transfer(OpenContent(b""), None)
     with pytest.raises(AssertionError, match="not verified"):
-        _ = intake.blob
+        _ = transfer.blob
     with pytest.raises(AssertionError, match="not at its end"):
-        _ = intake.stored
-    await intake.close()
+        _ = transfer.stored
+    await transfer.close()
 
 
 # ── verified before the last batch leaves ──
@@ -315,53 +317,6 @@ async def test_large_layers_are_hashed_and_inflated_in_threads() -> None:
     assert "aiodockersave-inflate" in decompress
 
 
-async def test_a_lane_runs_in_order_and_ends() -> None:
-    lane = Lane("aiodockersave-test")
-    order: list[int] = []
-    futures = [lane.start(INLINE_SIZE // 2, order.append, number) for number in range(6)]
-    assert [future.done() for future in futures[:3]] == [True, True, False]
-    await asyncio.gather(*futures)
-    assert order == list(range(6))
-    await lane.close()
-
-
-async def test_an_unused_lane_has_nothing_to_end() -> None:
-    await Lane("aiodockersave-test").close()
-
-
-async def test_a_closing_lane_drops_what_its_last_call_raised() -> None:
-    """The fault that made somebody close it is the one to be seen."""
-    lane = Lane("aiodockersave-test")
-    may_fail = threading.Event()
-
-    def fail() -> None:
-        may_fail.wait(TIME_LIMIT)
-        raise LookupError
-
-    lane.start(2 * INLINE_SIZE, fail)
-    closing = asyncio.create_task(lane.close())
-    await asyncio.sleep(0)
-    assert not closing.done()
-    may_fail.set()
-    await asyncio.wait_for(closing, TIME_LIMIT)
-
-
-async def test_a_cancelled_close_waits_for_the_thread() -> None:
-    lane = Lane("aiodockersave-test")
-    may_end = threading.Event()
-    ended: list[bool] = []
-    lane.start(2 * INLINE_SIZE, lambda: ended.append(may_end.wait(TIME_LIMIT)))
-    closing = asyncio.create_task(lane.close())
-    for _ in range(3):
-        await asyncio.sleep(0)
-        closing.cancel()
-    assert not ended
-    may_end.set()
-    with pytest.raises(asyncio.CancelledError):
-        await closing
-    assert ended == [True]
-
-
 async def test_a_sink_that_fails_beside_a_damaged_layer_is_what_is_seen() -> None:
     """A call that runs ahead in a thread may fail as well; the sink failed first."""
 
@@ -385,7 +340,6 @@ async def test_a_hasher_gives_the_digest_of_all_batches(algorithm: str) -> None:
     hasher = Hasher(algorithm)
     for batch in cut(LARGE, 300_000):
         await hasher.update(batch)
-        assert len(hasher._waiting) <= 2
     assert await hasher.digest() == Digest.of(LARGE, algorithm)
     await hasher.close()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import builtins
 import importlib
 import os
 import re
@@ -315,14 +314,20 @@ def test_the_api_has_every_public_name_once() -> None:
 
 def test_errors_have_the_tree_of_the_api() -> None:
     lines = re.findall(r"^( *)\* `(\w+)`(?: \(`(\w+)`\))?", section(API, "Errors"), re.MULTILINE)
-    assert {name for _, name, _ in lines} == public_names("aiodockersave.errors")
-    above: list[type] = [Exception]
+    public = public_names("aiodockersave.errors")
+    assert {name for _, name, _ in lines} == public
+    above = ["Exception"]
     for indent, name, builtin in lines:
         cls = getattr(aiodockersave, name)
         depth = len(indent) // 2 + 1
-        assert above[depth - 1] in cls.__mro__, name
-        assert not builtin or getattr(builtins, builtin) in cls.__bases__, name
-        above[depth:] = [cls]
+        # Classes in between that are not public do not stand in the tree.
+        parent = next(each.__name__ for each in cls.__mro__[1:] if each.__name__ in {*public, "Exception"})
+        assert parent == above[depth - 1], name
+        builtins_of = {each.__name__ for each in cls.__bases__ if each.__module__ == "builtins"} - {
+            "Exception"
+        }
+        assert builtins_of == ({builtin} if builtin else set()), name
+        above[depth:] = [name]
 
 
 def test_the_architecture_names_the_public_modules() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import inspect
 import os
 import re
 import shlex
@@ -21,10 +22,10 @@ import pytest
 from aiohttp.test_utils import RawTestServer
 
 import aiodockersave
-from aiodockersave import ImageRequest, cli, save
+from aiodockersave import ImageRequest, Retries, Timeouts, cli, save
 from aiodockersave.cli import commands, json_lines
 from aiodockersave.cli import run as run_module
-from aiodockersave.core.model import OCI_INDEX
+from aiodockersave.core.model import MAX_EXPANSION, OCI_INDEX
 from tests.interop.programs import TIME_LIMIT, run
 from tests.interop.pushing import Entry, make_index
 from tests.support.faulty_registry import FaultyRegistry
@@ -257,6 +258,26 @@ def test_exit_codes_are_documented() -> None:
     ]
     in_code = re.findall(r"^(\d+) ", cli.__doc__ or "", re.MULTILINE)
     assert [code for code, _ in codes] == in_code
+
+
+def test_limits_are_documented() -> None:
+    retries, timeouts = Retries(), Timeouts()
+    faults = section(DOCUMENTS["docs/registries.md"], "Faults")
+    for shown_limit in (
+        f"nothing comes for {timeouts.silence:g} s",
+        f"after {retries.min_delay:g} to {retries.max_delay:g} s",
+        f"until {retries.attempts} attempts in a row",
+        f"`Retry-After` is kept, up to {retries.retry_after_limit:g} s",
+        f"`Retry-After` of more than {retries.retry_after_limit:g} s",
+        f"headers take more than {timeouts.head:g} s",
+        f"more than {timeouts.document:g} s, or comes with less than {timeouts.document_rate / 1024:g} KiB/s",
+    ):
+        assert shown_limit in faults
+    memory = section(DOCUMENTS["docs/guarantees.md"], "Memory and disk")
+    assert f"{MAX_EXPANSION:,} times" in memory
+    options = inspect.signature(save).parameters
+    assert f"{options['stage_memory'].default >> 20} MiB in memory" in memory
+    assert f"from 1 to 64; by default {options['jobs'].default} |" in COMMAND_LINE
 
 
 def test_json_events_are_documented() -> None:

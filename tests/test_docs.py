@@ -399,6 +399,12 @@ def test_links_lead_somewhere(document: str, target: str) -> None:
     assert not anchor or anchor in anchors(found.read_text())
 
 
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"`(\.?\w+/[\w./]+)`", PROSE))))
+def test_paths_are_there(path: str) -> None:
+    """Files of the repository, or modules as the architecture names them: from the package on."""
+    assert (ROOT / path).exists() or (ROOT / "aiodockersave" / path).exists()
+
+
 def test_every_document_is_linked_from_the_readme() -> None:
     linked = {target.partition("#")[0] for document, target in LINKS if document == "README.md"}
     assert linked >= {name for name in DOCUMENTS if name != "README.md"}

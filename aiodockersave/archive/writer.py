@@ -21,16 +21,14 @@ works any more and nothing that it opened is open.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import enum
 import os
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, ParamSpec, Self, TypedDict, TypeVar, Unpack
 
-from aiodockersave._aio import Closable, closing, running_task
-from aiodockersave.blobs.calls import Call, Calls
+from aiodockersave._aio import closing, running_task
+from aiodockersave.blobs.calls import Call
 from aiodockersave.blobs.content import Content, OpenContent
 from aiodockersave.blobs.space import SharedExpansion
 from aiodockersave.blobs.staging import Memory, Stage, check_bytes
@@ -38,7 +36,6 @@ from aiodockersave.blobs.transfer import Transfer
 from aiodockersave.core import tar
 from aiodockersave.core.docker_archive import Addition, new_builder, read_image
 from aiodockersave.core.documents import ImageManifest
-from aiodockersave.core.errors import WriterBrokenError, WriterClosedError, WriterError
 from aiodockersave.core.model import (
     MAX_EXPANSION,
     Descriptor,
@@ -58,6 +55,7 @@ from aiodockersave.sinks.atomic_file import Target
 from .layers import LayerWriter
 from .stored_layers import Ledger, Wanted
 from .transaction import Output, Transaction, check_promise
+from .turns import Turns
 
 if TYPE_CHECKING:
     from aiodockersave.blobs.space import Space
@@ -70,13 +68,6 @@ _COMPUTE_INLINE = 64 << 10
 """Bytes of documents that are read or made on the loop, which takes about a millisecond."""
 _NAME_COST = 512
 """The cost of a layer or tag, in such bytes: its legacy metadata, its place in ``manifest.json``."""
-
-
-class _State(enum.Enum):
-    OPEN = enum.auto()
-    CLOSED = enum.auto()
-    ABORTED = enum.auto()
-    BROKEN = enum.auto()
 
 
 class WriterOptions(TypedDict, total=False):
@@ -147,16 +138,9 @@ class ArchiveWriter:
         self._verifies = verify_diff_ids and not self._decompress
         self._ledger = Ledger()
         self._layers = LayerWriter(self._builder, self._ledger, decompress=layers == "decompress")
-        self._calls = Calls()
-        self._lock = asyncio.Lock()
-        self._holder: Call | None = None  # who had the lock last
+        self._turns = Turns(self._output)
         self._slots = asyncio.Semaphore(STAGING_SLOTS)
         self._end_cost = 0
-        self._state = _State.OPEN
-        self._cause: BaseException | None = None
-        self._torn = (0, "")
-        self._last: Transaction | None = None  # until all of it is done
-        self._target: Target | None = None  # whose file the sink writes, where that is one of ours
         self._space: Space | None = None
 
     @classmethod
@@ -169,7 +153,7 @@ class ArchiveWriter:
             options: As for any other archive.
         """
         archive = cls(sink, **options)
-        archive._target, archive._space = target, target.space()
+        archive._turns.target, archive._space = target, target.space()
         return archive
 
     def has_blob(self, digest: Digest | str) -> bool:
@@ -219,8 +203,8 @@ class ArchiveWriter:
         del content  # the first cause of a broken writer keeps this frame
         try:
             wanted = Wanted.of(descriptor, diff_id, is_stored=self._decompress, is_verified=self._verifies)
-            with self._entered() as call:
-                self._check_open()
+            with self._turns.enter() as call:
+                self._turns.check_open()
                 if (stored := self._ledger.find(wanted)) is not None:
                     return stored
                 if stage or self.stages(descriptor):
@@ -248,9 +232,8 @@ class ArchiveWriter:
         )
 
     async def _put_streamed(self, call: Call, opened: OpenContent, wanted: Wanted) -> Descriptor:
-        async with self._lock:
-            self._holder = call
-            self._check_open_locked()
+        async with self._turns.lock:
+            self._turns.begin(call)
             if (stored := self._ledger.find(wanted)) is not None:
                 return stored
             transfer = self._transfer(opened, wanted)
@@ -261,20 +244,19 @@ class ArchiveWriter:
                 self._ledger.know_plain(transfer.blob, transfer.plain_digest)
                 return commit
 
-            return await self._transact_locked(call, work, content=opened, closing=[transfer])
+            return await self._turns.transact(call, work, content=opened, closing=[transfer])
 
     async def _put_staged(self, call: Call, opened: OpenContent, wanted: Wanted) -> Descriptor:
         async with self._slots:
-            self._check_open()
+            self._turns.check_open()
             if (stored := self._ledger.find(wanted)) is not None:
                 return stored
             stage = Stage(self._memory, self._stage_dir)
             async with closing(stage):
                 blob, stored = await self._stage(call, opened, wanted, stage)
-                async with self._lock:
-                    self._holder = call
-                    self._check_open_locked()
-                    return await self._transact_locked(
+                async with self._turns.lock:
+                    self._turns.begin(call)
+                    return await self._turns.transact(
                         call, lambda transaction: self._layers.write_known(transaction, stage, blob, stored)
                     )
 
@@ -323,14 +305,13 @@ class ArchiveWriter:
 
         Cancel: as :meth:`put_layer`; either all of the image is in or nothing of it.
         """
-        with self._entered() as call:
-            self._check_open()
+        with self._turns.enter() as call:
+            self._turns.check_open()
             layers = image.layers if isinstance(image, ImageManifest) else image
             cost = len(config) + _NAME_COST * (len(layers) + len(repo_tags))
             checked = await self._compute(cost, read_image, config, image, repo_tags)
-            async with self._lock:
-                self._holder = call
-                self._check_open_locked()
+            async with self._turns.lock:
+                self._turns.begin(call)
                 stored = [self._ledger.look_up(layer).digest for layer in checked.layers]
                 if self._decompress or self._verifies:
                     self._ledger.check_diff_ids(checked, are_kept=self._verifies)
@@ -344,7 +325,7 @@ class ArchiveWriter:
                         await transaction.write(*(member.literal for member in addition.members), last=True)
                     return lambda: self._commit(transaction, addition)
 
-                await self._transact_locked(call, work)
+                await self._turns.transact(call, work)
                 self._end_cost += cost - len(config)
 
     def _commit(self, transaction: Transaction, addition: Addition) -> None:
@@ -373,16 +354,15 @@ class ArchiveWriter:
         Cancel: the archive is as before the call where the sink can rewind, and ``close()`` may be called again; it is
         broken where it cannot. An archive of :func:`open_archive` that is under its name already stays there.
         """
-        with self._entered() as call:
-            if self._is_closed():
+        with self._turns.enter() as call:
+            if self._turns.is_closed():
                 return
-            self._check_open()
-            async with self._lock:
-                self._holder = call
-                if self._is_closed():
+            self._turns.check_open()
+            async with self._turns.lock:
+                if self._turns.is_closed():
                     return
-                self._check_open_locked()
-                await self._transact_locked(call, self._finish_locked)
+                self._turns.begin(call)
+                await self._turns.transact(call, self._finish_locked)
 
     async def _finish_locked(self, transaction: Transaction) -> Callable[[], None]:
         addition = await self._compute(self._end_cost, lambda: self._builder.prepare_end().made())
@@ -397,16 +377,9 @@ class ArchiveWriter:
             transaction.commit(addition)
             output = self._output
             self.report = Report(output.position, tuple(output.members), self._builder.items, sha256)
-            self._state = _State.CLOSED
-            transaction.settle()
-            self._calls.interrupt(lambda: WriterClosedError(aborted=False), only_staging=True)
+            self._turns.close(transaction)
 
-        if self._target is not None:
-            run = self._output.worker.run
-            await run(self._target.sync, transaction.cursor)
-            # Once the file is under its name the archive is whole, whatever fails then.
-            transaction.forward = commit
-            await run(self._target.publish)
+        await self._turns.publish(transaction, commit)
         return commit
 
     async def abort(self) -> None:
@@ -417,17 +390,9 @@ class ArchiveWriter:
 
         Cancel: the archive is given up all the same, but calls may still be running.
         """
-        self._calls.check_entry()
-        self._give_up()
-        await self._calls.wait()
-
-    def _give_up(self) -> None:
-        if self._state is _State.OPEN:
-            self._state = _State.ABORTED
-            self._calls.interrupt(lambda: WriterClosedError(aborted=True))
-        elif self._state is _State.BROKEN:
-            # What they receive is of no use any more.
-            self._calls.interrupt(self._broken_error, only_staging=True)
+        self._turns.check_entry()
+        self._turns.give_up()
+        await self._turns.wait()
 
     async def __aenter__(self) -> Self:
         running_task()
@@ -437,101 +402,16 @@ class ArchiveWriter:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         if exc_type is GeneratorExit:  # the caller is being closed: nothing can be awaited any more
-            self._give_up()
-        elif exc_type is None and self._state is not _State.ABORTED:
+            self._turns.give_up()
+        elif exc_type is None and not self._turns.is_aborted():
             try:
                 await self.close()
-                await self._calls.wait()
+                await self._turns.wait()
             except GeneratorExit:
-                self._give_up()
+                self._turns.give_up()
                 raise
             except BaseException:
                 await self.abort()
                 raise
         else:
             await self.abort()
-
-    # ── transactions ──
-
-    @contextlib.contextmanager
-    def _entered(self) -> Generator[Call, None, None]:
-        """Run one public call. An interrupt that came before the lock was released does not leave it locked for ever."""
-        with self._calls.enter() as call:
-            try:
-                yield call
-            finally:
-                if self._holder is call and self._lock.locked():  # nobody else has had it since
-                    self._lock.release()
-
-    async def _transact_locked(
-        self,
-        call: Call,
-        work: Callable[[Transaction], Awaitable[Callable[[], T]]],
-        *,
-        content: OpenContent | None = None,
-        closing: Sequence[Closable] = (),
-    ) -> T:
-        """Run ``work`` and the commit that it returns, or take back what it wrote."""
-        with self._output.held():
-            self._last = transaction = Transaction(self._output)
-
-            async def undo(fault: BaseException) -> None:
-                if transaction.forward is not None:
-                    await self._output.worker.run_always(int)  # what was interrupted may be publishing yet
-                    if self._go_forward(transaction):
-                        return
-                refused = self._target is not None and self._target.sync_failed
-                if not self._is_closed() and (refused or not await transaction.undo(fault)):
-                    self._break(transaction, fault)
-
-            try:
-                result = await call.settle(
-                    lambda: work(transaction),
-                    undo=undo,
-                    content=content,
-                    closing=[*closing, transaction],
-                )
-            except BaseException as exc:
-                # Whatever ended the call: bytes that are neither recorded nor taken back are nobody's.
-                if transaction.touched and not self._go_forward(transaction):
-                    self._break(transaction, exc)
-                raise
-            self._last = None
-            return result
-
-    def _go_forward(self, transaction: Transaction) -> bool:
-        """Commit the end of an archive that is under its name; tell whether it is."""
-        if transaction.forward is None or self._target is None or not self._target.published:
-            return False
-        transaction.forward()
-        return True
-
-    def _broken_error(self) -> WriterError:
-        error = WriterBrokenError(*self._torn)
-        error.__cause__ = self._cause
-        return error
-
-    def _break(self, transaction: Transaction, fault: BaseException | None) -> None:
-        if self._state is _State.OPEN:
-            self._state = _State.BROKEN
-            self._cause = fault
-            self._torn = (self._output.position, transaction.writing)
-
-    def _is_closed(self) -> bool:
-        return self._state is _State.CLOSED
-
-    def _check_open_locked(self) -> None:
-        """As :meth:`_check_open`, when no transaction runs.
-
-        The last one may have been interrupted where even that could not be written down any more, by a signal handler that
-        raised between two lines.
-        """
-        if self._last is not None and self._last.touched:
-            self._break(self._last, None)
-        self._check_open()
-
-    def _check_open(self) -> None:
-        if self._state is _State.BROKEN:
-            raise self._broken_error()
-        if self._state is not _State.OPEN:
-            raise WriterClosedError(aborted=self._state is _State.ABORTED)

@@ -74,7 +74,7 @@ def powers(sink: object) -> tuple[str, ...]:
 def is_open(archive: ArchiveWriter) -> bool:
     """Tell whether the writer is OPEN, as its next call would find it."""
     try:
-        archive._check_open()
+        archive._turns.check_open()
     except WriterBrokenError:
         return False
     return True

@@ -1,0 +1,208 @@
+"""The calls of one writer, one after the other at the sink, and what has become of the archive.
+
+::
+
+    OPEN ──close()──▶ CLOSED
+      ├────abort()──▶ ABORTED
+      └──a call is interrupted, and the sink cannot rewind──▶ BROKEN
+
+A call writes in a transaction, while it holds the lock. The transaction ends in a commit or an undo; where neither can be, the
+archive is broken: its sink has bytes that are nobody's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from aiodockersave._aio import Closable
+from aiodockersave.blobs.calls import Call, Calls
+from aiodockersave.core.errors import WriterBrokenError, WriterClosedError, WriterError
+
+from .transaction import Output, Transaction
+
+if TYPE_CHECKING:
+    from aiodockersave.blobs.content import OpenContent
+    from aiodockersave.sinks.atomic_file import Target
+
+__all__ = ["Turns"]
+
+T = TypeVar("T")
+
+
+class _State(enum.Enum):
+    OPEN = enum.auto()
+    CLOSED = enum.auto()
+    ABORTED = enum.auto()
+    BROKEN = enum.auto()
+
+
+class Turns:
+    """The turns of a writer's calls.
+
+    ::
+
+        with turns.enter() as call:
+            async with turns.lock:
+                turns.begin(call)
+                await turns.transact(call, work)
+
+    Attributes:
+        lock: Is held by the call that writes.
+        target: The place whose file the sink writes, where that is one of ours.
+    """
+
+    def __init__(self, output: Output) -> None:
+        self.lock = asyncio.Lock()
+        self.target: Target | None = None
+        self._output = output
+        self._calls = Calls()
+        self._holder: Call | None = None  # who had the lock last
+        self._state = _State.OPEN
+        self._cause: BaseException | None = None
+        self._torn = (0, "")
+        self._last: Transaction | None = None  # until all of it is done
+
+    # ── states ──
+
+    def is_closed(self) -> bool:
+        """Tell whether the archive has its end."""
+        return self._state is _State.CLOSED
+
+    def is_aborted(self) -> bool:
+        """Tell whether the archive was given up."""
+        return self._state is _State.ABORTED
+
+    def check_open(self) -> None:
+        """Raise :class:`WriterBrokenError` or :class:`WriterClosedError` unless more can be written."""
+        if self._state is _State.BROKEN:
+            raise self._broken_error()
+        if self._state is not _State.OPEN:
+            raise WriterClosedError(aborted=self._state is _State.ABORTED)
+
+    def close(self, transaction: Transaction) -> None:
+        """Record that the archive has its end, and interrupt calls that still receive what cannot be written any more."""
+        self._state = _State.CLOSED
+        transaction.settle()
+        self._calls.interrupt(lambda: WriterClosedError(aborted=False), only_staging=True)
+
+    def give_up(self) -> None:
+        """Abort the archive: calls that run are interrupted."""
+        if self._state is _State.OPEN:
+            self._state = _State.ABORTED
+            self._calls.interrupt(lambda: WriterClosedError(aborted=True))
+        elif self._state is _State.BROKEN:
+            # What they receive is of no use any more.
+            self._calls.interrupt(self._broken_error, only_staging=True)
+
+    def _break(self, transaction: Transaction, fault: BaseException | None) -> None:
+        if self._state is _State.OPEN:
+            self._state = _State.BROKEN
+            self._cause = fault
+            self._torn = (self._output.position, transaction.writing)
+
+    def _broken_error(self) -> WriterError:
+        error = WriterBrokenError(*self._torn)
+        error.__cause__ = self._cause
+        return error
+
+    # ── calls ──
+
+    @contextlib.contextmanager
+    def enter(self) -> Generator[Call, None, None]:
+        """Run one public call; errors as :meth:`Calls.enter`.
+
+        An interrupt that came before the lock was released does not leave it locked for ever.
+        """
+        with self._calls.enter() as call:
+            try:
+                yield call
+            finally:
+                if self._holder is call and self.lock.locked():  # nobody else has had it since
+                    self.lock.release()
+
+    def check_entry(self) -> None:
+        """Raise RuntimeError where the content of a call calls the writer that reads it."""
+        self._calls.check_entry()
+
+    async def wait(self) -> None:
+        """Wait until no call runs.
+
+        Cancel: the wait ends; the calls go on.
+        """
+        await self._calls.wait()
+
+    def begin(self, call: Call) -> None:
+        """Take the turn, when the lock is held; errors as :meth:`check_open`.
+
+        The last transaction may have been interrupted where even that could not be written down any more, by a signal
+        handler that raised between two lines.
+        """
+        self._holder = call
+        if self._last is not None and self._last.touched:
+            self._break(self._last, None)
+        self.check_open()
+
+    # ── transactions ──
+
+    async def transact(
+        self,
+        call: Call,
+        work: Callable[[Transaction], Awaitable[Callable[[], T]]],
+        *,
+        content: OpenContent | None = None,
+        closing: Sequence[Closable] = (),
+    ) -> T:
+        """Run ``work`` and the commit that it returns, or take back what it wrote. The lock must be held.
+
+        Cancel: as :meth:`Call.settle`; what can neither be taken back nor go forward breaks the archive.
+        """
+        with self._output.held():
+            self._last = transaction = Transaction(self._output)
+
+            async def undo(fault: BaseException) -> None:
+                # 1. An archive that is under its name already stays there.
+                if transaction.forward is not None:
+                    await self._output.worker.run_always(int)  # what was interrupted may be publishing yet
+                    if self._go_forward(transaction):
+                        return
+                # 2. Else all is taken back; what a disk has refused is not to be trusted after that.
+                refused = self.target is not None and self.target.sync_failed
+                if not self.is_closed() and (refused or not await transaction.undo(fault)):
+                    self._break(transaction, fault)
+
+            try:
+                result = await call.settle(
+                    lambda: work(transaction),
+                    undo=undo,
+                    content=content,
+                    closing=[*closing, transaction],
+                )
+            except BaseException as exc:
+                # Whatever ended the call: bytes that are neither recorded nor taken back are nobody's.
+                if transaction.touched and not self._go_forward(transaction):
+                    self._break(transaction, exc)
+                raise
+            self._last = None
+            return result
+
+    async def publish(self, transaction: Transaction, commit: Callable[[], None]) -> None:
+        """Put a file of ours under its name. Once it is there the archive is whole, whatever fails then.
+
+        Cancel: is raised when the thread has done it, or has failed to.
+        """
+        if self.target is not None:
+            run = self._output.worker.run
+            await run(self.target.sync, transaction.cursor)
+            transaction.forward = commit
+            await run(self.target.publish)
+
+    def _go_forward(self, transaction: Transaction) -> bool:
+        """Commit the end of an archive that is under its name; tell whether it is."""
+        if transaction.forward is None or self.target is None or not self.target.published:
+            return False
+        transaction.forward()
+        return True

@@ -23,6 +23,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, Protocol
 
+PROGRAM: Final = "aiodockersave"
+
 REFRESH: Final = 0.1
 """Seconds between two looks at a display."""
 DELAY: Final = 0.25
@@ -173,3 +175,48 @@ def _terminal_size() -> os.terminal_size:
     except (OSError, ValueError):
         size = os.terminal_size((0, 0))
     return os.terminal_size((size.columns or 80, size.lines or 24))  # as terminals do that know no better
+
+
+# ── without a thread ──
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Escape what a terminal would obey: control characters, and those that turn text around.
+
+    Args:
+        text: The text, perhaps somebody else's.
+        keep: Characters that stay as they are.
+    """
+    return "".join(char if char.isprintable() or char in keep else _escaped(char) for char in text)
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii")
+
+
+def print_error(text: str, keep: str = "") -> None:
+    """Print a line on standard error. That nobody reads it must not stop the work."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(printable(text, keep) + "\n")
+            sys.stderr.flush()
+
+
+def print_data(text: str) -> None:
+    """Print lines on standard output.
+
+    Raises:
+        OSError: They could not be written.
+    """
+    if sys.stdout is None:
+        raise OSError("standard output is closed")
+    sys.stdout.write(printable(text, keep="\n") + "\n")
+    sys.stdout.flush()
+
+
+def give_up_output() -> None:
+    """Send what standard output still holds nowhere: the interpreter would fail to flush it at exit."""
+    if sys.stdout is not None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)

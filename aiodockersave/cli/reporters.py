@@ -14,9 +14,6 @@ All forms count by one :class:`Tally`, which never goes back.
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import sys
 import time
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -39,30 +36,6 @@ from .terminal import Terminal
 
 PATIENCE: Final = 5.0
 """Seconds between two plain lines about one layer."""
-
-
-def new_reporter(form: str, terminal: Terminal) -> Reporter:
-    """Return what shows progress in a form, which is one of those above."""
-    if form == "json":
-        from .json_lines import JsonLines  # noqa: PLC0415 - only one form is needed
-
-        return JsonLines(terminal)
-    if form == "none" or terminal.is_quiet:
-        return Reporter()
-    if form == "auto" and _can_show_bars():
-        from .bars import Bars  # noqa: PLC0415
-
-        return Bars(terminal)
-    return PlainLines(terminal)
-
-
-def _can_show_bars() -> bool:
-    return (
-        sys.stderr is not None
-        and sys.stderr.isatty()
-        and os.environ.get("TERM", "dumb") not in {"", "dumb", "unknown"}
-        and importlib.util.find_spec("rich") is not None
-    )
 
 
 # ── counting ──

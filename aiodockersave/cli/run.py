@@ -6,12 +6,12 @@ import asyncio
 import errno
 import os
 import signal
-import sys
 from collections.abc import Awaitable, Callable
 
 from aiodockersave.core.errors import AuthenticationError, DockerSaveError
 from aiodockersave.core.text import message_line
 
+from .printing import give_up_output
 from .terminal import Terminal
 
 EXIT_FAILED = 1
@@ -138,11 +138,3 @@ def _with_notes(line: str, error: BaseException | None) -> str:
     for argument, option in _IN_OPTIONS.items():
         whole = whole.replace(argument, option)
     return whole
-
-
-def give_up_output() -> None:
-    """Send what standard output still holds nowhere: the interpreter would fail to flush it at exit."""
-    if sys.stdout is not None:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,23 +11,7 @@ from typing import Any
 from aiodockersave.core.plan import Plan, Report
 from aiodockersave.pipeline.resolve import Prepared
 
-from .printing import Printer
-
-PROGRAM = "aiodockersave"
-
-
-def printable(text: str, keep: str = "") -> str:
-    """Escape what a terminal would obey: control characters, and those that turn text around.
-
-    Args:
-        text: The text, perhaps somebody else's.
-        keep: Characters that stay as they are.
-    """
-    return "".join(char if char.isprintable() or char in keep else _escaped(char) for char in text)
-
-
-def _escaped(char: str) -> str:
-    return char.encode("unicode_escape").decode("ascii")
+from .printing import PROGRAM, Printer, printable
 
 
 class Terminal:
@@ -97,26 +79,6 @@ class _LogHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._terminal.note(record.levelname.lower(), record.getMessage())
-
-
-def print_error(text: str, keep: str = "") -> None:
-    """Print a line on standard error. That nobody reads it must not stop the work."""
-    if sys.stderr is not None:
-        with contextlib.suppress(OSError):
-            sys.stderr.write(printable(text, keep) + "\n")
-            sys.stderr.flush()
-
-
-def print_data(text: str) -> None:
-    """Print lines on standard output.
-
-    Raises:
-        OSError: They could not be written.
-    """
-    if sys.stdout is None:
-        raise OSError("standard output is closed")
-    sys.stdout.write(printable(text, keep="\n") + "\n")
-    sys.stdout.flush()
 
 
 # ── results ──

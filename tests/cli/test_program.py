@@ -656,7 +656,25 @@ def test_two_writers_of_one_file(layouts: Path, target: Path) -> None:
         assert [path.name for path in target.parent.iterdir()] == ["a.tar"]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["save", "--help"]], ids=" ".join)
+PRINTING = pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["save", "--help"]], ids=" ".join)
+
+
+@PRINTING
+def test_a_reader_of_standard_output_that_has_left(arguments: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as pipe:
+        ended = subprocess.run(
+            [sys.executable, "-m", "aiodockersave", *arguments],
+            check=False,
+            stdout=pipe,
+            stderr=subprocess.PIPE,
+            timeout=LIMIT,
+        )
+    assert (ended.returncode, ended.stderr) == (141, b"")
+
+
+@PRINTING
 def test_a_full_standard_output_is_one_line(arguments: list[str]) -> None:
     with Path("/dev/full").open("wb") as full:
         ended = subprocess.run(

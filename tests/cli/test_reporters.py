@@ -23,8 +23,9 @@ from aiodockersave import Digest, cli
 from aiodockersave.cli import reporters
 from aiodockersave.cli.bars import Bars, clock
 from aiodockersave.cli.json_lines import JsonLines
-from aiodockersave.cli.reporters import PlainLines, Reporter, Tally, amount, new_reporter
+from aiodockersave.cli.reporters import PlainLines, Reporter, Tally, amount
 from aiodockersave.cli.terminal import Terminal
+from aiodockersave.cli.work import new_reporter
 from aiodockersave.core.model import OCI_LAYER, Descriptor
 from aiodockersave.core.plan import Report
 from aiodockersave.pipeline.progress import (

@@ -128,8 +128,8 @@ def as_sink(obj: AnySink) -> Sink:
         return _file_sink(file)
     if isinstance(obj, asyncio.StreamWriter):
         return StreamWriterSink(obj)
-    response = sys.modules.get("aiohttp.web_response")
-    if response is not None and isinstance(obj, response.StreamResponse):
+    web = sys.modules.get("aiohttp.web")
+    if web is not None and isinstance(obj, web.StreamResponse):
         return ResponseSink(obj)
     if not isinstance(obj, type):
         if callable(getattr(obj, "write", None)):
@@ -197,8 +197,10 @@ def _kind(obj: object) -> str:
 def _wrapped_file(obj: Any) -> Any:
     """Return the plain file below an aiofiles, anyio or tempfile wrapper, the file itself, or None."""
     for module, cls, attribute in (
+        # No public way: aiofiles' own `flush` is a coroutine in an executor, and our thread has to flush.
         ("aiofiles.base", "AsyncBase", "_file"),
         ("anyio", "AsyncFile", "wrapped"),
+        # The class has no public name: `tempfile.NamedTemporaryFile` is a function.
         ("tempfile", "_TemporaryFileWrapper", "file"),
     ):
         wrapper = getattr(sys.modules.get(module), cls, None)
@@ -240,6 +242,7 @@ def _descriptor_below(file: Any) -> int | None:
         try:
             return int(file.fileno())
         except (AttributeError, OSError, TypeError, ValueError):
+            # `_fileobj` is that of a ZipFile's member, which has no public way to what it writes to.
             below = [getattr(file, name, None) for name in ("fileobj", "_fileobj", "fp")]
             file = next((each for each in below if each is not None), None)
     return None

@@ -254,6 +254,7 @@ class _Client:
         has the connection; in hypercorn and granian, and behind Starlette's ``BaseHTTPMiddleware``, nothing leads there:
         what was upstream is closed all the same, but the server keeps the connection until the client moves.
         """
+        # `transport` is not documented; neither ASGI nor uvicorn has a public way to a connection.
         transport = getattr(getattr(self._receive, "__self__", None), "transport", None)
         if not callable(getattr(transport, "abort", None)):
             return False

@@ -7,7 +7,7 @@ exit  meaning
 1     failed: one line on standard error says what, and what to do
 2     the command line is wrong
 130   interrupted by SIGINT (Ctrl-C): nothing half-written is under the target's name
-141   whoever read standard output has left
+141   the reader of standard output has left
 143   ended by SIGTERM or SIGHUP: as 130
 ====  ================================================================================================
 """

@@ -20,7 +20,7 @@ from .printing import PROGRAM, printable
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# ── what commands take ──
+# ── options and arguments ──
 
 
 def _read_images(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> list[ImageArgument]:
@@ -59,53 +59,55 @@ def _option(*names: str, **settings: Any) -> Callable[[F], F]:
     return click.option(*names, envvar=variable, show_envvar=True, **settings)
 
 
+_COMMON: tuple[Callable[[Any], Any], ...] = (
+    _option("--verbose", is_flag=True, help="Print more, and tracebacks of errors."),
+    _option("--quiet", is_flag=True, help="Print nothing but errors."),
+    _option(
+        "--platform",
+        callback=_read_platform,
+        metavar="OS/ARCH[/VARIANT]",
+        help="The platform of an image to take; by default linux on this machine's architecture.",
+    ),
+    _option(
+        "--allow-other-platform",
+        is_flag=True,
+        help="Take an image, too, that is for another platform than the one that --platform names.",
+    ),
+    _option(
+        "--format",
+        type=click.Choice(["docker"]),
+        default="docker",
+        show_default=True,
+        help="Layout of the archive.",
+    ),
+    _option(
+        "--mirror",
+        "mirrors",
+        multiple=True,
+        callback=_read_mirrors,
+        metavar="URL",
+        help="Ask this mirror first for everything that has a digest; may be given several times.",
+    ),
+    _option(
+        "--authfile",
+        type=click.Path(dir_okay=False),
+        help="Credentials, as docker login and podman login write them.",
+    ),
+    _option(
+        "--cert-dir",
+        type=click.Path(file_okay=False),
+        help="Authorities (*.crt) and a client certificate (*.cert, *.key) for registries.",
+    ),
+    _option("--ca-file", type=click.Path(dir_okay=False), help="More authorities for registries, in PEM."),
+    _option("--plain-http", is_flag=True, help="Ask registries by http."),
+    click.argument("images", nargs=-1, required=True, callback=_read_images, metavar="IMAGE..."),
+)
+"""The options and arguments that every command takes."""
+
+
 def _common(function: F) -> F:
-    """Declare what all commands take."""
-    for declare in (
-        _option("--verbose", is_flag=True, help="Say where it failed, too."),
-        _option("--quiet", is_flag=True, help="Say nothing but errors."),
-        _option(
-            "--platform",
-            callback=_read_platform,
-            metavar="OS/ARCH[/VARIANT]",
-            help="Which of an image's platforms; by default linux on this machine's architecture.",
-        ),
-        _option(
-            "--allow-other-platform",
-            is_flag=True,
-            help="Take an image also if it says that it is for another platform than the one that --platform names.",
-        ),
-        _option(
-            "--format",
-            type=click.Choice(["docker"]),
-            default="docker",
-            show_default=True,
-            help="Layout of the archive.",
-        ),
-        _option(
-            "--mirror",
-            "mirrors",
-            multiple=True,
-            callback=_read_mirrors,
-            metavar="URL",
-            help="Ask this mirror first, for what a digest names; may be given several times.",
-        ),
-        _option(
-            "--authfile",
-            type=click.Path(dir_okay=False),
-            help="Credentials, as docker login and podman login write them.",
-        ),
-        _option(
-            "--cert-dir",
-            type=click.Path(file_okay=False),
-            help="Authorities (*.crt) and a client certificate (*.cert, *.key) for registries.",
-        ),
-        _option(
-            "--ca-file", type=click.Path(dir_okay=False), help="More authorities for registries, in PEM."
-        ),
-        _option("--plain-http", is_flag=True, help="Ask registries by http."),
-        click.argument("images", nargs=-1, required=True, callback=_read_images, metavar="IMAGE..."),
-    ):
+    """Declare `_COMMON` for a command."""
+    for declare in _COMMON:
         function = declare(function)
     return function
 
@@ -121,7 +123,7 @@ def command() -> None:
 
 @command.command()
 @_common
-@_option("-o", "--output", required=True, metavar="FILE", help="Where to: a file, or - for standard output.")
+@_option("-o", "--output", required=True, metavar="FILE", help="The file to write, or - for standard output.")
 @_option(
     "--layers",
     type=click.Choice(["keep", "decompress"]),
@@ -144,19 +146,19 @@ def command() -> None:
     "--max-expansion",
     type=click.IntRange(min=0),
     metavar="NUMBER",
-    help="How many plain bytes to accept for a compressed one, beyond 64 MiB of a layer; by default 1100, 0 for any number.",
+    help="Plain bytes to accept for each compressed byte, beyond 64 MiB of a layer; by default 1100, 0 for any number.",
 )
 @_option(
     "--jobs",
     type=click.IntRange(1, 64),
     default=2,
     show_default=True,
-    help="How many layers are read at once.",
+    help="The number of layers that are read at once.",
 )
 @_option(
     "--resume",
     is_flag=True,
-    help="Go on where an interrupted save ended, and keep what was received should this one be interrupted.",
+    help="Resume an interrupted save; if this one is interrupted, keep the bytes that were received.",
 )
 @_option(
     "--checksum", is_flag=True, help="End with the SHA-256 of the archive, too: one more pass over its bytes."

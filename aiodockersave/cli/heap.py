@@ -32,7 +32,7 @@ _PERIOD: Final = 0.1
 
 
 def _function(name: str) -> Callable[..., int] | None:
-    """Return a function of the C library; None where it is another one."""
+    """Return a function of glibc; None where the C library is another one."""
     if sys.platform != "linux":
         return None
     try:

@@ -1,4 +1,4 @@
-"""The sources that a command line names. Registries share one, so that what they have in common is asked once."""
+"""The sources that a command line names. All registries share one source, so that each token is asked for once."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Sources:
     async def requests(self, images: Sequence[ImageArgument]) -> list[ImageRequest]:
         """Return the images with their sources.
 
-        Cancel: what was opened is closed at the end of the block.
+        Cancel: the end of the block closes the sources that were opened.
         """
         return [
             ImageRequest(await self._source(image), image.reference, image.tags, str(image))

@@ -1,4 +1,4 @@
-"""The work of each command: its options become a call of the library, and the result lines for people or programs."""
+"""The work of each command: options become a call of the library, its result becomes lines for people or programs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .printing import print_data
 from .reporters import PlainLines, Reporter
 from .run import run
 from .sources import RegistryOptions, Sources, get_ready
-from .terminal import Terminal, plan_json, plan_text, summary
+from .terminal import Terminal, plan_json, plan_text, result_lines
 
 
 def save(
@@ -40,9 +40,9 @@ def save(
     Raises:
         click.UsageError: Options contradict each other, or the target is none.
     """
-    target = _target(output)
-    if resume and output == "-":
-        raise click.UsageError("--resume is for a file; what went to standard output cannot be gone on with")
+    target, name = _target(output), None if output == "-" else output
+    if resume and name is None:
+        raise click.UsageError("--resume is for a file: an archive on standard output cannot be resumed")
     if resume and options["layers"] == "decompress":
         raise click.UsageError("--resume needs --layers keep: with decompress the size is not known ahead")
     if max_expansion is not None:
@@ -60,15 +60,10 @@ def save(
                     requests, target, fsync=not no_fsync, resume=resume, progress=reporter, **options
                 )
         if reporter.prepared is not None:
-            for image in reporter.prepared.images:
-                if image.request.tags is None and not image.image.repo_tags:
-                    terminal.say(
-                        f"{image.request} has no name in the archive; write {image.request}=NAME:TAG to give it one"
-                    )
-            name = "standard output" if output == "-" else output
-            terminal.say(summary(name, report, reporter.prepared))
+            for line in result_lines(name or "standard output", report, reporter.prepared):
+                terminal.say(line)
 
-    return run(work, terminal, target=None if output == "-" else output)
+    return run(work, terminal, target=name)
 
 
 def _target(output: str) -> Any:

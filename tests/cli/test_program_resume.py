@@ -166,7 +166,8 @@ def test_a_signal_says_how_to_go_on(desk: Desk, whole: str, number: signal.Signa
         said = only_line(process.communicate()[1])
     assert said.startswith(line)
     assert (
-        f"what was received is kept in {desk.part}; the same command with --resume goes on from there" in said
+        f"the part that was received is kept in {desk.part}; the same command with --resume resumes there"
+        in said
     )
     desk.assert_kept()
     assert desk.finish(whole) > 0

@@ -1,4 +1,4 @@
-"""The command line inside this process: how arguments are read, what is printed where, exit codes."""
+"""The command line inside this process: arguments, output on both streams, exit codes."""
 
 from __future__ import annotations
 
@@ -305,7 +305,9 @@ def test_save_says_what_was_saved(run: Run, layout: Path, tmp_path: Path) -> Non
     ],
     ids=["default", "plain", "none", "quiet", "quiet and plain"],
 )
-def test_how_much_is_said(run: Run, layout: Path, tmp_path: Path, options: list[str], lines: int) -> None:
+def test_options_decide_how_many_lines_are_printed(
+    run: Run, layout: Path, tmp_path: Path, options: list[str], lines: int
+) -> None:
     """The last two lines are the notice of a missing name, and the summary."""
     result = run("save", f"oci:{layout}:one", "-o", tmp_path / "a.tar", *options)
     assert (result.code, len(result.lines)) == (0, lines)
@@ -449,7 +451,7 @@ def test_one_name_for_two_images_names_both(
     assert path.read_bytes() == b"old"
 
 
-def test_what_nobody_thought_of_is_one_line_too(
+def test_an_unexpected_error_is_one_line(
     run: Run, layout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Reporter, "__call__", lambda self, event: 1 / 0)
@@ -501,7 +503,7 @@ def test_plan_for_people(run: Run, layout: Path) -> None:
     ]
 
 
-# ── what is printed ──
+# ── output ──
 
 
 @pytest.mark.parametrize(

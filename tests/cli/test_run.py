@@ -23,7 +23,7 @@ SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 143}
 
 @pytest.fixture(autouse=True)
 def _signals() -> Iterator[None]:
-    """A command takes its handlers away; what pytest had comes back."""
+    """A command removes its handlers; those of pytest come back."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     yield
     for number, handler in before.items():

@@ -52,33 +52,22 @@ def get_ready(images: Sequence[ImageArgument]) -> None:
         load_aiohttp()
 
 
-class Sources:
-    """Sources for the images of one command, closed with it."""
+async def open_sources(
+    images: Sequence[ImageArgument], options: RegistryOptions, stack: AsyncExitStack
+) -> list[ImageRequest]:
+    """Return the images with their sources, which ``stack`` closes.
 
-    def __init__(self, options: RegistryOptions) -> None:
-        self._options = options
-        self._registry: aiodockersave.RegistrySource | None = None
-        self._stack = AsyncExitStack()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self._stack.aclose()
-
-    async def requests(self, images: Sequence[ImageArgument]) -> list[ImageRequest]:
-        """Return the images with their sources.
-
-        Cancel: the end of the block closes the sources that were opened.
-        """
-        return [
-            ImageRequest(await self._source(image), image.reference, image.tags, str(image))
-            for image in images
-        ]
-
-    async def _source(self, image: ImageArgument) -> aiodockersave.Source:
+    Cancel: ``stack`` closes the sources that were opened.
+    """
+    registry: aiodockersave.RegistrySource | None = None
+    requests = []
+    for image in images:
+        source: aiodockersave.Source
         if isinstance(image, LayoutImage):
-            return OciLayoutSource(image.directory)
-        if self._registry is None:
-            self._registry = await self._stack.enter_async_context(self._options.open())
-        return self._registry
+            source = OciLayoutSource(image.directory)
+        else:
+            if registry is None:
+                registry = await stack.enter_async_context(options.open())
+            source = registry
+        requests.append(ImageRequest(source, image.reference, image.tags, str(image)))
+    return requests

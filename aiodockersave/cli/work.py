@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from contextlib import AsyncExitStack
 from typing import Any
 
 import click
@@ -19,7 +20,7 @@ from .json_lines import JsonLines
 from .printing import print_data
 from .reporters import PlainLines, Reporter
 from .run import run
-from .sources import RegistryOptions, Sources, get_ready
+from .sources import RegistryOptions, get_ready, open_sources
 from .terminal import Terminal, plan_json, plan_text, result_lines
 
 
@@ -53,8 +54,8 @@ def save(
     reporter = new_reporter(progress, terminal)
 
     async def work() -> None:
-        async with heap.giving_back(), Sources(registries) as sources:
-            requests = await sources.requests(images)
+        async with heap.giving_back(), AsyncExitStack() as stack:
+            requests = await open_sources(images, registries, stack)
             with reporter:
                 report = await pipeline.save(
                     requests, target, fsync=not no_fsync, resume=resume, progress=reporter, **options
@@ -102,8 +103,8 @@ def plan(*, images: list[ImageArgument], as_json: bool, quiet: bool, verbose: bo
     get_ready(images)
 
     async def work() -> None:
-        async with Sources(registries) as sources:
-            prepared = await prepare(await sources.requests(images), **options)
+        async with AsyncExitStack() as stack:
+            prepared = await prepare(await open_sources(images, registries, stack), **options)
         if prepared.plan is not None:
             print_data((plan_json if as_json else plan_text)(prepared, prepared.plan))
 

@@ -61,7 +61,7 @@ def response_headers(
     added = list(extra)
     names = {name.lower() for name, _ in added}
     if taken := sorted(names & _OURS):
-        raise InvalidInputError(f"{taken[0]} follows from the archive and the request: leave it away")
+        raise InvalidInputError(f"{taken[0]} follows from the archive and the request: leave it out")
     for name, value in added:
         if not _is_field(name, value):  # the value may be a secret
             raise InvalidInputError(f"a header field cannot be sent, its name or value: {name!a:.100}")

@@ -659,30 +659,23 @@ def test_two_writers_of_one_file(layouts: Path, target: Path) -> None:
 PRINTING = pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["save", "--help"]], ids=" ".join)
 
 
+def print_into(file: BinaryIO, arguments: list[str]) -> tuple[int, str]:
+    """Return the exit code and standard error of a command that prints into a file."""
+    command = [sys.executable, "-m", "aiodockersave", *arguments]
+    ended = subprocess.run(command, check=False, stdout=file, stderr=subprocess.PIPE, timeout=LIMIT)
+    return ended.returncode, ended.stderr.decode()
+
+
 @PRINTING
 def test_a_reader_of_standard_output_that_has_left(arguments: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "wb") as pipe:
-        ended = subprocess.run(
-            [sys.executable, "-m", "aiodockersave", *arguments],
-            check=False,
-            stdout=pipe,
-            stderr=subprocess.PIPE,
-            timeout=LIMIT,
-        )
-    assert (ended.returncode, ended.stderr) == (141, b"")
+        assert print_into(pipe, arguments) == (141, "")
 
 
 @PRINTING
 def test_a_full_standard_output_is_one_line(arguments: list[str]) -> None:
     with Path("/dev/full").open("wb") as full:
-        ended = subprocess.run(
-            [sys.executable, "-m", "aiodockersave", *arguments],
-            check=False,
-            stdout=full,
-            stderr=subprocess.PIPE,
-            timeout=LIMIT,
-        )
-    assert ended.returncode == 1
-    assert ended.stderr.decode() == "aiodockersave: standard output: No space left on device\n"
+        line = "aiodockersave: standard output: No space left on device\n"
+        assert print_into(full, arguments) == (1, line)

@@ -6,9 +6,12 @@
     a81f07cc3e55 ━━━━━━╸━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━  16%  1.02 MB/6.31 MB  2.33 MB/s  0:02
     3/5 layers   ━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━╸━━━━━━  84%    151 MB/180 MB  12.5 MB/s  0:02
 
-A layer's bar goes when the layer is in; on a narrow terminal what can be missed best is left out. What rich is asked
-for is the bar alone, once for each percent: its own ``Progress`` takes 3.6 ms for a look at nine bars, during which the
-loop would wait for the interpreter. It is imported by the printer's thread when the bars first appear.
+A layer's bar goes when the layer is in the archive. A narrow terminal lacks the rate first, then the amount, then the time.
+
+rich draws the bar alone, once for each percent. Its ``Progress`` is not used: it hides the cursor, which a killed process
+would leave hidden; its rate does not fall while a layer stalls; and it takes 4.9 ms for a look at nine bars, where these take
+0.1 ms, ten times a second, while the loop waits for the interpreter. The printer's thread imports rich when the bars first
+appear: the import takes 50 ms, two fifths of a tiny save, which is over before.
 """
 
 from __future__ import annotations
@@ -50,7 +53,7 @@ class Bars(Reporter):
         self._painter: _Painter | None = None
 
     def show(self, event: Event) -> None:
-        """Bring up the bars; how far they are is looked up when they are painted."""
+        """Bring up the bars, which look up how far the layers are when they are painted."""
         if isinstance(event, SaveStarted):
             self._begin = time.monotonic()
             self._terminal.printer.show(self)
@@ -129,12 +132,12 @@ class _Pace:
 
     @property
     def rate(self) -> float | None:
-        """Bytes a second, of late; None as long as nobody can tell."""
+        """Bytes a second within the window; None before there are two moments."""
         (begin, first), (end, last) = self._noted[0], self._noted[-1]
         return (last - first) / (end - begin) if end > begin else None
 
     def left(self, size: int) -> str:
-        """Return how long it takes to come to ``size`` bytes, if it goes on like this."""
+        """Return the time until the count is ``size`` bytes, at this speed."""
         missing, rate = size - self._noted[-1][1], self.rate
         return clock(missing / rate) if rate and missing >= 0 else "-:--"
 
@@ -144,7 +147,7 @@ class _Painter:
 
     Attributes:
         size: The size.
-        encoding: What the terminal is written in.
+        encoding: The encoding of the terminal.
     """
 
     def __init__(self, size: os.terminal_size, encoding: str) -> None:
@@ -156,7 +159,7 @@ class _Painter:
         self._bars: dict[int, str] = {}  # of each percent
 
     def row(self, name: str, percent: int, done: tuple[int, int], rate: float | None, left: str) -> str:
-        """Return a row; ``done`` are bytes that were read, and all of them."""
+        """Return a row; ``done`` is the number of bytes that were read, and of all bytes."""
         parts = self._parts(percent, done, rate, left)
         room = self._width - _NAME - len(" ") - sum(map(len, parts))
         if room < _SHORTEST_BAR:
@@ -166,7 +169,7 @@ class _Painter:
         return f"{name:{_NAME}.{_NAME}} {self._bars[percent]}{''.join(parts)}"
 
     def _parts(self, percent: int, done: tuple[int, int], rate: float | None, left: str) -> list[str]:
-        """Return what is behind the bar, as far as there is room for it."""
+        """Return the texts behind the bar, as far as there is room."""
         room = self._width - _NAME - len(" ") - _SHORTEST_BAR - len(_GAP) - _PERCENT
         shown_rate = "" if rate is None else f"{amount(rate)}/s"
         fits = []
@@ -193,13 +196,13 @@ class _Painter:
 def _new_console(width: int, encoding: str) -> Console:
     from rich.console import Console  # noqa: PLC0415 - see the head of this file
 
-    # Colours, or none, are rich's to decide; which characters there are it asks the file.
+    # rich decides on colours, and takes the characters that it may use from the file's encoding.
     file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     return Console(file=file, force_terminal=True, width=width, height=1, legacy_windows=False)
 
 
 def clock(seconds: float) -> str:
-    """Return a duration as clocks show it: minutes and seconds, and hours if there are any."""
+    """Return a duration as clocks show it: minutes and seconds, and hours where there are some."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours > 99:

@@ -1,9 +1,12 @@
-"""The heap of a process of ours, where the C library is glibc.
+"""The heap of a process of ours, where the C library is glibc: here for memory, not for speed.
 
-* Threads share one heap. They allocate under Python's lock, so one each gains nothing, and keeps what each has freed.
+* Threads share one heap. They allocate under Python's lock, so one heap each gains nothing, and keeps what each has freed.
 * Blocks of some 100 KiB stay in it. By default they go back to the system at once, which maps and zeroes others for the next
-  batch: a fifth of a save's time.
-* What is free between what is used is given back now and then; else it is more with every layer.
+  batch: 4 % of a save's processor time.
+* Memory that is free between blocks in use is given back now and then.
+
+Measured with 64 layers of 15 MB from a registry, decompressed, two at once (medians of 5): a peak of 59 MiB; without
+giving back 61, without the settings 64, with neither 66. With layers kept it is 44 whatever is done.
 """
 
 from __future__ import annotations
@@ -25,11 +28,11 @@ _M_MMAP_THRESHOLD: Final = -3
 _M_ARENA_MAX: Final = -8
 _SETTINGS: Final = {_M_ARENA_MAX: 1, _M_MMAP_THRESHOLD: 8 << 20, _M_TRIM_THRESHOLD: 16 << 20}
 _PERIOD: Final = 0.1
-"""Seconds between two times at which what is free is given back: it takes half a millisecond of a thread."""
+"""Seconds between two times at which free memory is given back, which takes half a millisecond of a thread."""
 
 
 def _function(name: str) -> Callable[..., int] | None:
-    """Return a function of the C library; None where it is another one."""
+    """Return a function of glibc; None where the C library is another one."""
     if sys.platform != "linux":
         return None
     try:
@@ -42,7 +45,7 @@ def _function(name: str) -> Callable[..., int] | None:
 
 
 def set_up() -> None:
-    """Set it up, before there are threads."""
+    """Set up the heap, before there are threads."""
     mallopt = _function("mallopt")
     if mallopt is not None:
         for parameter, value in _SETTINGS.items():
@@ -51,9 +54,9 @@ def set_up() -> None:
 
 @asynccontextmanager
 async def giving_back() -> AsyncGenerator[None, None]:
-    """Give back what is free, time and again, while the block runs.
+    """Give back free memory, time and again, while the block runs.
 
-    Cancel: when it is raised, nothing is being given back any more.
+    Cancel: when it is raised, nothing is given back any more.
     """
     trim = _function("malloc_trim")
     if trim is None:

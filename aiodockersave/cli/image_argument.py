@@ -1,9 +1,9 @@
 """IMAGE of the command line: a reference as Docker writes it, or ``oci:DIR[:REF]``; ``=NAME:TAG[,NAME:TAG…]`` may follow.
 
 The last ``=`` splits off the tags, the last ``:`` after the last ``/`` the REF; a digest may be the REF too. Names of
-directories may have both characters, so what can be read in another way, and names a directory that is there, is
-refused with the ways to write it. ``::`` between DIR and REF, and a ``=`` at the end, leave nothing open:
-``oci:DIR::REF=``.
+directories may have both characters. So an argument that can be read in another way too, of which the directory exists, is
+refused, and the error shows the ways to write it. ``::`` between DIR and REF, and a ``=`` at the end, make an argument
+unambiguous: ``oci:DIR::REF=``.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _OTHER_KINDS = (
     "oci-archive:",
 )
 _LONGEST_PATH = 4096
-"""Characters, at least as many as the bytes that the system takes for a path."""
+"""Characters before REF: Linux takes no longer path (PATH_MAX), and a text of colons alone would have as many readings."""
 _MAX_SHOWN = 300
-"""Characters of an argument that an error shows: it is one line."""
+"""Characters of an argument that an error shows: with five of them it stays one readable line."""
 _MAX_CHOICES = 5
-"""Ways to write an argument that an error shows."""
+"""Ways to write an argument that an error shows: nobody reads more."""
 
 
 class RegistryImage(NamedTuple):
@@ -83,7 +83,7 @@ def parse_image(text: str, is_directory: Callable[[str], bool] = os.path.isdir) 
         is_directory: Tells whether a directory is there.
 
     Raises:
-        InvalidInputError: It cannot be read, or in several ways, or is of a kind that is not supported.
+        InvalidInputError: The argument is malformed, ambiguous, or of a kind that is not supported.
     """
     for kind in _OTHER_KINDS:
         if text.startswith(kind):
@@ -126,7 +126,7 @@ def _parse_layout(text: str, is_directory: Callable[[str], bool]) -> LayoutImage
 
 
 def _readings(text: str) -> Iterator[LayoutImage]:
-    """Yield in which ways the text after ``oci:`` can be read, first the one that the rules want."""
+    """Yield the readings of the text after ``oci:``, first the one by the rules."""
     head, equals, tail = text.rpartition("=")
     tags = _split_tags(tail)
     for split in _splits(head if equals else text):
@@ -138,14 +138,13 @@ def _readings(text: str) -> Iterator[LayoutImage]:
 
 
 def _splits(text: str) -> list[tuple[str, str]]:
-    """Return in which ways DIR and REF can be told apart, first the one that the rules want."""
+    """Return the ways to tell DIR and REF apart, first the one by the rules."""
     directory, colons, reference = text.rpartition("::")
     if colons:
         return [(directory, reference)]
     if digest := _split_digest(text):
         return [digest]
     whole = (text, "")
-    # Behind so many characters no directory ends. (And with thousands of colons, all splits would be very much text.)
     places = [i for i, character in enumerate(text[:_LONGEST_PATH]) if character == ":"]
     splits = [(text[:i], text[i + 1 :]) for i in places]
     wanted = splits[-1] if splits and "/" not in splits[-1][1] else whole

@@ -1,6 +1,6 @@
 """Progress as JSON: every line of standard error is one object, ASCII, written at once.
 
-``event`` says what it is. All keys of an event are always there; more may come to be. Sizes are bytes of blobs as the
+``event`` is its kind. An event always has all of its keys; later versions may add keys. Sizes are bytes of blobs as the
 source has them, digests are ``algorithm:hex``.
 
 ==================  ==============================================================================================
@@ -9,22 +9,22 @@ source has them, digests are ``algorithm:hex``.
 ``save_started``    ``total``: bytes of all blobs, each counted once. ``layers``: the blobs in order, each with
                     ``digest`` and ``size`` (null where it is not known). ``images``: in order, each with
                     ``reference``, ``image_id``, ``manifest_digest`` and ``repo_tags``, as ``plan --json`` has them
-``layer_started``   ``digest``, ``size``, ``resumed``: how many bytes an earlier save has left
+``layer_started``   ``digest``, ``size``, ``resumed``: bytes that an earlier save has left
 ``layer_advanced``  ``digest``, ``size``, ``done``, ``total_done``, ``total``: bytes read or resumed, of this layer
                     and of all. At most one in 100 ms for each layer
-``layer_retried``   ``digest``, ``retries``: how often the layer was asked for again
+``layer_retried``   ``digest``, ``retries``: times that the layer was asked for again
 ``layer_finished``  ``digest``, ``size``, ``total_done``, ``total``: the layer is in the archive, verified
 ``layer_reused``    ``digest``: another image has the layer too; it is not read again
 ``image_finished``  ``reference``, ``image_id``
 ``save_finished``   ``size`` of the archive in bytes, its ``sha256`` (``--checksum``; else null), ``total_done``, ``total``
-``message``         ``level`` (``info``, ``warning`` or ``error``), ``message``: what people are told in a line
+``message``         ``level`` (``info``, ``warning`` or ``error``), ``message``: the line that people are told
 ``error``           ``message``, ``exit_code``, ``traceback`` (null without ``--verbose``): the last line, if it fails
 ==================  ==============================================================================================
 
 Layers overlap. Neither a layer's ``done`` nor ``total_done`` ever goes back. A save that succeeds has one
-``save_finished``, one that does not has none, and an ``error`` (none of both: exit code 141, standard output's reader
-has left). Where nobody reads, ``layer_advanced`` is left out rather than that the save waits. ``--quiet`` leaves all
-out but errors. What is wrong with the command line itself is said in plain text, with exit code 2.
+``save_finished``; a save that fails has an ``error`` instead. With exit code 141 (the reader of standard output has
+left) there is neither. Where nobody reads the lines, ``layer_advanced`` is left out, so that the save does not wait.
+``--quiet`` leaves out everything but errors. A wrong command line is reported in plain text, with exit code 2.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Standard error, written by a thread: a terminal that was stopped, or a pipe that nobody reads, holds up nothing.
+"""Standard error, written by a thread: a stopped terminal, or a pipe that nobody reads, does not hold up the work.
 
 ::
 
@@ -6,8 +6,8 @@
                                                  ▲
                   Display (the bars), looked at ─┘ every 100 ms
 
-Below the lines there may be a display of a few rows, which is repainted. It is painted so that little can go wrong:
-the cursor stays visible and at the end of the last row, so that a process that is killed leaves nothing to restore.
+Below the lines there may be a display of a few rows, which is repainted. The cursor stays visible, at the end of the last
+row, so that a process that is killed leaves nothing to restore.
 """
 
 from __future__ import annotations
@@ -23,20 +23,22 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, Protocol
 
+PROGRAM: Final = "aiodockersave"
+
 REFRESH: Final = 0.1
-"""Seconds between two looks at a display."""
+"""Seconds between two looks at a display: faster, nobody can read it."""
 DELAY: Final = 0.25
-"""Seconds until a display appears: what is over by then needs none."""
+"""Seconds until a display appears: a save that is over by then needs none."""
 
 _MOST_WAITING: Final = 1000
-"""Texts that may wait to be written; when there are more, those that may be dropped are dropped."""
+"""Texts that may wait to be written, some 200 kB; beyond, those that may be dropped are dropped."""
 
 
 class Display(Protocol):
     """A few rows below the lines."""
 
     def rows(self, size: os.terminal_size, encoding: str) -> Sequence[str]:
-        """Return what is to be seen now: at most ``size.lines - 1`` rows, narrower than ``size.columns``.
+        """Return the rows to show now: at most ``size.lines - 1`` rows, narrower than ``size.columns``.
 
         Called by the printer's thread.
         """
@@ -46,25 +48,25 @@ class Display(Protocol):
 class Printer:
     """Writes standard error in a thread, which starts with the first text and ends with :meth:`close`.
 
-    No error of writing is raised: that nobody reads must not stop the work.
+    No error of writing is raised: the work goes on where nobody reads.
     """
 
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._is_closed = False
-        # From here on, what the thread has for itself.
+        # The thread alone uses these.
         self._display: Display | None = None
         self._next_look = 0.0
         self._painted: Sequence[str] = ()
 
     def print(self, text: str, *, may_drop: bool = False) -> None:
-        """Print a line, or several; where it ``may_drop``, only if not too much is waiting already."""
+        """Print a line, or several; a text that ``may_drop`` is dropped where too many wait already."""
         if not may_drop or self._queue.qsize() < _MOST_WAITING:
             self._do(partial(self._print, text))
 
     def show(self, display: Display) -> None:
-        """Show a display below the lines, in a moment."""
+        """Show a display below the lines, after `DELAY`."""
         self._do(partial(self._show, display))
 
     def hide(self) -> None:
@@ -72,10 +74,10 @@ class Printer:
         self._do(self._hide)
 
     def close(self, patience: float | None = None) -> None:
-        """Write what is waiting. What is printed later is written at once.
+        """Write all texts that wait. A text that is printed later is written at once.
 
         Args:
-            patience: After how many seconds to give up; None for never.
+            patience: Seconds after which to give up; None for never.
         """
         self._is_closed = True
         if self._thread is not None:
@@ -88,7 +90,7 @@ class Printer:
                 action()
             return
         if self._thread is None:
-            # A daemon: a process can end though nobody takes what this one writes.
+            # A daemon: the process can end while this thread waits for a reader.
             self._thread = threading.Thread(target=self._run, name="aiodockersave-printer", daemon=True)
             self._thread.start()
         self._queue.put(action)
@@ -126,7 +128,7 @@ class Printer:
             return
         try:
             rows = self._display.rows(_terminal_size(), _encoding())
-        except Exception as error:  # noqa: BLE001 - what is shown of the work must not end it
+        except Exception as error:  # noqa: BLE001 - a fault of the display must not end the work
             self._hide()
             self._print(f"aiodockersave: progress is not shown: {type(error).__name__}: {error}")
             return
@@ -147,7 +149,7 @@ class Printer:
 
 
 def _above(rows: Sequence[str]) -> str:
-    """Return what clears painted rows and leaves the cursor where the first one began."""
+    """Return the sequence that clears painted rows and leaves the cursor where the first one began."""
     if not rows:
         return ""
     up = f"\x1b[{len(rows) - 1}A" if len(rows) > 1 else ""
@@ -155,11 +157,11 @@ def _above(rows: Sequence[str]) -> str:
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
-    # By descriptor: an interpreter that ends must not find a lock of `sys.stderr` held by a thread that waits.
+    # By descriptor: the interpreter must not find a lock of `sys.stderr` at its end that a waiting thread holds.
     while data:
         try:
             data = data[os.write(descriptor, data) :]
-        except BlockingIOError:  # whoever shares it has made it non-blocking
+        except BlockingIOError:  # another process that has it open has made it non-blocking
             select.select([], [descriptor], [])
 
 
@@ -172,4 +174,49 @@ def _terminal_size() -> os.terminal_size:
         size = os.get_terminal_size(sys.stderr.fileno())
     except (OSError, ValueError):
         size = os.terminal_size((0, 0))
-    return os.terminal_size((size.columns or 80, size.lines or 24))  # as terminals do that know no better
+    return os.terminal_size((size.columns or 80, size.lines or 24))  # the usual size
+
+
+# ── without the thread ──
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Escape characters that a terminal would obey: controls, and those that turn text around.
+
+    Args:
+        text: The text, which may come from a registry.
+        keep: Characters that stay as they are.
+    """
+    return "".join(char if char.isprintable() or char in keep else _escaped(char) for char in text)
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii")
+
+
+def print_error(text: str, keep: str = "") -> None:
+    """Print a line on standard error; where nobody reads it, go on."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(printable(text, keep) + "\n")
+            sys.stderr.flush()
+
+
+def print_data(text: str) -> None:
+    """Print lines on standard output.
+
+    Raises:
+        OSError: They could not be written.
+    """
+    if sys.stdout is None:
+        raise OSError("standard output is closed")
+    sys.stdout.write(printable(text, keep="\n") + "\n")
+    sys.stdout.flush()
+
+
+def give_up_output() -> None:
+    """Send the rest of standard output to /dev/null: the interpreter would fail to flush it at exit."""
+    if sys.stdout is not None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)

@@ -1,10 +1,10 @@
 """The progress of a save as the command shows it, in one of several forms.
 
 =======  ==================================================================================
-form     what is shown, all of it on standard error
+form     shown on standard error
 =======  ==================================================================================
 auto     bars on a terminal (:mod:`.bars`), plain lines elsewhere
-plain    a line when a layer is in, and now and then while a large one is read
+plain    a line when a layer is in the archive, and every 5 s while it is read
 json     one JSON object a line (:mod:`.json_lines`); messages and errors are objects, too
 none     nothing
 =======  ==================================================================================
@@ -14,9 +14,6 @@ All forms count by one :class:`Tally`, which never goes back.
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import sys
 import time
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -38,31 +35,7 @@ from aiodockersave.pipeline.resolve import Prepared
 from .terminal import Terminal
 
 PATIENCE: Final = 5.0
-"""Seconds between two plain lines about one layer."""
-
-
-def new_reporter(form: str, terminal: Terminal) -> Reporter:
-    """Return what shows progress in a form, which is one of those above."""
-    if form == "json":
-        from .json_lines import JsonLines  # noqa: PLC0415 - only one form is needed
-
-        return JsonLines(terminal)
-    if form == "none" or terminal.is_quiet:
-        return Reporter()
-    if form == "auto" and _can_show_bars():
-        from .bars import Bars  # noqa: PLC0415
-
-        return Bars(terminal)
-    return PlainLines(terminal)
-
-
-def _can_show_bars() -> bool:
-    return (
-        sys.stderr is not None
-        and sys.stderr.isatty()
-        and os.environ.get("TERM", "dumb") not in {"", "dumb", "unknown"}
-        and importlib.util.find_spec("rich") is not None
-    )
+"""Seconds between two plain lines about one layer: a log of an hour has 720 of them, not 36,000."""
 
 
 # ── counting ──
@@ -74,11 +47,11 @@ class LayerTally:
 
     Attributes:
         layer: The blob.
-        number: Which one it is, from 1 on.
-        done: How many of its bytes were read, or resumed.
-        resumed: How many of them an earlier save has left.
-        retries: How often it was asked for again.
-        is_waiting: Whether nothing came since it was asked for again.
+        number: The layer's place in the order, from 1 on.
+        done: Bytes that were read, or resumed.
+        resumed: Bytes that an earlier save has left.
+        retries: Times that the layer was asked for again.
+        is_waiting: Whether no byte has come since the layer was asked for again.
     """
 
     layer: Descriptor
@@ -90,12 +63,12 @@ class LayerTally:
 
     @property
     def size(self) -> int:
-        """Bytes of the blob; 0 where that is not known."""
+        """Bytes of the blob; 0 where the size is not known."""
         return self.layer.size or 0
 
     @property
     def short_name(self) -> str:
-        """As much of the digest as people compare."""
+        """The first 12 digits of the digest, which people compare."""
         return self.layer.digest.encoded[:12]
 
 
@@ -105,11 +78,11 @@ class Tally:
 
     Attributes:
         total: Bytes of all blobs.
-        total_done: How many of them were read, or resumed.
+        total_done: Bytes of all blobs that were read, or resumed.
         layers: All layers.
-        running: Those that are being read.
-        finished: Those that are in the archive.
-        reused: How many more there are that were in already.
+        running: Layers that are being read.
+        finished: Layers that are in the archive.
+        reused: Layers that were not read again, because another image has them.
         is_over: Whether the archive is whole.
     """
 
@@ -122,7 +95,7 @@ class Tally:
     is_over: bool = False
 
     def take(self, event: Event) -> None:
-        """Count what an event tells."""
+        """Count an event."""
         match event:
             case SaveStarted(prepared, total):
                 self.total = total
@@ -153,7 +126,7 @@ class Tally:
 
     @property
     def percent(self) -> int:
-        """The share of all blobs that is done; 100 when every layer is in the archive, and not before."""
+        """The share of all bytes that is done; 100 when every layer is in the archive, and not before."""
         if self.is_over or (self.layers and len(self.finished) == len(self.layers)):
             return 100
         return min(99, 100 * self.total_done // self.total) if self.total else 0
@@ -171,13 +144,13 @@ class Tally:
 
 
 class Reporter:
-    """Takes the events of a save, and shows nothing of them.
+    """Takes the events of a save, and shows nothing.
 
-    It is entered before the save and left after it, also where that fails: then nothing of it is to be seen any more.
+    The reporter is entered before the save and left after it, also after a failure: then its display is gone.
 
     Attributes:
-        prepared: What is saved, once that is known.
-        tally: How far it is.
+        prepared: The images that are saved, once they are resolved.
+        tally: The progress.
     """
 
     def __init__(self) -> None:
@@ -200,14 +173,14 @@ class Reporter:
         self.show(event)
 
     def show(self, event: Event) -> None:
-        """Show an event that was counted."""
+        """Show an event, which is counted already."""
 
     def end(self) -> None:
-        """Remove what is not to stay."""
+        """Remove the display."""
 
 
 class PlainLines(Reporter):
-    """A line when a layer is in, and one now and then while a large one is read."""
+    """Prints a line when a layer is in the archive, and one every `PATIENCE` seconds while it is read."""
 
     def __init__(self, terminal: Terminal) -> None:
         super().__init__()
@@ -215,7 +188,7 @@ class PlainLines(Reporter):
         self._last_line: dict[Digest, float] = {}
 
     def show(self, event: Event) -> None:
-        """Print a line, unless there was one a moment ago."""
+        """Print a line; about a layer that is being read, only if there was none for a while."""
         match event:
             case LayerStarted(layer):
                 self._last_line[layer.digest] = time.monotonic()
@@ -247,7 +220,7 @@ def _remarks(tally: LayerTally) -> str:
 
 
 def count(number: int, one: str, many: str) -> str:
-    """Return a number of things."""
+    """Return a number with its noun."""
     return f"{number} {one if number == 1 else many}"
 
 

@@ -6,29 +6,29 @@ import asyncio
 import errno
 import os
 import signal
-import sys
 from collections.abc import Awaitable, Callable
 
 from aiodockersave.core.errors import AuthenticationError, DockerSaveError
 from aiodockersave.core.text import message_line
 
+from .printing import give_up_output
 from .terminal import Terminal
 
 EXIT_FAILED = 1
 EXIT_SIGNAL = 128
-"""Added to the number of a signal, as shells do it."""
+"""Shells add this to the number of a signal for the exit code of a process that it ended."""
 
 _PATIENCE = 0.5
-"""Seconds that an interrupted command waits for its last lines to be taken."""
+"""Seconds that an interrupted command waits for a reader of its last lines: less than people wait for Ctrl-C."""
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _IN_OPTIONS = {
     "allow more by max_expansion": "allow more by --max-expansion",
     "pass allow_other_platform=True": "pass --allow-other-platform",
     "the same save with resume=True": "the same command with --resume",
 }
-"""The advice of the library, in arguments, and the same in the command's options."""
+"""The library's advice, which names arguments, and the same advice with the command's options."""
 _NEEDS_LOGIN = "a password is needed"
-"""The reason of an error that a login mends."""
+"""Part of the reason of an error that a login mends."""
 _ADVICE = {
     errno.EACCES: "check the permissions",
     errno.EDQUOT: "free some space, or write to another place",
@@ -47,44 +47,46 @@ def run(work: Callable[[], Awaitable[None]], terminal: Terminal, *, target: str 
     """Run ``work`` to its end and return the exit code.
 
     Args:
-        work: What is to be done.
-        terminal: Where it is said what failed; its printer is closed.
-        target: The name of what is written to; None for standard output.
+        work: The work of the command.
+        terminal: Reports a failure; its printer is closed.
+        target: The name of the file that is written; None for standard output.
     """
     code = _run(work, terminal, target)
-    # Whoever wants the process to end does not want to wait until somebody reads why it does.
+    # A user who interrupts the process does not want to wait until somebody reads the reason.
     terminal.printer.close(_PATIENCE if code > EXIT_SIGNAL else None)
     return code
 
 
 def _run(work: Callable[[], Awaitable[None]], terminal: Terminal, target: str | None) -> int:
-    code = EXIT_FAILED
     try:
         asyncio.run(_interruptible(work))
-    except _EndedError as error:
-        code = EXIT_SIGNAL + (signal.SIGINT if error.signal is signal.SIGINT else signal.SIGTERM)
-        terminal.fail(_with_notes(f"ended by {error.signal.name}", error.__cause__), error, code)
-    except BrokenPipeError as error:
-        if target is None:
+    except Exception as error:  # noqa: BLE001 - any error ends in one line
+        if target is None and isinstance(error, OSError) and not isinstance(error, DockerSaveError):
             give_up_output()
-            return EXIT_SIGNAL + signal.SIGPIPE
-        terminal.fail(_reason(error, target), error, code)
-    except AuthenticationError as error:
-        advice = "; log in with docker login or podman login" if _NEEDS_LOGIN in error.reason else ""
-        terminal.fail(_with_notes(f"{error}{advice}", error), error, code)
-    except DockerSaveError as error:  # also where it is an OSError: its text says all
-        terminal.fail(_with_notes(str(error), error), error, code)
-    except OSError as error:
-        if target is None:
-            give_up_output()
-        terminal.fail(_reason(error, target or "standard output"), error, code)
-    except Exception as error:  # noqa: BLE001 - whatever it is, it ends in one line
-        said = message_line(f"{type(error).__name__}: {error}")
-        line = f"internal error: {said}; please report it with what --verbose shows"
-        terminal.fail(_with_notes(line, error), error, code)
-    else:
-        return 0
-    return code
+            if isinstance(error, BrokenPipeError):
+                return EXIT_SIGNAL + signal.SIGPIPE
+        line, code = _explain(error, target or "standard output")
+        terminal.fail(line, error, code)
+        return code
+    return 0
+
+
+def _explain(error: Exception, target: str) -> tuple[str, int]:
+    """Return the line that reports an error, and the exit code."""
+    match error:
+        case _EndedError():
+            code = EXIT_SIGNAL + (signal.SIGINT if error.signal is signal.SIGINT else signal.SIGTERM)
+            return _with_notes(f"ended by {error.signal.name}", error.__cause__), code
+        case AuthenticationError() if _NEEDS_LOGIN in error.reason:
+            line = f"{error}; log in with docker login or podman login"
+        case DockerSaveError():  # before OSError, which some of them are: their text is complete
+            line = str(error)
+        case OSError():
+            line = _reason(error, target)
+        case _:
+            cause = message_line(f"{type(error).__name__}: {error}")
+            line = f"internal error: {cause}; please report it with the output of --verbose"
+    return _with_notes(line, error), EXIT_FAILED
 
 
 class _EndedError(Exception):
@@ -96,7 +98,10 @@ class _EndedError(Exception):
 
 
 async def _interruptible(work: Callable[[], Awaitable[None]]) -> None:
-    """Run ``work``; a signal cancels it, another one cancels what is then cleaned up."""
+    """Run ``work``. The first signal cancels the work, a second one its clean-up.
+
+    Cancel: passed on to ``work``; raised as it comes, unless a signal sent it.
+    """
     received: list[signal.Signals] = []
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
 
@@ -105,7 +110,7 @@ async def _interruptible(work: Callable[[], Awaitable[None]]) -> None:
         if task is not None:
             task.cancel()
 
-    # Ignored are those of nohup, and of a shell's background jobs.
+    # A signal that is ignored stays so: nohup and a shell's background jobs rely on it.
     ending = [number for number in _ENDING if signal.getsignal(number) is not signal.SIG_IGN]
     for number in ending:
         loop.add_signal_handler(number, interrupt, number)
@@ -116,20 +121,19 @@ async def _interruptible(work: Callable[[], Awaitable[None]]) -> None:
             raise _EndedError(received[0]) from exc
         raise
     finally:
-        # A loop that closes closes what its handlers write to first, and Python would complain of a late signal.
+        # A loop closes the pipe of its signal handlers first, and Python would complain of a signal that comes after that.
         for number in ending:
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_DFL)
 
 
 def _reason(error: OSError, target: str) -> str:
-    # What is written by descriptor has no name in its errors; what is read is always opened by name.
-    where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else target
-    what = error.strerror or str(error)
-    # What this package says itself says what to do, the system does not.
-    advice = None if ";" in what else _ADVICE.get(error.errno or 0)
-    line = f"{where}: {what}" + (f"; {advice}" if advice else "")
-    return _with_notes(line, error)
+    # An error without a name is of the target, which is written by descriptor: files are opened for reading by name.
+    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else target
+    reason = error.strerror or str(error)
+    # Messages of this package have their advice already, those of the system have none.
+    advice = None if ";" in reason else _ADVICE.get(error.errno or 0)
+    return f"{name}: {reason}" + (f"; {advice}" if advice else "")
 
 
 def _with_notes(line: str, error: BaseException | None) -> str:
@@ -138,11 +142,3 @@ def _with_notes(line: str, error: BaseException | None) -> str:
     for argument, option in _IN_OPTIONS.items():
         whole = whole.replace(argument, option)
     return whole
-
-
-def give_up_output() -> None:
-    """Send what standard output still holds nowhere: the interpreter would fail to flush it at exit."""
-    if sys.stdout is not None:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,35 +11,19 @@ from typing import Any
 from aiodockersave.core.plan import Plan, Report
 from aiodockersave.pipeline.resolve import Prepared
 
-from .printing import Printer
-
-PROGRAM = "aiodockersave"
-
-
-def printable(text: str, keep: str = "") -> str:
-    """Escape what a terminal would obey: control characters, and those that turn text around.
-
-    Args:
-        text: The text, perhaps somebody else's.
-        keep: Characters that stay as they are.
-    """
-    return "".join(char if char.isprintable() or char in keep else _escaped(char) for char in text)
-
-
-def _escaped(char: str) -> str:
-    return char.encode("unicode_escape").decode("ascii")
+from .printing import PROGRAM, Printer, printable
 
 
 class Terminal:
     """Standard error for people, standard output for data; either may be closed.
 
     Args:
-        quiet: Say nothing but errors.
-        verbose: Say more, and of errors where they were raised.
-        as_json: Say it in JSON, as :mod:`.json_lines` has it.
+        quiet: Print nothing but errors.
+        verbose: Print more, and tracebacks of errors.
+        as_json: Print JSON, as :mod:`.json_lines` describes it.
 
     Attributes:
-        printer: Writes standard error; whoever runs a command closes it.
+        printer: Writes standard error; :func:`.run.run` closes it.
     """
 
     def __init__(self, *, quiet: bool, verbose: bool, as_json: bool = False) -> None:
@@ -52,7 +34,7 @@ class Terminal:
         self._show_log(logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING)
 
     def _show_log(self, level: int) -> None:
-        """Print what the library says while it works: one bad credential, another attempt."""
+        """Print the library's log: one bad credential, another attempt."""
         handler = _LogHandler(self)
         log = logging.getLogger("aiodockersave")
         log.handlers = [each for each in log.handlers if not isinstance(each, _LogHandler)] + [handler]
@@ -64,11 +46,11 @@ class Terminal:
             self._print("info", line, line)
 
     def note(self, level: str, line: str) -> None:
-        """Print a line that says who speaks; ``level`` is that of a log, such as ``warning``."""
+        """Print a line that begins with the program's name; ``level`` is that of a log, such as ``warning``."""
         self._print(level, line, f"{PROGRAM}: {line}")
 
     def fail(self, line: str, error: BaseException, code: int) -> None:
-        """Print in one line what failed; with ``--verbose`` also where. ``code`` is how the command exits."""
+        """Print an error in one line; with ``--verbose`` its traceback too. ``code`` is the command's exit code."""
         trace = "".join(traceback.format_exception(error)).rstrip() if self._verbose else None
         if self._as_json:
             self.put({"event": "error", "message": line, "exit_code": code, "traceback": trace})
@@ -78,7 +60,7 @@ class Terminal:
             self.printer.print(printable(trace, keep="\n"))
 
     def put(self, event: Mapping[str, Any], *, may_drop: bool = False) -> None:
-        """Print a JSON object as one line, which is ASCII without control characters whatever is in it."""
+        """Print a JSON object as one line of ASCII without control characters."""
         self.printer.print(json.dumps(event), may_drop=may_drop)
 
     def _print(self, level: str, message: str, line: str) -> None:
@@ -99,36 +81,19 @@ class _LogHandler(logging.Handler):
         self._terminal.note(record.levelname.lower(), record.getMessage())
 
 
-def print_error(text: str, keep: str = "") -> None:
-    """Print a line on standard error. That nobody reads it must not stop the work."""
-    if sys.stderr is not None:
-        with contextlib.suppress(OSError):
-            sys.stderr.write(printable(text, keep) + "\n")
-            sys.stderr.flush()
-
-
-def print_data(text: str) -> None:
-    """Print lines on standard output.
-
-    Raises:
-        OSError: They could not be written.
-    """
-    if sys.stdout is None:
-        raise OSError("standard output is closed")
-    sys.stdout.write(printable(text, keep="\n") + "\n")
-    sys.stdout.flush()
-
-
 # ── results ──
 
 
-def summary(target: str, report: Report, prepared: Prepared) -> str:
-    """Return the line that ends a save."""
+def result_lines(target: str, report: Report, prepared: Prepared) -> Iterator[str]:
+    """Yield the lines that end a save: one for each image without a name, and the summary."""
+    for each in prepared.images:
+        if each.request.tags is None and not each.image.repo_tags:
+            yield f"{each.request} has no name in the archive; write {each.request}=NAME:TAG to give it one"
     images = ", ".join(
         f"image {each.image.config.image_id} (manifest {each.resolved.digest})" for each in prepared.images
     )
     checksum = f", {report.sha256}" if report.sha256 else ""
-    return f"{target}: {report.size} bytes{checksum}, {images}"
+    yield f"{target}: {report.size} bytes{checksum}, {images}"
 
 
 def plan_text(prepared: Prepared, plan: Plan) -> str:

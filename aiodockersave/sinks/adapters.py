@@ -1,8 +1,8 @@
-"""Sinks, into which bytes go: the sink protocol, its powers, and adapters for what callers have.
+"""Sinks, into which bytes go: the sink protocol, its powers, and adapters for callers' files and streams.
 
-A **sink** is anything with ``async write(data)`` that takes the data once it has room: the await is the
-back-pressure. It returns None when all was taken, or how many bytes were; the rest is written again, and 0 is an
-error. It is given ``bytes`` that nobody changes afterwards, so it may keep them.
+A **sink** is any object with ``async write(data)`` that takes the data once it has room: the await is the
+back-pressure. ``write`` returns None when all bytes were taken, or the number of bytes that were; the rest is written again,
+and 0 is an error. Nobody changes the ``bytes`` afterwards, so a sink may keep them.
 
 A sink may have **powers**: plain blocking methods, which are run in a thread and waited for.
 
@@ -15,9 +15,9 @@ A sink may have **powers**: plain blocking methods, which are run in a thread an
 Positions are bytes from where the sink stood when it was adapted. The adapters decide powers once, by file type and
 mode: a pipe's writer, a ``GzipFile`` and a file in append mode have ``seek`` and ``truncate``, and cannot rewind.
 
-Threads write regular files only. Pipes, sockets and terminals are written by the loop, without blocking: a thread in
-a full pipe ends when somebody reads, that is, perhaps never. So a ``GzipFile`` that ends in one is refused; a file object
-of a class of your own is written in a thread, and its ``write`` must end by itself.
+Threads write regular files only. The loop writes pipes, sockets and terminals, without blocking: a thread in a full pipe
+ends when somebody reads, perhaps never. So a ``GzipFile`` above a pipe is refused. A file object of a class of your own is
+written in a thread, and its ``write`` must end by itself.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ from .pipes import DescriptorSink, reopening_path
 from .protocol import Adapter
 
 _MOVE_SIZE = 1 << 20
+"""Bytes that are copied at once within a file, which bounds the memory for it."""
 _MAX_WRAPPERS = 8
+"""File objects above a descriptor that are looked into, so that a circle of them ends."""
 
 
 @runtime_checkable
@@ -53,17 +55,17 @@ class Sink(Protocol):
     """A receiver of bytes."""
 
     async def write(self, data: bytes, /) -> int | None:
-        """Take ``data`` once there is room; return how many bytes were taken, None for all.
+        """Take ``data`` once there is room; return the number of bytes that were taken, None for all.
 
-        A cancel leaves it unknown how many were, unless the sink has an int attribute ``handed_over``, which counts
-        the bytes that are out of its hands.
+        Cancel: the number is unknown, unless the sink has an int attribute ``handed_over``, which counts the bytes that
+        are out of its hands.
         """
         ...
 
 
 @runtime_checkable
 class SupportsRewind(Protocol):
-    """A sink that can take back what was written last."""
+    """A sink that can take back the bytes that were written last."""
 
     def rewind(self, position: int, /) -> None:
         """Drop all bytes from ``position`` on; the next write goes there. Blocks."""
@@ -98,7 +100,7 @@ class SupportsSend(Protocol):
     async def send(self, item: bytes, /) -> None:
         """Send ``item`` once there is room.
 
-        Cancel: how much was sent is the stream's matter.
+        Cancel: as the stream has it.
         """
         ...
 
@@ -108,11 +110,11 @@ class SupportsSend(Protocol):
 
 
 AnySink = Sink | IO[bytes] | asyncio.StreamWriter | SupportsSend | Callable[[bytes], Awaitable[Any]]
-"""Everything that can be adapted to a sink."""
+"""The objects that can be adapted to a sink."""
 
 
 def as_sink(obj: AnySink) -> Sink:
-    """Adapt what a caller has to a sink; what has an ``async write(data)`` of its own is one already.
+    """Adapt a caller's object to a sink; an object with an ``async write(data)`` is a sink already.
 
     Takes an aiofiles or anyio file, a binary file, an anyio byte send stream, ``asyncio.StreamWriter`` (a subprocess'
     stdin too), aiohttp's ``StreamResponse`` and a plain ``async def``. The adapter never closes what it adapts.
@@ -121,15 +123,15 @@ def as_sink(obj: AnySink) -> Sink:
     POSIX has it, closing the duplicate drops the process' ``fcntl.lockf`` locks on the file; locks by ``flock`` stay.
 
     Raises:
-        TypeError: It is none of these.
+        TypeError: The object is none of these.
     """
     file = _wrapped_file(obj)
     if file is not None:
         return _file_sink(file)
     if isinstance(obj, asyncio.StreamWriter):
         return StreamWriterSink(obj)
-    response = sys.modules.get("aiohttp.web_response")
-    if response is not None and isinstance(obj, response.StreamResponse):
+    web = sys.modules.get("aiohttp.web")
+    if web is not None and isinstance(obj, web.StreamResponse):
         return ResponseSink(obj)
     if not isinstance(obj, type):
         if callable(getattr(obj, "write", None)):
@@ -154,13 +156,13 @@ def _checked(sink: Any) -> Sink:
 
 
 async def write_some(sink: Sink, data: Batch) -> int:
-    """Give ``data`` to a sink and return how many bytes it took. Only our own adapters see views.
+    """Give ``data`` to a sink and return the number of bytes that it took. Only our own adapters see views.
 
     Raises:
-        SinkError: It took nothing, or more than it was given.
-        TypeError: Its ``write`` is not async.
+        SinkError: The sink took nothing, or more than it was given.
+        TypeError: The ``write`` of the sink is not async.
 
-    Cancel: the sink has seen it; how much it took is not known.
+    Cancel: the sink has seen the data; the number of bytes that it took is unknown.
     """
     waiting = sink.write(data if isinstance(sink, Adapter) else bytes(data))  # type: ignore[arg-type]
     if not inspect.isawaitable(waiting):
@@ -197,8 +199,10 @@ def _kind(obj: object) -> str:
 def _wrapped_file(obj: Any) -> Any:
     """Return the plain file below an aiofiles, anyio or tempfile wrapper, the file itself, or None."""
     for module, cls, attribute in (
+        # No public way: aiofiles' own `flush` is a coroutine in an executor, and our thread has to flush.
         ("aiofiles.base", "AsyncBase", "_file"),
         ("anyio", "AsyncFile", "wrapped"),
+        # The class has no public name: `tempfile.NamedTemporaryFile` is a function.
         ("tempfile", "_TemporaryFileWrapper", "file"),
     ):
         wrapper = getattr(sys.modules.get(module), cls, None)
@@ -229,17 +233,18 @@ def _file_sink(file: Any) -> Sink:
 
 
 def _descriptor_below(file: Any) -> int | None:
-    """Return the descriptor that a file object writes to in the end; None where it has none, or does not tell.
+    """Return the descriptor that a file object writes to in the end; None where it has none, or hides it.
 
-    ``GzipFile`` and its like tell it, a member of a ``ZipFile`` is asked for what it writes to.
+    ``GzipFile`` and its like have ``fileno``; a member of a ``ZipFile`` leads to the archive's file.
     """
     spooled = getattr(sys.modules.get("tempfile"), "SpooledTemporaryFile", None)
     for _ in range(_MAX_WRAPPERS):
         if spooled is not None and isinstance(file, spooled):
-            return None  # asking it would move it to the disk
+            return None  # its fileno() would move it to the disk
         try:
             return int(file.fileno())
         except (AttributeError, OSError, TypeError, ValueError):
+            # `_fileobj` is that of a ZipFile's member, which has no public way to what it writes to.
             below = [getattr(file, name, None) for name in ("fileobj", "_fileobj", "fp")]
             file = next((each for each in below if each is not None), None)
     return None
@@ -248,31 +253,30 @@ def _descriptor_below(file: Any) -> int | None:
 def descriptor_sink(
     fd: int, *, flush: Callable[[], None] | None = None, file: OpenFile | None = None
 ) -> Sink:
-    """Return the sink of an open descriptor, by what it is.
+    """Return the sink of an open descriptor, by its kind of file.
 
     Args:
         fd: The descriptor; it stays the caller's.
-        flush: Writes what a buffer above it holds; what the caller wrote before comes first.
-        file: The same descriptor, where it is one of ours.
+        flush: Writes the buffer above the descriptor: bytes that the caller wrote before come first.
+        file: The same descriptor, where the file is one of ours.
     """
     flush = flush or _nothing
     mode = os.fstat(fd).st_mode
     if stat.S_ISREG(mode) and _may_be_cut(fd):
         return (PatchableFileSink if _is_readable(fd) else FileSink)(fd, flush=flush, file=file)
     if _waits(fd):
-        flush()  # as the caller's own next write would; there is nothing in the buffer as a rule
+        flush()  # blocks as the caller's own next write would; the buffer is empty as a rule
         return DescriptorSink(fd)
-    # Append mode, a file with bytes behind, /dev/null, block devices: they wait for nobody, and cannot be cut.
     return PlainDescriptorSink(fd, flush=flush, file=file)
 
 
 def target_sink(file: OpenFile) -> Sink:
-    """Return the sink of a file of ours. It must be called by the file's owner, see :attr:`OpenFile.fd`."""
+    """Return the sink of a file of ours, for the file's owner; see :attr:`OpenFile.fd`."""
     return descriptor_sink(file.fd, file=file)
 
 
 def _waits(fd: int) -> bool:
-    """Tell whether a write may wait for somebody else: in a pipe, a socket, a terminal, a device that has a queue."""
+    """Tell whether a write may wait for another process: in a pipe, a socket, a terminal, a device with a queue."""
     mode = os.fstat(fd).st_mode
     if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(fd):
         return True
@@ -281,7 +285,7 @@ def _waits(fd: int) -> bool:
     with select.epoll() as poll:
         try:
             poll.register(fd, select.EPOLLOUT)
-        except PermissionError:  # what has no queue: /dev/null, a tape
+        except PermissionError:  # the device has no queue: /dev/null, a tape
             return False
     return True
 
@@ -297,7 +301,7 @@ def _flags(fd: int) -> int:
 
 
 def _may_be_cut(fd: int) -> bool:
-    """Tell whether what is written can be taken back: not in append mode, nor over bytes that are there already."""
+    """Tell whether written bytes can be taken back: not in append mode, nor where bytes follow already."""
     return not _flags(fd) & os.O_APPEND and os.lseek(fd, 0, os.SEEK_CUR) >= os.fstat(fd).st_size
 
 
@@ -307,27 +311,27 @@ def _is_readable(fd: int) -> bool:
 
 
 class ThreadSink(Adapter):
-    """A sink that writes in a thread of its own, which it has while it works."""
+    """A sink that writes in a thread, which runs only while the sink is in use."""
 
     def __init__(self) -> None:
         self.worker: Worker = Worker("aiodockersave-file")
 
     @contextlib.contextmanager
     def hold(self) -> Generator[None, None, None]:
-        """Keep nothing; see to it that the thread writes no more when the block is left, however that is."""
+        """Let the thread end its writes before the block is left, also by an interrupt."""
         try:
             yield
         except (GeneratorExit, KeyboardInterrupt, SystemExit):
-            # The caller may close what is written to now, and the number of its descriptor be another file's.
+            # The caller may close the file now, and its number may become another file's.
             self.worker.finish()
             raise
 
 
 class OwnDescriptorSink(ThreadSink):
-    """A file of the caller's by its descriptor, of which the thread has one of its own.
+    """A file of the caller's by its descriptor, of which the thread has a duplicate.
 
-    The caller may close his while the thread still writes, where the loop was closed under a call and nobody has told it:
-    then the number would be another file's.
+    Where the loop is closed under a call, nobody tells the thread, and the caller may close the file while the thread still
+    writes. Then the number may become another file's.
     """
 
     def __init__(
@@ -341,7 +345,7 @@ class OwnDescriptorSink(ThreadSink):
 
     @contextlib.contextmanager
     def hold(self) -> Generator[None, None, None]:
-        """Keep a descriptor of our own; it is closed behind the last use."""
+        """Keep a duplicate of the descriptor; it is closed after its last use."""
         if self._is_given:
             with super().hold():
                 yield
@@ -351,13 +355,13 @@ class OwnDescriptorSink(ThreadSink):
             with super().hold():
                 yield
         finally:
-            # Where it is left by an interrupt it stays, closed: what the thread has still to do must fail.
+            # After an interrupt the closed file stays set, so that later calls in the thread fail.
             file.close()
         self._file = None
 
     @contextlib.contextmanager
     def _opened(self) -> Generator[int, None, None]:
-        """Give the descriptor; outside of :meth:`hold` one for the time of the block."""
+        """Yield the descriptor; outside of :meth:`hold` a duplicate for the block."""
         if self._file is not None:
             with self._file as fd:
                 yield fd
@@ -369,7 +373,10 @@ class OwnDescriptorSink(ThreadSink):
                 os.close(fd)
 
     async def write(self, data: bytes, /) -> int | None:
-        """Write ``data``. A cancel is raised when the write has ended."""
+        """Write ``data``.
+
+        Cancel: raised when the write has ended.
+        """
         return await self.worker.run(self._write, data)
 
     @abc.abstractmethod
@@ -378,7 +385,7 @@ class OwnDescriptorSink(ThreadSink):
 
 
 class FileSink(OwnDescriptorSink):
-    """A regular file, from where it stands on; rewinds."""
+    """A regular file, from its position on; rewinds."""
 
     def __init__(
         self, fd: int, *, flush: Callable[[], None] = _nothing, file: OpenFile | None = None
@@ -394,7 +401,7 @@ class FileSink(OwnDescriptorSink):
                 view = view[os.write(fd, view) :]
 
     def _begin(self, fd: int) -> int:
-        """Return where the archive starts: behind what the caller has written, so it is asked late, in the thread."""
+        """Return the archive's start, asked for in the first write: behind the bytes that the caller has written."""
         if self._start is None:
             self._flush()
             self._start = os.lseek(fd, 0, os.SEEK_CUR)
@@ -403,7 +410,7 @@ class FileSink(OwnDescriptorSink):
     def rewind(self, position: int, /) -> None:
         """Cut the file at ``position``."""
         if self._start is None:
-            return  # nothing was written, perhaps because the caller's own buffer could not be
+            return  # nothing was written, perhaps because the caller's own buffer could not be flushed
         with self._opened() as fd:
             os.ftruncate(fd, self._begin(fd) + position)
             os.lseek(fd, self._begin(fd) + position, os.SEEK_SET)
@@ -438,8 +445,8 @@ class PatchableFileSink(FileSink):
                 os.close(fd)
 
     def move(self, source: int, target: int, size: int, /) -> None:
-        """Copy bytes within the file, to a place further behind; the two may overlap."""
-        # Behind the archive the file may have bytes of the caller, so its end says nothing.
+        """Copy bytes within the file, towards its end; the two places may overlap."""
+        # The end of the file is not the archive's: bytes of the caller may follow.
         with self._opened() as fd:
             end = max(os.lseek(fd, 0, os.SEEK_CUR), self._begin(fd) + target + size)
         while size:
@@ -456,7 +463,7 @@ class PatchableFileSink(FileSink):
 
 
 class PlainDescriptorSink(OwnDescriptorSink):
-    """A descriptor that waits for nobody and cannot be cut: append mode, bytes behind, /dev/null, a block device."""
+    """A file that waits for nobody and cannot be cut: in append mode, with bytes behind, /dev/null, a block device."""
 
     def _write(self, data: bytes) -> int:
         self._flush()
@@ -472,11 +479,11 @@ class BytesIOSink(Adapter):
         self._start = file.tell()
 
     async def write(self, data: bytes, /) -> None:
-        """Add ``data``. Never waits, so no cancel comes in."""
+        """Add ``data``, without a wait in which a cancel could come."""
         self._file.write(data)
 
     def rewind(self, position: int, /) -> None:
-        """Cut it at ``position``."""
+        """Cut the file at ``position``."""
         self._file.seek(self._start + position)
         self._file.truncate()
 
@@ -489,7 +496,10 @@ class BlockingSink(ThreadSink):
         self._write = file.write
 
     async def write(self, data: bytes, /) -> int | None:
-        """Write ``data``. A cancel is raised when the write has ended."""
+        """Write ``data``.
+
+        Cancel: raised when the write has ended.
+        """
         taken: int | None = await self.worker.run(self._write, data)
         return taken
 
@@ -498,14 +508,17 @@ class BlockingSink(ThreadSink):
 
 
 class StreamWriterSink(Adapter):
-    """``asyncio.StreamWriter``: waits for room first and hands over then, so that a cancelled wait left nothing."""
+    """``asyncio.StreamWriter``: waits for room before it hands over, so that a cancelled wait has handed over nothing."""
 
     def __init__(self, writer: asyncio.StreamWriter) -> None:
         self.handed_over = 0
         self._writer = writer
 
     async def write(self, data: bytes, /) -> None:
-        """Wait for room, then hand ``data`` over. A cancel comes in the wait, before anything is handed over."""
+        """Wait for room, then hand ``data`` over.
+
+        Cancel: comes in the wait; nothing was handed over.
+        """
         await self.flush()
         self._writer.write(data)
         self.handed_over += len(data)
@@ -516,7 +529,7 @@ class StreamWriterSink(Adapter):
         Raises:
             ConnectionError: The other side has left.
 
-        Cancel: nothing is lost; what was handed over goes on.
+        Cancel: ends the wait; bytes that were handed over are sent.
         """
         if self._writer.transport.is_closing():
             raise ConnectionResetError(errno.ECONNRESET, "the other side has left")
@@ -527,8 +540,8 @@ class ResponseSink(Adapter):
     """aiohttp's ``StreamResponse``, prepared by the caller.
 
     Attributes:
-        expected_size: The ``Content-Length`` that the response promises, in bytes, or None. aiohttp would cut off what
-            exceeds it, and leave the client waiting for what lacks.
+        expected_size: The ``Content-Length`` that the response promises, in bytes, or None. aiohttp would cut off bytes
+            beyond it, and leave the client waiting for bytes that are missing.
     """
 
     def __init__(self, response: Any) -> None:
@@ -537,10 +550,12 @@ class ResponseSink(Adapter):
         self._sent = 0
 
     async def write(self, data: bytes, /) -> None:
-        """Hand ``data`` over, then wait for room. A cancel comes when all was handed over.
+        """Hand ``data`` over, then wait for room.
 
         Raises:
-            SinkError: The response has promised less; nothing was handed over.
+            SinkError: The response has promised fewer bytes; nothing was handed over.
+
+        Cancel: comes when all of it was handed over.
         """
         if self.expected_size is not None and self._sent + len(data) > self.expected_size:
             raise SinkError(
@@ -557,8 +572,8 @@ class CallableSink(Adapter):
         self._write = write
 
     async def write(self, data: bytes, /) -> Any:
-        """Call it with ``data``.
+        """Call the function with ``data``.
 
-        Cancel: the function has seen it; how much it took is not known.
+        Cancel: the function has seen the data; the number of bytes that it took is unknown.
         """
         return await self._write(bytes(data))

@@ -4,18 +4,18 @@
 
     open    .NAME.<8 hex>.tmp beside the target (O_EXCL, O_NOFOLLOW)
             or .NAME.<16 hex of the ETag>.part, which may be there: a part file
-    lock    it, and remove temporary files that nobody has locked: whoever wrote them was killed
+    lock    it, and remove temporary files that nobody has locked: their writers were killed
     sync    length compared, fsync          ┐ an error here is final: the kernel has dropped the pages
     publish mode, rename over the target    │ from here on the file stays
             fsync of the directory          ┘
     close   unlink, but a part file that is kept
 
-All of it happens below one descriptor of the directory, so a parent that is swapped meanwhile changes nothing. A
-symbolic link's target is replaced, not the link. What is no regular file is written into, and never replaced. What a stranger
-may have prepared on the way is refused, see :mod:`.path`.
+All of it happens below one descriptor of the directory, so a parent that is swapped meanwhile changes nothing. A symbolic
+link's target is replaced, not the link. A file that is not regular is written into, and never replaced. A path that a stranger
+may have prepared is refused, see :mod:`.path`.
 
-Until it is published the file is private. Then it has the old file's mode, if that was one's own, as far as it means the same
-people; or an ordinary new file's.
+Until it is published the file is private. Then it has the mode of an ordinary new file; or that of the old file, where that
+was the user's own, as far as the mode means the same people.
 
 All methods block. :func:`opened` and :func:`open_stream` do not.
 """
@@ -39,22 +39,23 @@ from .path import Spot, find
 from .temporary import PRIVATE, is_still, mode_of_new, named_by_acl, open_temporary, remove_stale
 
 _FIFO_POLL = 0.02
+"""Seconds between two tries to open a FIFO that nobody reads yet: there is no event to wait for."""
 _MODES = 0o777
-"""The bits of an old file's mode that are kept: none that lets whoever runs it be somebody else."""
+"""The bits of an old file's mode that are kept: not set-user-ID, set-group-ID and sticky."""
 
 
 class Target:
     """One path that an archive is written to.
 
     Attributes:
-        file: What is written to, once :meth:`open` has returned; None for what has to be opened by :func:`open_stream`.
+        file: The file to write, once :meth:`open` has returned; None for a FIFO, which :func:`open_stream` opens.
         published: Whether the archive is under its name.
-        sync_failed: Whether the disk refused bytes: nothing may be called whole any more.
-        left: The part file that :meth:`close` has left, so that another save can go on with it; None for none.
+        sync_failed: Whether the disk refused bytes: then the archive must not be published.
+        left: The part file that :meth:`close` has left for another save to resume; None for none.
 
     Args:
         path: The target.
-        fsync: Whether file and directory are brought to the disk.
+        fsync: Whether to bring file and directory to the disk.
         etag: The ETag of the archive's plan, for a part file instead of a temporary one; None for none.
     """
 
@@ -72,10 +73,10 @@ class Target:
         self._mode: int | None = None
 
     def open(self) -> None:
-        """Make the temporary file, or open what is no regular file.
+        """Make the temporary file, or open a file that is not regular.
 
         Raises:
-            PermissionError: A stranger has prepared something on the path, or what is there may not be replaced.
+            PermissionError: A stranger has prepared something on the path, or the old file may not be replaced.
             OSError: The directory is missing or cannot be written to, or the path is a directory.
         """
         try:
@@ -84,7 +85,7 @@ class Target:
                 self._open_beside(spot)
             elif self._etag is not None:
                 raise InvalidInputError(
-                    f"{self.path!r:.300} is no regular file: nothing of it could be kept to go on"
+                    f"{self.path!r:.300} is no regular file: nothing of it could be kept to resume"
                 )
             elif not stat.S_ISFIFO(spot.there.st_mode):
                 self.file = OpenFile(spot.open(os.O_WRONLY | os.O_NOCTTY))
@@ -104,7 +105,7 @@ class Target:
 
     @property
     def is_file(self) -> bool:
-        """Whether, once it is open, it is a file beside the target."""
+        """Whether the open file is one beside the target."""
         return self._temporary is not None
 
     def _open_beside(self, spot: Spot) -> None:
@@ -115,16 +116,10 @@ class Target:
             raise
         self._directory = OpenFile(directory)
         _check_replaceable(spot, os.fstat(directory))
+        old = _old_to_follow(spot)
         try:
-            old = _old_to_follow(spot)
             mode = None if old is not None else mode_of_new(directory, spot.name)
-            if self._etag is None:
-                fd, self._temporary = open_temporary(directory, spot.name)
-            else:
-                name = part_name(spot.name, self._etag)
-                fd = open_part(directory, name, spot.name, folder=spot.folder)
-                self._temporary = name
-            self.file = OpenFile(fd)
+            fd = self._make(spot, directory)
         except OSError as exc:
             if isinstance(exc.filename, str):
                 exc.filename = os.path.join(spot.folder, exc.filename)
@@ -134,8 +129,19 @@ class Target:
         there = os.fstat(fd)
         # A file system without modes shows others than it was asked for, and may refuse any.
         self._mode = mode if not stat.S_IMODE(there.st_mode) & ~PRIVATE else None
-        with contextlib.suppress(OSError):  # what cannot be listed stays
+        with contextlib.suppress(OSError):  # files stay that cannot be listed
             remove_stale(directory, spot.name, fd)
+
+    def _make(self, spot: Spot, directory: int) -> int:
+        """Open the temporary file or the part file, and return its descriptor."""
+        if self._etag is None:
+            fd, self._temporary = open_temporary(directory, spot.name)
+        else:
+            name = part_name(spot.name, self._etag)
+            fd = open_part(directory, name, spot.name, folder=spot.folder)
+            self._temporary = name
+        self.file = OpenFile(fd)
+        return fd
 
     @property
     def _beside(self) -> str:
@@ -145,11 +151,11 @@ class Target:
         return os.path.join(self._spot.folder, self._temporary)
 
     def check_space(self, size: int) -> None:
-        """Look whether a file of ``size`` bytes has room where it is to be.
+        """Check that a file of ``size`` bytes has room on its file system.
 
         Raises:
-            InsufficientSpaceError: It has not.
-            PartFileError: What is there is longer: no save of this archive has left it.
+            InsufficientSpaceError: There is not enough room.
+            PartFileError: The part file is longer: no save of this archive has left it.
         """
         if self.file is not None and self._temporary is not None:
             with self.file as fd:
@@ -160,11 +166,11 @@ class Target:
                 )
             available = there.f_bavail * there.f_frsize
             needed = size - file.st_blocks * 512  # POSIX counts in these, whatever the file system
-            if there.f_blocks and needed > available:  # some file systems say nothing of themselves
+            if there.f_blocks and needed > available:  # some file systems do not report their size
                 raise InsufficientSpaceError(self.path, needed, available)
 
     def space(self) -> Space | None:
-        """Return the room for a file that grows, once it is open; None for what is no file beside the target."""
+        """Return the room for the growing file, once it is open; None where there is no file beside the target."""
         file = self.file
         if file is None or self._temporary is None:
             return None
@@ -174,8 +180,8 @@ class Target:
         """Bring the bytes to the disk.
 
         Raises:
-            OSError: The disk refused some. It must not be asked again: it would say yes.
-            SinkError: The file has another size than what was written to it.
+            OSError: The disk refused some. It must not be asked again: it would report success.
+            SinkError: The file has another size than the bytes that were written.
         """
         if self._temporary is None or self.file is None:
             return
@@ -189,7 +195,7 @@ class Target:
             self._sync(os.fsync)
 
     def sync_portion(self) -> None:
-        """Bring to the disk what was written until now; errors as :meth:`sync`."""
+        """Bring the bytes that were written so far to the disk; errors as :meth:`sync`."""
         if not self.sync_failed:
             self._sync(os.fdatasync)
 
@@ -204,7 +210,7 @@ class Target:
                 raise
 
     def publish(self) -> None:
-        """Put the file under its name; ``published`` says whether that was done, also where this raises."""
+        """Put the file under its name; ``published`` tells whether that was done, also after an error."""
         if self._temporary is None:
             self.published = True
             return
@@ -219,14 +225,16 @@ class Target:
             except OSError as exc:
                 with contextlib.suppress(OSError):
                     self._set_mode(fd, PRIVATE)
-                raise OSError(exc.errno, exc.strerror, spot.path) from exc  # not that of the temporary file
+                raise OSError(
+                    exc.errno, exc.strerror, spot.path
+                ) from exc  # without the temporary file's name
             self.published = True
             self._temporary = None
             if self._fsync:
                 os.fsync(directory)
 
     def _check_still(self, fd: int, directory: int, name: str) -> None:
-        """Look whether the name is still that of the file: what is put under the target's name must be ours."""
+        """Check that the name is still that of the file: only our file may be put under the target's name."""
         if is_still(fd, directory, name):
             return
         if self._etag is None:
@@ -236,12 +244,12 @@ class Target:
         raise PartFileError(self._beside, "somebody has removed or replaced it meanwhile; save once more")
 
     def _set_mode(self, fd: int, mode: int | None) -> None:
-        # Just before the rename: what is unfinished stays private, also where the disk takes long, or a kill comes between.
+        # Called just before the rename: an unfinished file stays private, also after a kill while the disk is slow.
         if mode is not None and self._mode is not None:
             os.fchmod(fd, mode)
 
     def close(self) -> None:
-        """Close what is open, and remove the temporary file unless it was published, or is a part file to keep."""
+        """Close all, and remove the temporary file unless it was published, or is a part file to keep."""
         file, self.file = self.file, None
         spot, self._spot = self._spot, None
         directory, self._directory = self._directory, None
@@ -252,21 +260,21 @@ class Target:
             if directory is not None:
                 stack.callback(directory.close)
             if file is not None:
-                stack.callback(file.close)  # which unlocks it, when no thread works on it any more
+                stack.callback(file.close)  # which unlocks it, once no thread works on it any more
                 if spot is not None and directory is not None and temporary is not None:
                     fd = stack.enter_context(file)
                     self._leave(fd, stack.enter_context(directory), temporary, spot.folder)
 
     def __del__(self) -> None:
-        """Close it where an interrupt has kept its owner from that: a signal handler may raise between any two lines."""
-        with contextlib.suppress(OSError, AttributeError):  # the interrupt may have come while it was made
+        """Close where an interrupt has kept the owner from that: a signal handler may raise between any two lines."""
+        with contextlib.suppress(OSError, AttributeError):  # the interrupt may have come inside of __init__
             self.close()
 
     def _leave(self, fd: int, directory: int, name: str, folder: str) -> None:
-        """Remove the file beside the target, unless it is a part file that another save can go on with."""
+        """Remove the file beside the target, unless it is a part file that another save can resume."""
         if not is_still(fd, directory, name):
             return  # somebody has removed it, and another save may have begun one
-        # What the disk refused may be missing, while its pages still show it.
+        # Bytes that the disk refused may be missing, while pages in memory still show them.
         if self._etag is not None and not self.sync_failed and os.fstat(fd).st_size > 0:
             self.left = os.path.join(folder, name)
             return
@@ -280,10 +288,10 @@ def _look_at_space(file: OpenFile) -> os.statvfs_result:
 
 
 def _check_replaceable(spot: Spot, directory: os.stat_result) -> None:
-    """Look whether a sticky directory lets us replace what is there, which would else be known at the end.
+    """Check that a sticky directory lets us replace the old file: the rename would fail, but only at the end.
 
     Raises:
-        PermissionError: It does not.
+        PermissionError: The directory does not let us.
     """
     users = {0, directory.st_uid, spot.there.st_uid if spot.there is not None else os.geteuid()}
     if directory.st_mode & stat.S_ISVTX and os.geteuid() not in users:
@@ -295,9 +303,9 @@ def _check_replaceable(spot: Spot, directory: os.stat_result) -> None:
 
 
 def _old_to_follow(spot: Spot) -> os.stat_result | None:
-    """Return the old file whose mode the new one follows; None where it says nothing of what its owner wants.
+    """Return the old file whose mode the new one follows; None where another user may have chosen the mode.
 
-    That is one that another user has chosen, or may have: where others may write, a second name can be their doing.
+    That is the case for another user's file, and for one with a second name in a directory that others may write to.
     """
     old = spot.there
     if old is None or old.st_uid != os.geteuid() or (old.st_nlink > 1 and spot.is_shared):
@@ -306,10 +314,10 @@ def _old_to_follow(spot: Spot) -> os.stat_result | None:
 
 
 def _mode_as(old: os.stat_result, spot: Spot, fd: int) -> int:
-    """Return the mode of an old file, as far as it means the same of the new one: nobody gets more than he had.
+    """Return the mode of an old file, as far as it means the same people for the new file: nobody gets more than he had.
 
-    Permissions of a group are for that group alone, and its members are among all others where the new file has another
-    one. An access control list is not kept; where the two files have others, the mode is left with the owner's part.
+    Permissions of a group are for that group alone; where the new file has another group, its members are among all others.
+    Access control lists are not kept; where those of the two files differ, only the owner's part of the mode is kept.
     """
     mode = stat.S_IMODE(old.st_mode) & _MODES
     if named_by_acl(spot.directory, spot.name) != named_by_acl(fd):
@@ -321,7 +329,10 @@ def _mode_as(old: os.stat_result, spot: Spot, fd: int) -> int:
 
 
 async def open_stream(target: Target) -> OpenFile:
-    """Return what is written to; a FIFO is opened here, once somebody reads it. A cancel leaves nothing open."""
+    """Return the target's file; open a FIFO once somebody reads it.
+
+    Cancel: comes in the wait for a reader; nothing is open.
+    """
     while target.file is None:
         try:
             target.file = OpenFile(target.open_fifo())
@@ -333,7 +344,10 @@ async def open_stream(target: Target) -> OpenFile:
 
 
 class opened:  # noqa: N801 - read as what the target is
-    """Open a target, and close it at the end, whatever happens. An exception has a note of the part file that is left."""
+    """Open a target, and close it at the end, whatever happens. An exception has a note of the part file that is left.
+
+    Cancel: raised when the target is closed.
+    """
 
     # No async generator: up to Python 3.12 one that waits is not told that its coroutine is closed.
 
@@ -355,11 +369,11 @@ class opened:  # noqa: N801 - read as what the target is
 
     async def _close_for(self, fault: BaseException | None) -> None:
         if isinstance(fault, GeneratorExit):  # the coroutine is being closed: nothing can be awaited any more
-            self._worker.leave(self._target.close)  # at once, unless it is being opened
+            self._worker.leave(self._target.close)  # at once, or after `open` where that still runs
             return
         try:
             closed = self._worker.submit_always(self._target.close)
-        except RuntimeError:  # nor where no loop runs any more, and another fault has come in between
+        except RuntimeError:  # no loop runs any more, and another fault has hidden the GeneratorExit
             self._worker.leave(self._target.close)
             return
         try:
@@ -377,5 +391,5 @@ class opened:  # noqa: N801 - read as what the target is
         left = self._target.left
         if left is not None and fault is not None and not isinstance(fault, PartFileError):
             fault.add_note(
-                f"what was received is kept in {left}; the same save with resume=True goes on from there"
+                f"the part that was received is kept in {left}; the same save with resume=True resumes there"
             )

@@ -1,8 +1,7 @@
-"""The part file: what an interrupted save leaves beside its target, so that another one can go on.
+"""The part file, which an interrupted save leaves beside its target for another one to resume.
 
-``.NAME.<first 16 of the plan's ETag>.part``. The ETag stands for every byte of the archive, so a part file is gone on
-with by the save of the same archive only; one of another archive beside the same target is told of, and never mixed in.
-A lock keeps a second process out.
+``.NAME.<first 16 of the plan's ETag>.part``. The ETag stands for every byte of the archive, so only a save of the same
+archive resumes a part file; one of another archive beside the same target is an error. A lock keeps a second process out.
 
 All functions block.
 """
@@ -23,6 +22,7 @@ __all__ = ["open_part", "part_name"]
 _SUFFIX: Final = ".part"
 _ETAG_DIGITS: Final = 16
 _TRIES: Final = 16
+"""Times to open a part file that other saves keep taking away, before it is an error."""
 
 
 def part_name(name: str, etag: str) -> str:
@@ -33,19 +33,19 @@ def part_name(name: str, etag: str) -> str:
 def open_part(directory: int, part: str, name: str, *, folder: str) -> int:
     """Open or make a part file and lock it; the lock ends with its descriptor.
 
-    What is in it becomes part of an archive, as far as its digests are right; what is beside the blobs is written anew. But
-    whoever has made it, or may write to it, could change it behind the last look. So it has to be one's own, and is private
+    Its bytes become part of an archive, as far as their digests are right; bytes beside the blobs are written anew. But its
+    maker, or others who may write to it, could change it after the last check. So it has to be the user's own, and is private
     from here on.
 
     Args:
-        directory: A descriptor of its directory.
-        part: Its name.
+        directory: A descriptor of the directory.
+        part: The name of the part file.
         name: The name of the target.
-        folder: What the directory is called in messages.
+        folder: The directory's path, for messages.
 
     Raises:
         PartFileLockedError: Another save is writing it.
-        PartFileError: One of another archive is there, it is no file, or others have made it or may write to it.
+        PartFileError: A part file of another archive is there, or it is not a file, or others have made it or may write to it.
         OSError: It cannot be made.
     """
     for other in sorted(names_beside(directory, name, _ETAG_DIGITS, _SUFFIX)):
@@ -60,21 +60,30 @@ def open_part(directory: int, part: str, name: str, *, folder: str) -> int:
         if fd is None:
             continue
         try:
-            there = os.fstat(fd)
-            _check_owner(there, directory, name, path)
-            # What has another name too is somebody's own, and not to be written to.
-            if not stat.S_ISREG(there.st_mode) or there.st_nlink > 1:
-                raise PartFileError(path, "it is no regular file of one name; remove it")
-            if not _lock(fd, part):
-                raise PartFileLockedError(path)
+            _check_and_lock(fd, directory, part, name, path)
             if is_still(fd, directory, part):
                 _make_private(fd, directory, name, path)
                 return fd
         except BaseException:
             os.close(fd)
             raise
-        os.close(fd)  # whoever had locked it has just put it under the target's name, or removed it
+        os.close(fd)  # the save that had locked it has just put it under the target's name, or removed it
     raise PartFileLockedError(path)
+
+
+def _check_and_lock(fd: int, directory: int, part: str, name: str, path: str) -> None:
+    there = os.fstat(fd)
+    _check_owner(there, directory, name, path)
+    # A file with another name, too, is somebody's own, and must not be written to.
+    if not stat.S_ISREG(there.st_mode) or there.st_nlink > 1:
+        raise PartFileError(path, "it is no regular file of one name; remove it")
+    try:
+        is_locked = lock(fd)
+    except OSError as exc:
+        exc.filename = part
+        raise
+    if not is_locked:
+        raise PartFileLockedError(path)
 
 
 def _open_or_make(directory: int, part: str, name: str, path: str) -> int | None:
@@ -85,14 +94,14 @@ def _open_or_make(directory: int, part: str, name: str, path: str) -> int | None
         with contextlib.suppress(FileExistsError):
             return os.open(part, OPEN_BESIDE | os.O_CREAT | os.O_EXCL, PRIVATE, dir_fd=directory)
         return None
-    _check_owner(there, directory, name, path)  # before it is opened, since another user's may not let us
+    _check_owner(there, directory, name, path)  # before the open, which another user's file may refuse
     with contextlib.suppress(FileNotFoundError):
         return os.open(part, OPEN_BESIDE | os.O_NONBLOCK, dir_fd=directory)  # a FIFO must not block
     return None
 
 
 def _check_owner(there: os.stat_result, directory: int, name: str, path: str) -> None:
-    # Over a network one may be another user: whoever one's own new files belong to.
+    # A network file system may show the user as another one: the one that owns the user's new files.
     if there.st_uid != os.geteuid() and there.st_uid != stat_of_new(directory, name, PRIVATE).st_uid:
         raise PartFileError(
             path,
@@ -109,15 +118,6 @@ def _make_private(fd: int, directory: int, name: str, path: str) -> None:
             path,
             f"others may write to it (mode {mode:04o}), and may have done so; remove it, or save without it",
         )
-    if mode != PRIVATE:  # as an earlier version has made them
-        with contextlib.suppress(PermissionError):  # no modes again
+    if mode != PRIVATE:  # an earlier version made it
+        with contextlib.suppress(PermissionError):  # a file system without modes
             os.fchmod(fd, PRIVATE)
-
-
-def _lock(fd: int, part: str) -> bool:
-    """Lock a file; tell whether that was possible."""
-    try:
-        return lock(fd)
-    except OSError as exc:
-        exc.filename = part
-        raise

@@ -1,10 +1,10 @@
 """The way to a target: from directory to directory, each opened below the one before.
 
-Whoever may write to a directory on the way can put a link there, or replace what was looked at. So each name is looked at once,
-and from then on only the last directory, which is open, and a name in it count::
+A stranger who may write to a directory on the way can put a link there, or replace a name after it was checked. So each name
+is looked at once, and from then on only the last directory, which is open, and a name in it count::
 
     /tmp/latest  ─▶  /  ─▶  tmp  ─▶  latest, a link to app.tar  ─▶  app.tar
-                                     whose is it? others may write to tmp
+                                     its owner is checked: others may write to tmp
 
 All functions block.
 """
@@ -22,32 +22,32 @@ __all__ = ["Spot", "find", "is_safe"]
 
 _LINKS: Final = 40
 """Links on one way, as many as Linux follows."""
-# To pass a directory on the way, one need not be allowed to list it.
+# A directory on the way can be passed without the permission to list it.
 _PASS: Final = getattr(os, "O_PATH", getattr(os, "O_SEARCH", os.O_RDONLY)) | os.O_DIRECTORY
 
 
 def is_safe(there: os.stat_result, directory: os.stat_result, trusted: frozenset[int]) -> bool:
-    """Tell whether what is at a name was put there by nobody but trusted users, as far as it matters.
+    """Tell whether only trusted users can have put the file at a name, as far as that matters.
 
     ::
 
                                   only trusted users may    others may write
                                   write to its directory    to its directory
-        a regular file            yes: it is replaced, whoever has made it, and never written into
-        a link                    yes: it is followed       where it is a trusted user's
-        a FIFO, device, socket    yes: it is written into   where it is a trusted user's,
+        a regular file            yes: it is replaced, and never written into
+        a link                    yes: it is followed       if it is a trusted user's
+        a FIFO, device, socket    yes: it is written into   if it is a trusted user's,
                                                             and the same once it is open
     """
     return stat.S_ISREG(there.st_mode) or there.st_uid in trusted or not _others_may_write(directory, trusted)
 
 
 def _others_may_write(directory: os.stat_result, trusted: frozenset[int]) -> bool:
-    # Sticky or not: that keeps others from removing, not from being first.
+    # Sticky or not: the bit keeps others from removing a file, not from making it first.
     return bool(directory.st_mode & (stat.S_IWGRP | stat.S_IWOTH)) or directory.st_uid not in trusted
 
 
 def _trusted_users() -> frozenset[int]:
-    # In a user namespace the real root may be shown as another user: as whom "/" belongs to.
+    # A user namespace may show the real root as another user, who owns "/" then.
     return frozenset({0, os.geteuid(), os.stat("/").st_uid})
 
 
@@ -55,12 +55,12 @@ class Spot(NamedTuple):
     """The end of a path: a name in an open directory. Close it.
 
     Attributes:
-        directory: The directory's descriptor, which may be good for nothing but what is below it.
+        directory: The directory's descriptor, which may serve for nothing but opening files below it (O_PATH).
         folder: The directory's path, for messages.
-        name: The name in it.
-        there: What is there; None for nothing. Never a link nor a directory.
+        name: The name in the directory.
+        there: The status of the file there; None for no file. Never a link nor a directory.
         is_shared: Whether others may write to the directory.
-        is_magic: Whether the name is a link of the kernel's to something open, as ``/proc/self/fd/1``, whose text leads nowhere.
+        is_magic: Whether the name is a link of the kernel's to an open file, as ``/proc/self/fd/1``, whose text is no path.
     """
 
     directory: int
@@ -76,11 +76,11 @@ class Spot(NamedTuple):
         return os.path.join(self.folder, self.name)
 
     def open(self, flags: int) -> int:
-        """Open what is there, if that is still what was found.
+        """Open the file, if it is still the one that was found.
 
         Raises:
-            PermissionError: Something else is there by now, in a directory that others may write to.
-            OSError: It cannot be opened.
+            PermissionError: Another file is there by now, in a directory that others may write to.
+            OSError: The file cannot be opened.
         """
         try:
             fd = os.open(self.name, flags if self.is_magic else flags | os.O_NOFOLLOW, dir_fd=self.directory)
@@ -98,7 +98,7 @@ class Spot(NamedTuple):
         return fd
 
     def _is_same(self, opened: os.stat_result) -> bool:
-        # Whose and of which kind it is, too: what is removed and made anew may have the same inode.
+        # Owner and kind, too: a file that is removed and made anew may have the same inode.
         there = self.there
         return (
             there is not None
@@ -124,12 +124,12 @@ class Spot(NamedTuple):
 
 
 def find(path: str) -> Spot:
-    """Go where a path leads, and look what is there.
+    """Follow a path to its end.
 
     Raises:
-        PermissionError: A stranger has put something on the way, or at its end; see :func:`is_safe`.
-        IsADirectoryError: It leads to a directory, or names one.
-        OSError: It leads nowhere.
+        PermissionError: A stranger has put a file on the way, or at its end; see :func:`is_safe`.
+        IsADirectoryError: The path leads to a directory, or names one.
+        OSError: The path leads nowhere.
     """
     way = _Way(path)
     try:
@@ -140,7 +140,7 @@ def find(path: str) -> Spot:
 
 
 class _Way:
-    """The part of a path that is still to be gone, and how far it was gone."""
+    """A way along a path: the open directory, and the names that follow."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -152,18 +152,18 @@ class _Way:
         self.directory = os.open("/" if is_absolute else ".", _PASS)
 
     def go(self) -> Spot:
-        """Go to the end, which is the caller's to close."""
+        """Go to the end; the caller closes it."""
         spot = None
         while spot is None:
             name = self._names.popleft()
             try:
                 if not self._names:
                     spot = self._look(name)
-                elif name != ".":  # which is where we are
+                elif name != ".":  # the directory itself
                     self._enter(name)
             except OSError as exc:
                 if exc.filename in (name, ""):  # "" is a link that is open
-                    # What is no directory is not at fault, but what is said to be in it.
+                    # For ENOTDIR the whole path is at fault, not the file that is no directory.
                     exc.filename = self._path if exc.errno == errno.ENOTDIR else self._at(name)
                 raise
         return spot
@@ -172,15 +172,15 @@ class _Way:
         return os.path.join(self._folder, name)
 
     def _enter(self, name: str) -> None:
-        """Go on into a directory, or to where a link leads."""
+        """Enter a directory, or follow a link."""
         try:
             below = os.open(name, _PASS | os.O_NOFOLLOW, dir_fd=self.directory)
         except FileNotFoundError:
-            if set(self._names) == {"."}:  # "new/" names a directory, even if there is none
+            if set(self._names) == {"."}:  # "new/" names a directory, even if it does not exist
                 raise self._is_a_directory() from None
             raise
         except OSError as exc:
-            # Which of them a link gives is not the same everywhere.
+            # A link gives one or the other, depending on the system.
             if exc.errno not in (errno.ENOTDIR, errno.ELOOP) or not stat.S_ISLNK(self._stat(name).st_mode):
                 raise
             self._follow(name)
@@ -193,7 +193,7 @@ class _Way:
         os.close(before)
 
     def _look(self, name: str) -> Spot | None:
-        """Return the end of the way; None if it is a link, which leads on."""
+        """Return the end of the way; None where it is a link, which is followed."""
         if name == ".":
             raise self._is_a_directory()
         is_magic = False
@@ -220,7 +220,7 @@ class _Way:
         return os.stat(name, dir_fd=self.directory, follow_symlinks=False)
 
     def _what_is_open(self, name: str, link: os.stat_result) -> os.stat_result | None:
-        """Return what a link of ``/proc`` stands for if that has no path to speak of; None for any other link."""
+        """Return the status of the file that a link of ``/proc`` stands for, if it has no path; None for any other link."""
         try:
             if link.st_dev != os.stat("/proc/self/fd").st_dev:
                 return None
@@ -230,7 +230,7 @@ class _Way:
         return None if stat.S_ISREG(there.st_mode) or stat.S_ISDIR(there.st_mode) else there
 
     def _follow(self, name: str) -> None:
-        """Put where a link leads before what is left of the way."""
+        """Put the names of a link's text before the names that follow."""
         link, text = _read_link(name, self.directory)
         self._check(link, name)
         self._links += 1
@@ -255,21 +255,21 @@ class _Way:
 
 
 def _names(path: str) -> list[str]:
-    """Return the names of a path in order, with a "." at the end if what is there has to be a directory."""
+    """Return the names of a path in order, with a "." at the end if the path has to be a directory."""
     names = path.split("/")
     must_be_directory = names[-1] in ("", ".", "..")
     return [name for name in names if name not in ("", ".")] + ["."] * must_be_directory
 
 
 def _read_link(name: str, directory: int) -> tuple[os.stat_result, str]:
-    """Return what a link is and where it leads, both of the same one."""
+    """Return the status and the text of a link, both of the same one."""
     if sys.platform == "linux":
         fd = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=directory)
         try:
             return os.fstat(fd), os.readlink("", dir_fd=fd)
         finally:
             os.close(fd)
-    else:  # a link cannot be opened, or not be read then: so it is looked at before and after
+    else:  # a link cannot be opened and then read, so its status is compared before and after
         before = os.stat(name, dir_fd=directory, follow_symlinks=False)
         text = os.readlink(name, dir_fd=directory)
         after = os.stat(name, dir_fd=directory, follow_symlinks=False)

@@ -1,7 +1,8 @@
 """Pipes, FIFOs, sockets and terminals, written by the loop without blocking.
 
-The idea to know first: whether an open file blocks is a matter of all who have it open, so it is not changed where
-there is another way. A pipe or terminal is opened anew, through ``/proc``; a socket is asked call by call.
+The idea to know first: O_NONBLOCK belongs to the open file, which other processes share: a shell's terminal, the other end
+of a pipeline. So it is not changed where there is another way: a pipe or terminal is opened anew, through ``/proc``, and a
+socket is told in each call not to block.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _MASTER = os.makedev(5, 2)
 
 
 def reopening_path(fd: int) -> str:
-    """Return the path by which Linux opens anew what a descriptor has open."""
+    """Return the path by which Linux opens a descriptor's file anew."""
     return f"/proc/self/fd/{fd}"
 
 
@@ -46,7 +47,10 @@ class DescriptorSink(Adapter):
                 self._send = None
 
     async def write(self, data: bytes, /) -> None:
-        """Write all of ``data``. A cancel stops it where it waits for room."""
+        """Write all of ``data``.
+
+        Cancel: comes while it waits for room; `handed_over` counts the bytes that are out.
+        """
         if self._send is None:
             with self.hold():
                 return await self.write(data)
@@ -63,11 +67,7 @@ class DescriptorSink(Adapter):
 
 
 def _nonblocking(fd: int, stack: contextlib.ExitStack) -> tuple[int, Callable[[memoryview], int]]:
-    """Return a descriptor to wait on and a call that writes what there is room for.
-
-    O_NONBLOCK belongs to the open file, which other processes share: a shell's terminal, the other end of a pipeline.
-    So a file is opened anew, and a socket is asked call by call.
-    """
+    """Return a descriptor to wait on and a call that writes as many bytes as there is room for."""
     if stat.S_ISSOCK(os.fstat(fd).st_mode):
         sock = stack.enter_context(_without_timeout(fd))
         return sock.fileno(), functools.partial(_send_now, sock)
@@ -83,10 +83,10 @@ def _nonblocking(fd: int, stack: contextlib.ExitStack) -> tuple[int, Callable[[m
 
 
 def _without_timeout(fd: int) -> socket.socket:
-    """Return a socket of its own for what ``fd`` has open.
+    """Return a socket of our own for the one that ``fd`` has open.
 
-    A default time-out (``socket.setdefaulttimeout``) would make each call wait, here on the loop, and is set on what is
-    shared: so it is taken away, and what is shared is put back as it was.
+    A default time-out (``socket.setdefaulttimeout``) would make each call wait, here on the loop. So it is removed, which
+    changes the open file, and the open file is put back as it was.
     """
     is_blocking = os.get_blocking(fd)
     sock = socket.socket(fileno=os.dup(fd))
@@ -100,9 +100,9 @@ def _send_now(sock: socket.socket, view: memoryview) -> int:
 
 
 def _open_anew(fd: int) -> int | None:
-    """Return another descriptor of a pipe or terminal, without blocking; None where it cannot be had.
+    """Return another descriptor of a pipe or terminal, which does not block; None where that is impossible.
 
-    That is where there is no Linux, where the pipe is another user's (``sudo -u``), and for a terminal's master.
+    That is on other systems than Linux, for a pipe of another user (``sudo -u``), and for a terminal's master.
     """
     there = os.fstat(fd)
     # Each opening of a terminal's master makes a new terminal; another device may allow only one.
@@ -119,6 +119,7 @@ def _open_anew(fd: int) -> int | None:
 
 
 async def _writable(fd: int) -> None:
+    """Wait until there is room. Cancel: ends the wait, and the loop watches the descriptor no more."""
     loop = asyncio.get_running_loop()
     event = asyncio.Event()
     loop.add_writer(fd, event.set)

@@ -1,4 +1,4 @@
-"""The powers that the sinks of this package have besides ``write``; a caller's sink is never asked for any of them."""
+"""The powers that the sinks of this package have besides ``write``; a caller's sink is never asked for them."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ class Adapter:
     """A sink of ours.
 
     Attributes:
-        worker: The thread that writes, where one does.
-        expected_size: How large the archive must become, in bytes, where that was promised to somebody.
+        worker: The thread that writes; None where the loop writes.
+        expected_size: The size in bytes that was promised for the archive; None where none was.
     """
 
     worker: Worker | None = None
     expected_size: int | None = None
 
     def hold(self) -> AbstractContextManager[None]:
-        """Keep what is needed for writing, for the time of one call of a writer."""
+        """Keep ready for writing during the block, which is one call of a writer."""
         return contextlib.nullcontext()
 
     async def flush(self) -> None:
-        """Wait until what was taken has been passed on, as far as that can be told.
+        """Wait until the bytes that were taken have been passed on, as far as that can be known.
 
-        Cancel: the wait ends, and the sink still holds what it held.
+        Cancel: ends the wait; the sink keeps its bytes.
         """

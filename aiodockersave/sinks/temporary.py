@@ -1,6 +1,6 @@
-"""Files beside a target: hidden, private until they are whole, and locked while somebody works on them.
+"""Files beside a target: hidden, private until they are whole, and locked while a process works on them.
 
-The lock is what tells a file that is written from one that a killed process has left.
+The lock tells a file that is being written from one that a killed process has left.
 
 All functions block.
 """
@@ -30,12 +30,14 @@ __all__ = [
 ]
 
 OPEN_BESIDE: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
-"""Flags to open a file beside a target: a link that somebody has put there is not followed."""
+"""Flags to open a file beside a target: a link at its name is not followed."""
 PRIVATE: Final = 0o600
-"""The mode of what is not finished: nobody else sees what is in a private image, or writes to it."""
+"""The mode of an unfinished file: nobody else reads a private image, or writes to it."""
 
 _NAME_MAX: Final = 255
+"""Bytes of a file's name: NAME_MAX of Linux and most file systems."""
 _TRIES: Final = 16
+"""Names to try: a second one is needed where another save removes the file before it is locked."""
 _TOKEN_DIGITS: Final = 8
 _SUFFIX: Final = ".tmp"
 _ACL_OF_OTHERS: Final = frozenset({2, 4, 8})
@@ -45,7 +47,7 @@ _NEW: Final = 0o666
 
 
 def name_beside(name: str, suffix: str) -> str:
-    """Return a hidden name beside ``name``, cut to what file systems take."""
+    """Return a hidden name beside ``name``, cut to the length that file systems take."""
     kept = os.fsencode(name)[: _NAME_MAX - len(suffix) - 1]
     return f".{os.fsdecode(kept)}{suffix}"
 
@@ -56,7 +58,7 @@ def names_beside(directory: int, name: str, digits: int, suffix: str) -> list[st
     Raises:
         OSError: The directory cannot be listed.
     """
-    ending = "?" * digits + suffix  # as long as theirs, since it says where a long name is cut
+    ending = "?" * digits + suffix  # as long as theirs, since a long name is cut by its length
     beginning = name_beside(name, f".{ending}").removesuffix(ending)
     pattern = re.compile(f"{re.escape(beginning)}[0-9a-f]{{{digits}}}{re.escape(suffix)}")
     return [each for each in os.listdir(directory) if pattern.fullmatch(each)]
@@ -72,12 +74,12 @@ def is_still(fd: int, directory: int, name: str) -> bool:
 
 
 def lock(fd: int) -> bool:
-    """Lock a file until its descriptor is closed; tell whether that was possible, or another process has it.
+    """Lock a file until its descriptor is closed; tell whether that was possible, or another process has the lock.
 
     Raises:
-        OSError: Its file system has no locks.
+        OSError: The file system has no locks.
     """
-    import fcntl  # noqa: PLC0415 - only where a file is written, and not on every system
+    import fcntl  # noqa: PLC0415 - not on Windows
 
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -98,7 +100,7 @@ def _temporary_name(name: str) -> str:
 def open_temporary(directory: int, name: str) -> tuple[int, str]:
     """Make a temporary file beside the target ``name`` and lock it; return its descriptor and name.
 
-    Where the file system has no locks it is not locked; neither are others then, so nobody takes it for one that was left.
+    Where the file system has no locks, no file is locked, and :func:`remove_stale` removes none.
     """
     for _ in range(_TRIES):
         temporary = _temporary_name(name)
@@ -107,7 +109,7 @@ def open_temporary(directory: int, name: str) -> tuple[int, str]:
         except FileExistsError:
             continue
         try:
-            # Before it was locked another save may have taken it for one that was left.
+            # Before it was locked, another save may have taken it for a stale one.
             if _lock_if_possible(fd) and is_still(fd, directory, temporary):
                 return fd, temporary
         except BaseException:
@@ -139,32 +141,32 @@ def remove_stale(directory: int, name: str, fd: int) -> None:
 
     ::
 
-        removed   a regular file of one's own, of one name, exactly as ours are called, that can be locked
-        kept      what another process has locked, or made a moment ago and is about to lock
-                  what belongs to another user, has a second name, or is no regular file
+        removed   a regular file of the user's own, of one name, exactly as ours are called, that can be locked
+        kept      a file that another process has locked, or made a moment ago and is about to lock
+                  a file of another user, one with a second name, one that is not regular
                   all, where the file system has no locks
 
     Args:
         directory: A descriptor of the directory.
         name: The name of the target.
-        fd: The caller's own file beside it: it stays, and shows who one is in this file system.
+        fd: The caller's own file beside it: it stays, and its owner is the user in this file system.
 
     Raises:
         OSError: The directory cannot be listed.
     """
     own = os.fstat(fd)
     for each in names_beside(directory, name, _TOKEN_DIGITS, _SUFFIX):
-        with contextlib.suppress(OSError):  # then it stays, or somebody else has removed it
+        with contextlib.suppress(OSError):  # the file stays, or another process has removed it
             _remove_if_stale(directory, each, own)
 
 
 def _remove_if_stale(directory: int, name: str, own: os.stat_result) -> None:
     if not _may_be_stale(os.stat(name, dir_fd=directory, follow_symlinks=False), own):
-        return  # and is not even opened
+        return  # without opening it
     fd = os.open(name, OPEN_BESIDE | os.O_NONBLOCK, dir_fd=directory)
     try:
-        # Looked at once more, since it may be another by now. Whoever has just made it looks whether it is there, once it is
-        # locked.
+        # Checked again, since the name may be another file's by now. A save that has just made this one checks, once it has
+        # the lock, that the file is still there.
         if _may_be_stale(os.fstat(fd), own) and lock(fd) and is_still(fd, directory, name):
             os.unlink(name, dir_fd=directory)
     finally:
@@ -180,7 +182,7 @@ def _may_be_stale(there: os.stat_result, own: os.stat_result) -> bool:
 
 
 def mode_of_new(directory: int, name: str) -> int:
-    """Return the mode that a new file beside the target ``name`` has in the ordinary way."""
+    """Return the mode of an ordinary new file beside the target ``name``."""
     umask = None if _has_default_acl(directory) else _umask()
     if umask is not None:
         return _NEW & ~umask
@@ -188,9 +190,9 @@ def mode_of_new(directory: int, name: str) -> int:
 
 
 def _umask() -> int | None:
-    """Return this process's umask; None where the kernel does not say it.
+    """Return this process's umask; None where the kernel does not show it.
 
-    ``os.umask()`` would change it to tell it: for all threads, for a moment.
+    ``os.umask()`` returns the umask only by changing it, for a moment and for all threads.
     """
     try:
         with open("/proc/thread-self/status", "rb") as file:
@@ -201,7 +203,7 @@ def _umask() -> int | None:
 
 
 def _has_default_acl(directory: int) -> bool:
-    """Tell whether a directory has a default ACL, which is asked in place of the umask."""
+    """Tell whether a directory has a default ACL, which replaces the umask."""
     try:
         return bool(os.getxattr(directory, "system.posix_acl_default"))
     except (OSError, AttributeError):  # none, no ACLs on this file system, or no Linux
@@ -209,13 +211,13 @@ def _has_default_acl(directory: int) -> bool:
 
 
 def named_by_acl(fd: int, name: str | None = None) -> frozenset[bytes]:
-    """Return whom the access control list of a file names, each with what they may do, and the group; empty without one.
+    """Return the entries of a file's access control list for others than its owner; empty where it has no list.
 
     That is Linux' own form: entries of a tag, permissions and an ID, of 2, 2 and 4 bytes, behind 4 bytes of a version.
 
     Args:
         fd: The file, or its directory.
-        name: Its name in that.
+        name: The file's name in the directory.
     """
     try:
         # The list of a name is not read by `dir_fd`; without /proc there is none.
@@ -228,7 +230,7 @@ def named_by_acl(fd: int, name: str | None = None) -> frozenset[bytes]:
 
 
 def stat_of_new(directory: int, name: str, mode: int) -> os.stat_result:
-    """Make an empty file beside the target ``name``, remove it, and return whose it was and of which mode."""
+    """Make an empty file beside the target ``name``, remove it, and return its status: owner and mode."""
     for _ in range(_TRIES):
         temporary = _temporary_name(name)
         with contextlib.suppress(FileExistsError):

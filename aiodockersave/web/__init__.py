@@ -2,9 +2,9 @@
 
 ::
 
-    ranges       what a request asks for: status, headers, which bytes        ┐ pure: no asyncio, no framework
+    ranges       the answer to a request: status, headers, a range of bytes   ┐ pure: no asyncio, no framework
     fields       the header fields that go with an archive                    ┘
-    _delivery    one body on its way to one client that may leave at any moment
+    delivery     one body on its way to one client that may leave at any moment
     aiohttp      plan_response, archive_response: for handlers of aiohttp
     asgi         PlanResponse, ArchiveResponse: for Starlette, FastAPI, or any ASGI server alone
 

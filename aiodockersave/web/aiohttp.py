@@ -5,10 +5,10 @@
     async def download(request):
         return await plan_response(request, plan, source.open_blob, filename="app.tar")
 
-Both functions send the whole response and return it. Until the first byte of the body is there, what goes wrong is
-raised, and the application may answer it as it likes. After that no answer can be given any more: the connection is
-closed in the middle of the body, one line goes to the logger ``aiodockersave``, and the response is returned unfinished.
-A client that leaves is no error, and noticed within a quarter of a second, with ``handler_cancellation`` or without.
+Both functions send the whole response and return it. Until the first byte of the body is there, errors are raised, and the
+application may answer them. After that no answer can be given any more: the connection is closed in the middle of the body,
+one line goes to the logger ``aiodockersave``, and the response is returned unfinished. A client that leaves is not an error.
+It is noticed within a quarter of a second, with ``handler_cancellation`` or without.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = ["archive_response", "plan_response"]
 logger = logging.getLogger("aiodockersave")
 
 _LOOK_INTERVAL = 0.25
-"""Seconds between two looks at a connection: aiohttp tells no handler that it is gone."""
+"""Seconds between two looks at a connection: aiohttp does not tell a handler that its client has left."""
 
 
 async def plan_response(
@@ -50,7 +50,7 @@ async def plan_response(
     headers: Mapping[str, str] | None = None,
     send_timeout: float = SEND_TIMEOUT,
 ) -> web.StreamResponse:
-    """Answer a request with a planned archive, or with the part of it that is asked for.
+    """Answer a request with a planned archive, or with the part of it that the request asks for.
 
     ``ETag``, ``Content-Length`` and ranges are as :mod:`aiodockersave.web.ranges` decides. Only the blobs that the part
     touches are opened, only at the bytes that it needs.
@@ -60,7 +60,7 @@ async def plan_response(
         plan: The archive.
         open_blob: Opens a blob, as a source's method does.
         filename: The name under which a browser saves the archive.
-        headers: More header fields; ``Cache-Control`` takes the place of ours, which is ``no-cache, no-transform``.
+        headers: More header fields; ``Cache-Control`` replaces ours, which is ``no-cache, no-transform``.
         send_timeout: Seconds that the client may take for 256 KiB, before it is dropped.
 
     Returns:
@@ -68,7 +68,7 @@ async def plan_response(
 
     Raises:
         InvalidInputError: ``filename`` or ``headers`` cannot be sent.
-        Exception: What a source raised before the first byte was sent.
+        Exception: An error of the source before the first byte was sent.
 
     Cancel: the connection is closed, unless nothing was sent; nothing upstream stays open.
     """
@@ -90,13 +90,13 @@ async def archive_response(
     send_timeout: float = SEND_TIMEOUT,
     **writer_options: Any,
 ) -> web.StreamResponse:
-    """Answer a request with an archive that is written meanwhile: of unknown size, as a whole, chunked.
+    """Answer a request with an archive that is written while it is sent: whole, chunked, of unknown size.
 
     Args:
         request: A GET or HEAD; for a HEAD nothing is built.
         build: Writes the archive, as :func:`aiodockersave.archive_stream` says; it need not close it.
         filename: The name under which a browser saves the archive.
-        headers: More header fields; ``Cache-Control`` takes the place of ours, which is ``no-store, no-transform``.
+        headers: More header fields; ``Cache-Control`` replaces ours, which is ``no-store, no-transform``.
         send_timeout: Seconds that the client may take for 256 KiB, before it is dropped.
         writer_options: Those of :class:`~aiodockersave.ArchiveWriter`.
 
@@ -105,7 +105,7 @@ async def archive_response(
 
     Raises:
         InvalidInputError: ``filename`` or ``headers`` cannot be sent.
-        Exception: What ``build`` raised before the first byte was sent.
+        Exception: An error of ``build`` before the first byte was sent.
 
     Cancel: the connection is closed, unless nothing was sent; ``build`` is cancelled and has ended.
     """
@@ -133,6 +133,10 @@ async def _send(
     size: int | None,
     send_timeout: float,
 ) -> web.StreamResponse:
+    """Send a body; return the response.
+
+    Cancel: the connection is closed, unless nothing was sent; the body is closed.
+    """
     client = _Client(request, response)
     has_frame = size is not None or request.version >= HttpVersion11
     delivery = Delivery(client, size=size, send_timeout=send_timeout)
@@ -141,12 +145,12 @@ async def _send(
     except BaseException as exc:
         if not delivery.is_started:
             raise
-        # First, so that not even an answer of the application's error handler can follow half a body.
+        # Before anything else: an answer of the application's error handler must not follow half a body.
         drop(request.transport, has_frame=has_frame)
         if not isinstance(exc, Exception):
             raise
-        show_traceback = logger.isEnabledFor(logging.DEBUG)  # others' text is not escaped there
-        logger.error(  # noqa: TRY400 - not always with a traceback
+        show_traceback = logger.isEnabledFor(logging.DEBUG)  # it has others' text, which is not escaped
+        logger.error(  # noqa: TRY400 - the traceback is for debugging
             "a response broke off after %d bytes: %s", delivery.sent, describe(exc), exc_info=show_traceback
         )
         return response
@@ -171,7 +175,7 @@ class _Client:
         await self._response.write(data)
 
     async def finish(self) -> None:
-        """End the body, and wait until the connection has taken all of it: a client may stall at its end too."""
+        """End the body, and wait until the connection has taken all of it, since a client may stall at the end too."""
         await self._response.write_eof()
         transport = self._request.transport
         if transport is not None:
@@ -182,7 +186,7 @@ class _Client:
                 transport.set_write_buffer_limits()
 
     async def departure(self) -> None:
-        while not self.has_left():  # noqa: ASYNC110 - nothing tells
+        while not self.has_left():  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(_LOOK_INTERVAL)
 
     def has_left(self) -> bool:

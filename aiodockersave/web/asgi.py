@@ -6,11 +6,11 @@
     async def download() -> Response:
         return PlanResponse(plan, source.open_blob, filename="app.tar")
 
-Where Starlette is installed, they are responses of its kind, since FastAPI takes no others; they need nothing of it.
+Where Starlette is installed, the classes inherit from its ``Response``, since FastAPI takes no others; they use nothing of it.
 
-Until the first byte of the body is there, what goes wrong is raised before the response has begun, so the application
-may answer it as it likes. After that it is raised too: the server logs it and closes the connection in the middle of the
-body, which no client takes for complete. A client that leaves is no error.
+Until the first byte of the body is there, errors are raised before the response has begun, and the application may answer
+them. After that they are raised, too: the server logs them and closes the connection in the middle of the body, which no
+client takes for complete. A client that leaves is not an error.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 
 
 class _BodyResponse(Response):
-    """The part that both have in common.
+    """The common part of both responses.
 
     Attributes:
         raw_headers: The caller's header fields; those of the archive are added when it is sent.
-        background: Run when the response has ended, as Starlette does it.
+        background: Called when the response has ended, as by Starlette.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class _BodyResponse(Response):
         background: Callable[[], Awaitable[None]] | None,
         send_timeout: float,
     ) -> None:
-        # Not Starlette's: it would make header fields of a body that is not there yet.
+        # Without Starlette's own __init__, which would derive header fields from a body that is not there yet.
         content_disposition(filename)
         self.status_code = 200
         self.body = b""
@@ -101,7 +101,7 @@ class _BodyResponse(Response):
             if outcome is Outcome.STALLED:
                 raise TimeoutError(f"the client stalled for {self._send_timeout:g} s")
         except BaseException as exc:
-            # A source that cancels itself: its cancel comes to who reads, and none was sent to this task.
+            # The cancel of a source that cancels itself is raised here, though nobody has cancelled this task.
             is_stray = isinstance(exc, asyncio.CancelledError) and not running_task().cancelling()
             is_fault = isinstance(exc, Exception) or is_stray
             if delivery.is_started and not client.drop(has_frame=has_frame) and is_fault:
@@ -113,12 +113,12 @@ class _BodyResponse(Response):
         try:
             is_refused = await client.spoil()
         finally:
-            if not is_refused:  # then it is not the fault that reaches the server, and its log
+            if not is_refused:  # then the server does not see the fault, and does not log it
                 logger.error("a response broke off after %d bytes: %s", sent, describe(fault))
 
 
 class PlanResponse(_BodyResponse):
-    """A planned archive, or the part of it that is asked for, as a response.
+    """A planned archive, or the part of it that a request asks for, as a response.
 
     ``ETag``, ``Content-Length`` and ranges are as :mod:`aiodockersave.web.ranges` decides. Only the blobs that the part
     touches are opened, only at the bytes that it needs.
@@ -140,8 +140,8 @@ class PlanResponse(_BodyResponse):
             plan: The archive.
             open_blob: Opens a blob, as a source's method does. The source must be open until the response has ended.
             filename: The name under which a browser saves the archive.
-            headers: More header fields; ``Cache-Control`` takes the place of ours, which is ``no-cache, no-transform``.
-            background: Run when the response has ended without an error.
+            headers: More header fields; ``Cache-Control`` replaces ours, which is ``no-cache, no-transform``.
+            background: Called when the response has ended without an error.
             send_timeout: Seconds that the client may take for 256 KiB, before it is dropped.
 
         Raises:
@@ -189,8 +189,8 @@ class ArchiveResponse(_BodyResponse):
         Args:
             build: Writes the archive, as :func:`aiodockersave.archive_stream` says; it need not close it.
             filename: The name under which a browser saves the archive.
-            headers: More header fields; ``Cache-Control`` takes the place of ours, which is ``no-store, no-transform``.
-            background: Run when the response has ended without an error.
+            headers: More header fields; ``Cache-Control`` replaces ours, which is ``no-store, no-transform``.
+            background: Called when the response has ended without an error.
             send_timeout: Seconds that the client may take for 256 KiB, before it is dropped.
             writer_options: Those of :class:`~aiodockersave.ArchiveWriter`.
 
@@ -207,7 +207,7 @@ class ArchiveResponse(_BodyResponse):
         Raises:
             InvalidInputError: A header field that was added cannot be sent.
             TimeoutError: The client stalled.
-            Exception: What ``build`` raised, before the response has begun or after that.
+            Exception: An error of ``build``, before the response has begun or after that.
 
         Cancel: ``build`` is cancelled and has ended.
         """
@@ -241,19 +241,20 @@ class _Client:
 
     async def departure(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
-            pass  # the body of a request, which nobody asked for
+            pass  # the request's body, which is not wanted
 
     def has_left(self) -> bool:
-        return True  # what an OSError of `send` means, since version 2.4 of the specification
+        return True  # since version 2.4 of the specification, an OSError of `send` means that
 
     def drop(self, *, has_frame: bool) -> bool:
-        """Close the connection at once, where that can be done, and tell whether it could.
+        """Close the connection at once, where that is possible, and tell whether it was.
 
-        ASGI has no word for it. A server closes what an application leaves by an exception, but first it sends what it
-        holds, and so waits for a stalled client, perhaps for ever. uvicorn's ``receive`` is the method of an object that
-        has the connection; in hypercorn and granian, and behind Starlette's ``BaseHTTPMiddleware``, nothing leads there:
-        what was upstream is closed all the same, but the server keeps the connection until the client moves.
+        ASGI has no message for that. After an exception of the application a server closes the connection, but first it
+        sends its buffer, and so waits for a stalled client, perhaps for ever. uvicorn's ``receive`` is the method of an
+        object that has the connection. In hypercorn and granian, and behind Starlette's ``BaseHTTPMiddleware``, nothing
+        leads to the connection: sources are closed all the same, but the server keeps it until the client moves.
         """
+        # `transport` is not documented; neither ASGI nor uvicorn has a public way to a connection.
         transport = getattr(getattr(self._receive, "__self__", None), "transport", None)
         if not callable(getattr(transport, "abort", None)):
             return False
@@ -261,17 +262,17 @@ class _Client:
         return True
 
     async def spoil(self) -> bool:
-        """Keep a middleware from ending the body; tell whether the server refused that itself, so there was none to keep.
+        """Keep a middleware from ending the body; tell whether the server itself refused, so that there was no middleware.
 
-        Starlette's ``BaseHTTPMiddleware`` raises what an application has raised, but ends the body before that: in
-        chunks, half an archive would look whole. A file in the middle of a body it hands on, however many of them there
-        are, and then ends nothing; servers refuse it. (Two of them around a ``GZipMiddleware`` cannot be kept from it.)
+        Starlette's ``BaseHTTPMiddleware`` passes on the application's error, but ends the body before that: in chunks, half
+        an archive would look whole. A ``pathsend`` in the middle of a body is passed on, by any number of such middlewares,
+        and then none of them ends the body; servers refuse it. (Two of them around a ``GZipMiddleware`` still end it.)
 
-        Cancel: comes also from a middleware that fails over what the server refused.
+        Cancel: comes also from a middleware that fails over the server's refusal; the body is not ended.
         """
         try:
             await self._send({"type": "http.response.pathsend", "path": ""})
-        except Exception:  # noqa: BLE001 - as it should be; what is being raised says more
+        except Exception:  # noqa: BLE001 - expected; the error that is being raised says more
             return True
         return False
 

@@ -1,10 +1,10 @@
 """One body on its way to one client, which may leave or stall at any moment.
 
-One task owns it all: it opens the body, passes it on and closes it, whatever happens. Beside it a small one waits for
-the client to leave, since nothing is noticed by writing while the source says nothing; it interrupts the first as a
-time-out would (cancel, uncancel), so that what is upstream is closed in the same moment.
+One task owns the body: it opens the body, passes it on and closes it, whatever happens. A second task waits for the client
+to leave, since no write notices that while the source is silent. It interrupts the first task as a time-out would (cancel,
+uncancel), so that the source is closed in the same moment.
 
-A body is either complete or not ended: what to do with the connection then is the framework's half.
+A body is either complete or not ended. The framework's half decides on the connection then.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ logger = logging.getLogger("aiodockersave")
 SEND_TIMEOUT = 60.0
 """Seconds that a client may take for one piece."""
 PIECE_SIZE = 256 << 10
-"""Bytes of one piece: so few that a client which is only slow (5 kB/s) is not taken for a stalled one."""
+"""Bytes of one piece: a client that is only slow (5 kB/s) takes it within `SEND_TIMEOUT`."""
 
 
 class Outcome(enum.Enum):
@@ -45,19 +45,31 @@ class Client(Protocol):
     """The receiver of a body: a framework's half of a response."""
 
     async def start(self) -> None:
-        """Send status and header fields."""
+        """Send status and header fields.
+
+        Cancel: they may be on their way.
+        """
         ...
 
     async def send(self, data: bytes | memoryview, /) -> None:
-        """Send a piece of the body once there is room."""
+        """Send a piece of the body; wait for room, before or after.
+
+        Cancel: the piece may be on its way, whole or in part; no more of the body may be sent.
+        """
         ...
 
     async def finish(self) -> None:
-        """End the body."""
+        """End the body.
+
+        Cancel: the body may be ended.
+        """
         ...
 
     async def departure(self) -> None:
-        """Return once the client has left."""
+        """Return once the client has left.
+
+        Cancel: ends the wait; the client is not touched.
+        """
         ...
 
     def has_left(self) -> bool:
@@ -71,15 +83,15 @@ class Delivery:
     Attributes:
         is_started: Whether status and header fields may be on their way. Until then a fault is an ordinary error, to
             which the application can give a status of its own.
-        sent: How many bytes of the body the server has taken.
+        sent: Bytes of the body that the server has taken.
     """
 
     def __init__(self, client: Client, *, size: int | None, send_timeout: float) -> None:
         """Prepare a delivery.
 
         Args:
-            client: Who receives it.
-            size: How many bytes were promised, if any were.
+            client: The receiver.
+            size: The size of the body that its header fields promise; None where they promise none.
             send_timeout: Seconds that the client may take for one piece.
         """
         self.is_started = False
@@ -93,10 +105,10 @@ class Delivery:
         """Pass a body on, and close it. The first chunk is there before anything is sent.
 
         Raises:
-            SizeMismatchError: The body is not as long as was promised.
-            Exception: What the body raised, while the client was there.
+            SizeMismatchError: The body has another size than its header fields promise.
+            Exception: An error of the body while the client was there.
 
-        Cancel: the body is closed, and not ended towards the client.
+        Cancel: the body is closed; towards the client it is not ended, unless the cancel comes while it is being ended.
         """
         running_task()
         departed = asyncio.timeout(None)
@@ -111,7 +123,9 @@ class Delivery:
         except Exception as exc:
             if not departed.expired():
                 raise
-            if not isinstance(exc, TimeoutError):  # what the body makes of being interrupted
+            if not isinstance(
+                exc, TimeoutError
+            ):  # the body has raised an error of its own when it was interrupted
                 logger.warning("closing a body whose client has left: %s", describe(exc))
             return Outcome.LEFT
         return Outcome.COMPLETE
@@ -128,7 +142,7 @@ class Delivery:
             piece, view = view[:PIECE_SIZE], view[PIECE_SIZE:]
             await self._call(self._client.send, piece)
             self.sent += len(piece)
-            # A server whose client has left may take all at once; then nobody would be told.
+            # A server whose client has left may take all at once; without a turn of the loop nobody would notice.
             await self._fairness.passed(len(piece))
 
     async def _call(self, act: Callable[..., Awaitable[None]], *args: Any) -> None:
@@ -145,7 +159,7 @@ class Delivery:
 
 
 class _Watch(ending):
-    """Call ``interrupt`` when a client leaves inside the block."""
+    """Call ``interrupt`` when a client leaves while the block runs."""
 
     def __init__(self, client: Client, interrupt: Callable[[], None]) -> None:
         super().__init__(lambda: self._watchers)

@@ -23,7 +23,7 @@ _PLAIN: Final = frozenset(f"{_TOKENS} @=:(),;[]{{}}'")
 _NAME: Final = f"{_TOKENS}%'*"
 """Characters that a field's name may have besides letters and digits (``tchar``, RFC 9110 § 5.6.2)."""
 _CONTROLS: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-"""Controls, what turns text around (U+202E), lone surrogates, line and paragraph separators."""
+"""Controls, marks that turn text around (U+202E), lone surrogates, line and paragraph separators."""
 _OURS: Final = frozenset(
     {
         "accept-ranges",
@@ -37,7 +37,7 @@ _OURS: Final = frozenset(
         "transfer-encoding",
     }
 )
-"""Fields that follow from the archive and the request, so that a caller's own value would lie."""
+"""Fields that follow from the archive and the request: another value would be wrong."""
 
 
 def response_headers(
@@ -46,22 +46,22 @@ def response_headers(
     """Return all header fields of an answer.
 
     Nothing may be changed on the way (``no-transform``): compressed, an archive would have another size and ETag. A
-    cache asks again each time (``no-cache``), as a tag may move; what cannot be asked for by ETag, it does not keep.
+    cache asks again each time (``no-cache``), as a tag may move; an archive without an ETag it does not keep.
 
     Args:
-        answer: What the request is answered with.
+        answer: The answer to the request.
         filename: The name under which a browser saves the archive.
-        extra: The caller's fields, on every answer; a ``Cache-Control`` takes the place of ours.
+        extra: The caller's fields, on every answer; a ``Cache-Control`` replaces ours.
 
     Raises:
-        InvalidInputError: ``filename`` is none, or ``extra`` has a field that follows from the archive, or one that
-            is none.
+        InvalidInputError: ``filename`` cannot be sent, or ``extra`` has a field that follows from the archive, or one that
+            cannot be sent.
     """
-    disposition = content_disposition(filename)  # also where it is not sent: a bad name shows at once
+    disposition = content_disposition(filename)  # also for answers without it: a bad name shows at once
     added = list(extra)
     names = {name.lower() for name, _ in added}
     if taken := sorted(names & _OURS):
-        raise InvalidInputError(f"{taken[0]} follows from the archive and the request: leave it away")
+        raise InvalidInputError(f"{taken[0]} follows from the archive and the request: leave it out")
     for name, value in added:
         if not _is_field(name, value):  # the value may be a secret
             raise InvalidInputError(f"a header field cannot be sent, its name or value: {name!a:.100}")
@@ -75,7 +75,7 @@ def response_headers(
 
 
 def _is_field(name: str, value: str) -> bool:
-    """Tell whether a field can be sent, by RFC 9110 § 5.1 and 5.5: servers see it too, but after the answer has begun."""
+    """Tell whether a field can be sent (RFC 9110 § 5.1, 5.5). Servers would refuse it only after the answer has begun."""
     is_token = name != "" and all(char.isascii() and (char.isalnum() or char in _NAME) for char in name)
     return is_token and all(char == "\t" or unicodedata.category(char) != "Cc" for char in value)
 
@@ -83,8 +83,8 @@ def _is_field(name: str, value: str) -> bool:
 def content_disposition(filename: str) -> str:
     """Return the value of ``Content-Disposition`` that makes a browser save the body under this name.
 
-    RFC 6266. What is not safe between quotes is given twice: with ``_`` in its place, and encoded (RFC 8187). A
-    slash or backslash is ``_`` in either, so that no path is left.
+    RFC 6266. A name with characters that are not safe between quotes is given twice: with ``_`` in their place, and encoded
+    (RFC 8187). A slash or backslash is ``_`` in both, so that no path is left.
 
     Raises:
         InvalidInputError: The name is empty, longer than 255 bytes, or has control characters.

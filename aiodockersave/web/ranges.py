@@ -1,4 +1,4 @@
-"""Answers to requests for an archive: status, header fields, which bytes.
+"""Answers to requests for an archive: status, header fields, a range of bytes.
 
 One function decides, :func:`evaluate`, in the order of RFC 9110 § 13.2.2::
 
@@ -9,8 +9,8 @@ One function decides, :func:`evaluate`, in the order of RFC 9110 § 13.2.2::
     Range, If-Range        GET only; 206, 416, or as if there were no Range
 
 A server may always ignore ``Range`` (RFC 9110 § 14.2), and this one does where the field is longer than 1,024 bytes,
-has more than 16 elements, is malformed, or asks for more than one run of bytes: there is no multipart answer, so nobody
-can ask for more bytes than there are. ``If-Range`` holds for the one strong ETag, byte for byte; a date never does.
+has more than 16 elements, is malformed, or asks for more than one run of bytes: there is no multipart answer, so that no
+request costs more bytes than the archive has. ``If-Range`` holds for the one strong ETag, byte for byte; a date never does.
 
 The work is linear in the length of the fields: no regular expression, and ``int()`` sees ASCII digits only, at most 19.
 """
@@ -23,10 +23,11 @@ from dataclasses import dataclass
 __all__ = ["Answer", "ByteRange", "evaluate"]
 
 MAX_FIELD_SIZE = 1024
+"""Characters of a ``Range``: 16 elements of two positions with 19 digits take 640."""
 MAX_ELEMENTS = 16
-"""Elements of a ``Range``, empty ones too; downloaders ask for one."""
+"""Elements of a ``Range``, empty ones too; downloaders ask for one, and more are ignored anyway unless they touch."""
 MAX_DIGITS = 19
-"""Digits of a position: what fits into 63 bits, and no archive is larger."""
+"""Digits of a position: those of 2**63, which no archive reaches."""
 
 _OWS = " \t"
 _NO_REPRESENTATION = frozenset({"CONNECT", "OPTIONS", "TRACE"})
@@ -39,7 +40,7 @@ class ByteRange:
 
     Attributes:
         start: Its first byte.
-        stop: The byte behind its last one; None for the end of what has no known size.
+        stop: The byte behind its last one; None for the end of an archive of unknown size.
     """
 
     start: int
@@ -47,7 +48,7 @@ class ByteRange:
 
     @property
     def size(self) -> int | None:
-        """The number of bytes that there are; None where that is not known."""
+        """The number of bytes; None where it is not known."""
         return None if self.stop is None else self.stop - self.start
 
 
@@ -58,7 +59,7 @@ class Answer:
     Attributes:
         status: 200, 206, 304, 412 or 416.
         headers: The fields that follow from size, ETag and range, ``Content-Length`` among them.
-        body: Which bytes to send; None for none at all.
+        body: The bytes to send; None for no body.
     """
 
     status: int
@@ -67,20 +68,20 @@ class Answer:
 
     @property
     def is_archive(self) -> bool:
-        """Whether the fields describe the archive: it or a part of it is sent, or would be to a GET."""
+        """Whether the fields describe the archive: it is sent, whole or in part, or would be to a GET."""
         return self.status in {200, 206}
 
 
 def evaluate(
     method: str, headers: Iterable[tuple[str, str]], *, size: int | None = None, etag: str | None = None
 ) -> Answer:
-    """Decide what a request is answered with.
+    """Decide on the answer to a request.
 
     Args:
-        method: As it came; methods are case-sensitive.
+        method: The method as it came; methods are case-sensitive.
         headers: All fields of the request, name and value, one item for each line.
-        size: The size of the archive in bytes; None where it is not known: then nothing but the whole can be had.
-        etag: Its strong ETag, without quotes; None where there is none.
+        size: The size of the archive in bytes; None where it is not known: then only the whole archive can be sent.
+        etag: The strong ETag of the archive, without quotes; None where it has none.
     """
     request = _Fields(headers)
     tag = None if etag is None else f'"{etag}"'
@@ -115,7 +116,7 @@ def _failed_precondition(method: str, request: _Fields, tag: str | None) -> int 
 
 
 def _asked_ranges(method: str, request: _Fields, tag: str | None, size: int) -> list[tuple[int, int]] | None:
-    """Return the satisfiable ranges that are asked for; None where the whole is."""
+    """Return the satisfiable ranges that are asked for; None where the whole archive is."""
     field = request.joined("range")
     if field is None or method != "GET":
         return None
@@ -137,7 +138,7 @@ def _partial(start: int, stop: int, size: int, fields: tuple[tuple[str, str], ..
 
 
 class _Fields:
-    """The fields of a request that count here, by name."""
+    """The fields of a request that decide on the answer, by name."""
 
     _NAMES = frozenset({"if-match", "if-none-match", "if-range", "range"})
 
@@ -208,7 +209,7 @@ def _parse_ranges(field: str, size: int) -> list[tuple[int, int]] | None:
 
 
 def _parse_range(spec: str, size: int) -> tuple[int, int] | tuple[()] | None:
-    """Return one range, half-open and clamped; empty where there are no such bytes, None where it is malformed."""
+    """Return one range, half-open and clamped; empty where the archive has no such bytes, None where it is malformed."""
     first, separator, last = spec.partition("-")
     if not separator or not all(_is_position(text) for text in (first, last) if text) or not (first or last):
         return None

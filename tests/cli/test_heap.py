@@ -1,4 +1,4 @@
-"""The heap of the command's process: one for all threads, and what is free given back."""
+"""The heap of the command's process: one for all threads, and free memory is given back."""
 
 from __future__ import annotations
 
@@ -150,5 +150,5 @@ async def test_with_another_c_library(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(asyncio.all_tasks()) == 1
 
 
-def test_what_the_library_does_not_have() -> None:
+def test_a_function_that_the_c_library_lacks_is_none() -> None:
     assert heap._function("no_such_function_of_any_library") is None

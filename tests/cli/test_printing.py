@@ -1,4 +1,4 @@
-"""Standard error on terminals and pipes: bars that are painted, people who do not read, signals meanwhile."""
+"""Standard error on terminals and pipes: painted bars, readers who do not read, signals meanwhile."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class Pty:
         fcntl.ioctl(self.writer, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
 
     def look(self) -> Screen:
-        """Read what there is."""
+        """Read all bytes that are there."""
         with contextlib.suppress(BlockingIOError, OSError):
             while data := os.read(self.reader, 65536):
                 self.screen.feed(data)
@@ -254,7 +254,7 @@ def test_a_terminal_of_no_size_is_taken_for_a_usual_one(tty: Pty, terminal: Term
         assert 70 < len(tty.screen.seen[0]) < 80
 
 
-def test_what_is_over_soon_shows_no_bars(
+def test_a_save_that_is_over_soon_shows_no_bars(
     tty: Pty, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(printing, "DELAY", 3600.0)
@@ -324,7 +324,7 @@ class Pipe:
             self._is_open = False
 
     def read_all(self) -> bytes:
-        """Read until nobody is left who writes."""
+        """Read until no writer is left."""
         self.close_writer()
         return self.reader.read()
 

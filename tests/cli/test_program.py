@@ -1,4 +1,4 @@
-"""The command as a process: what its target may be, who may leave, and signals at any moment."""
+"""The command as a process: kinds of targets, readers that leave, and signals at any moment."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def started(*arguments: object, **options: Any) -> Iterator[subprocess.Popen[byt
 
 
 def wait_until(condition: Callable[[], Any]) -> Any:
-    """Look until a condition is true, and return what it gave."""
+    """Look until a condition is true, and return its result."""
     deadline = time.monotonic() + LIMIT
     while not (found := condition()):
         assert time.monotonic() < deadline, "it did not come to that"
@@ -404,7 +404,7 @@ def test_a_small_disk(layouts: Path, tmp_path: Path, name: str, layers: str) -> 
     assert re.match(rf"aiodockersave: {disk}/a\.tar: {said}", line), line
 
 
-# ── what layers hold ──
+# ── the content of layers ──
 
 
 def test_a_diff_id_that_is_wrong(layouts: Path, target: Path) -> None:
@@ -432,7 +432,7 @@ def test_diff_ids_that_are_right(large: str, target: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("output", ["file", "-"])
-def test_what_is_no_layer_is_told(layouts: Path, target: Path, output: str) -> None:
+def test_a_layer_that_is_not_a_tar_is_a_warning(layouts: Path, target: Path, output: str) -> None:
     image = f"oci:{layouts}/odd:text"
     arguments = ["save", f"{image}=a:1", "-o", target if output == "file" else "-"]
     result = execute(*arguments, "--progress", "none")
@@ -448,7 +448,7 @@ def test_what_is_no_layer_is_told(layouts: Path, target: Path, output: str) -> N
 
 
 @pytest.mark.parametrize("output", ["file", "-"])
-def test_what_expands_without_end(layouts: Path, target: Path, output: str) -> None:
+def test_a_layer_that_expands_without_end_is_refused(layouts: Path, target: Path, output: str) -> None:
     bomb = f"oci:{layouts}/bomb=a:1"
     arguments = ["save", bomb, "-o", target if output == "file" else "-", "--layers", "decompress", "--quiet"]
     for more, said in (
@@ -550,7 +550,7 @@ def test_an_interrupt_from_the_first_line_on_is_no_traceback(at: int, large: str
 
 
 def test_ctrl_c_of_another_program_is_its_own() -> None:
-    """Whatever the arguments are that it is called with."""
+    """Its arguments may be those of ours."""
     code = (
         "import signal, aiodockersave; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
     )
@@ -606,7 +606,7 @@ def test_a_lost_terminal_ends_it(large: str, target: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
 def test_an_ignored_signal_stays_ignored(large: str, target: Path, number: signal.Signals) -> None:
-    """`nohup` ignores SIGHUP, a shell SIGINT for what runs in the background."""
+    """`nohup` ignores SIGHUP, a shell ignores SIGINT for a background job."""
     ignore = lambda: signal.signal(number, signal.SIG_IGN)  # noqa: E731
     with stopped_while_it_writes(large, target, preexec_fn=ignore) as process:
         process.send_signal(number)
@@ -656,15 +656,26 @@ def test_two_writers_of_one_file(layouts: Path, target: Path) -> None:
         assert [path.name for path in target.parent.iterdir()] == ["a.tar"]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["save", "--help"]], ids=" ".join)
+PRINTING = pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["save", "--help"]], ids=" ".join)
+
+
+def print_into(file: BinaryIO, arguments: list[str]) -> tuple[int, str]:
+    """Return the exit code and standard error of a command that prints into a file."""
+    command = [sys.executable, "-m", "aiodockersave", *arguments]
+    ended = subprocess.run(command, check=False, stdout=file, stderr=subprocess.PIPE, timeout=LIMIT)
+    return ended.returncode, ended.stderr.decode()
+
+
+@PRINTING
+def test_a_reader_of_standard_output_that_has_left(arguments: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as pipe:
+        assert print_into(pipe, arguments) == (141, "")
+
+
+@PRINTING
 def test_a_full_standard_output_is_one_line(arguments: list[str]) -> None:
     with Path("/dev/full").open("wb") as full:
-        ended = subprocess.run(
-            [sys.executable, "-m", "aiodockersave", *arguments],
-            check=False,
-            stdout=full,
-            stderr=subprocess.PIPE,
-            timeout=LIMIT,
-        )
-    assert ended.returncode == 1
-    assert ended.stderr.decode() == "aiodockersave: standard output: No space left on device\n"
+        line = "aiodockersave: standard output: No space left on device\n"
+        assert print_into(full, arguments) == (1, line)

@@ -144,7 +144,7 @@ def test_killed_at_any_moment(desk: Desk, whole: str, jobs: int) -> None:
 
 
 def test_killed_again_and_again(desk: Desk, whole: str) -> None:
-    """Each time a little further on, and what was received is not fetched again."""
+    """Each save is killed a little later, and none fetches again what an earlier one has received."""
     before = 0
     for number in range(1, 5):
         with started(*desk.arguments, "--quiet") as process:
@@ -166,7 +166,8 @@ def test_a_signal_says_how_to_go_on(desk: Desk, whole: str, number: signal.Signa
         said = only_line(process.communicate()[1])
     assert said.startswith(line)
     assert (
-        f"what was received is kept in {desk.part}; the same command with --resume goes on from there" in said
+        f"the part that was received is kept in {desk.part}; the same command with --resume resumes there"
+        in said
     )
     desk.assert_kept()
     assert desk.finish(whole) > 0
@@ -215,7 +216,7 @@ def test_a_limit_on_file_sizes(desk: Desk, whole: str) -> None:
 
 
 def test_a_small_disk(tmp_path: Path) -> None:
-    """It says that there is too little room before the first byte is fetched; what is there stays, and with more room it goes on."""
+    """The lack of room is an error before the first byte is fetched; the part file stays, and is resumed with more room."""
     disk, layout = tmp_path / "disk", write_layout(tmp_path / "layout", {"latest": SMALL})
     disk.mkdir()
     plan = plan_archive([SMALL.tagged("a:1").spec])

@@ -23,8 +23,9 @@ from aiodockersave import Digest, cli
 from aiodockersave.cli import reporters
 from aiodockersave.cli.bars import Bars, clock
 from aiodockersave.cli.json_lines import JsonLines
-from aiodockersave.cli.reporters import PlainLines, Reporter, Tally, amount, new_reporter
+from aiodockersave.cli.reporters import PlainLines, Reporter, Tally, amount
 from aiodockersave.cli.terminal import Terminal
+from aiodockersave.cli.work import new_reporter
 from aiodockersave.core.model import OCI_LAYER, Descriptor
 from aiodockersave.core.plan import Report
 from aiodockersave.pipeline.progress import (
@@ -76,7 +77,7 @@ def begin(report: Callable[[Event], None], layers: Sequence[Descriptor]) -> None
 
 @st.composite
 def saves(draw: st.DrawFn) -> tuple[list[Descriptor], list[Event]]:
-    """Layers, and what a meter tells when they are read at once, in pieces, now and then again."""
+    """Layers, and the events of a meter when they are read at once, in pieces, some of them twice."""
     sizes = draw(st.lists(st.integers(0, 50) | st.none(), min_size=1, max_size=6))
     layers = make_layers(*sizes)
     events: list[Event] = []
@@ -217,7 +218,7 @@ def terminal(request: pytest.FixtureRequest) -> Iterator[Terminal]:
 
 @pytest.fixture
 def lines(capfd: pytest.CaptureFixture[str], terminal: Terminal) -> Lines:
-    """Closes the printer, and returns what it printed."""
+    """Closes the printer, and returns the lines that it printed."""
 
     def read() -> list[str]:
         terminal.printer.close()
@@ -333,7 +334,7 @@ TYPES = {"object": dict, "array": list, "string": str, "integer": int, "null": t
 
 
 def satisfies(value: Any, schema: dict[str, Any]) -> bool:
-    """Tell what a validator would, of the keywords that the schema uses."""
+    """Tell whether a validator would accept a value, by the keywords that the schema uses."""
     wanted = schema.get("type", [])
     types = [TYPES[each] for each in ([wanted] if isinstance(wanted, str) else wanted)]
     if types and type(value) not in types:
@@ -516,7 +517,7 @@ def test_rows_fit_into_any_terminal(
         (40, ["5feceb66ffc8 ━━━━╸━━━━━━   45%     -:--", "6b86b273ff34", "0/64"]),
     ],
 )  # fmt: skip
-def test_what_a_narrow_terminal_shows(running_bars: Bars, columns: int, rest: list[str]) -> None:
+def test_a_narrow_terminal_lacks_columns(running_bars: Bars, columns: int, rest: list[str]) -> None:
     rows = running_bars.rows(os.terminal_size((columns, 4)), "utf-8")
     for row, expected in zip(rows, rest, strict=True):
         assert visible(row).replace("╺", "━")[: len(expected)] == expected

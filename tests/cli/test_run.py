@@ -15,13 +15,15 @@ from aiodockersave.cli.run import run
 from aiodockersave.cli.terminal import Terminal
 from aiodockersave.core.errors import AuthenticationError, InsufficientSpaceError, SourceError
 
-HOW_TO_GO_ON = "what was received is kept in .a.tar.part; the same command with --resume goes on from there"
+HOW_TO_RESUME = (
+    "the part that was received is kept in .a.tar.part; the same command with --resume resumes there"
+)
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 143}
 
 
 @pytest.fixture(autouse=True)
 def _signals() -> Iterator[None]:
-    """A command takes its handlers away; what pytest had comes back."""
+    """A command removes its handlers; those of pytest come back."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     yield
     for number, handler in before.items():
@@ -56,7 +58,7 @@ def interrupted(numbers: list[signal.Signals], *notes: str) -> Callable[[], Awai
     ("notes", "rest"),
     [
         ((), ""),
-        ((HOW_TO_GO_ON,), f" ({HOW_TO_GO_ON})"),
+        ((HOW_TO_RESUME,), f" ({HOW_TO_RESUME})"),
         (("one\x1b\ntwo", "three"), r" (one\x1b\ntwo; three)"),
     ],
     ids=["none", "how to go on", "several"],
@@ -82,10 +84,10 @@ def test_the_first_signal_counts(capfd: pytest.CaptureFixture[str], terminal: Te
 
 def test_json_has_the_notes_too(capfd: pytest.CaptureFixture[str]) -> None:
     terminal = Terminal(quiet=True, verbose=False, as_json=True)
-    assert run(interrupted([signal.SIGINT], HOW_TO_GO_ON), terminal, target="a.tar") == 130
+    assert run(interrupted([signal.SIGINT], HOW_TO_RESUME), terminal, target="a.tar") == 130
     assert json.loads(capfd.readouterr().err) == {
         "event": "error",
-        "message": f"ended by SIGINT ({HOW_TO_GO_ON})",
+        "message": f"ended by SIGINT ({HOW_TO_RESUME})",
         "exit_code": 130,
         "traceback": None,
     }
@@ -105,7 +107,7 @@ ERRORS = [
 def test_an_error_is_one_line_with_all_notes(
     capfd: pytest.CaptureFixture[str], terminal: Terminal, error: Exception, line: str
 ) -> None:
-    error.add_note(HOW_TO_GO_ON)
+    error.add_note(HOW_TO_RESUME)
 
     async def work() -> None:
         raise error
@@ -113,7 +115,7 @@ def test_an_error_is_one_line_with_all_notes(
     assert run(work, terminal, target="a.tar") == 1
     said = capfd.readouterr().err
     assert said.startswith(f"aiodockersave: {line}")
-    assert said.endswith(f" ({HOW_TO_GO_ON})\n")
+    assert said.endswith(f" ({HOW_TO_RESUME})\n")
     assert said.count("\n") == 1
 
 
@@ -139,8 +141,8 @@ URL = "https://r.example/v2/"
         (SourceError("allow more by max_expansion"), None, "allow more by --max-expansion"),
         (
             SourceError("it broke"),
-            "what was received is kept in x; the same save with resume=True goes on from there",
-            "it broke (what was received is kept in x; the same command with --resume goes on from there)",
+            "the part that was received is kept in x; the same save with resume=True resumes there",
+            "it broke (the part that was received is kept in x; the same command with --resume resumes there)",
         ),
     ],
     ids=["password", "denied", "platform", "expansion", "resume"],

@@ -1,4 +1,4 @@
-"""Every sink that callers have: what it is taken for, what it can, and what is left after each fault."""
+"""Every sink that callers have: its adapter, its powers, and the bytes that are left after each fault."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ async def eventually(condition: Callable[[], bool]) -> None:
 
 
 @every_place
-async def test_what_a_sink_is_taken_for(place: Place, tmp_path: Path) -> None:
+async def test_an_object_gets_its_adapter_and_powers(place: Place, tmp_path: Path) -> None:
     async with place.at(tmp_path) as (target, read):
         sink = as_sink(target)
         assert type(sink).__name__ == (place.adapter or type(target).__name__)
@@ -142,7 +142,7 @@ async def test_a_fault_before_the_first_byte_leaves_every_sink_open(place: Place
         assert await read() == await archive_of([IMAGE])
 
 
-# ── what is refused ──
+# ── refused ──
 
 
 @contextlib.contextmanager
@@ -185,7 +185,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize(("make", "message"), REFUSED.values(), ids=REFUSED)
-async def test_what_cannot_be_written_to_is_refused(
+async def test_an_object_that_cannot_be_written_to_is_refused(
     make: Callable[[Path], Any], message: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "archive"
@@ -270,7 +270,7 @@ async def test_an_archive_in_the_middle_of_a_file(buffering: int, stage: Any, tm
     assert str(archive.report.sha256) == str(SMALL.descriptor.digest.of(expected))
 
 
-async def test_what_was_read_ahead_does_not_count(tmp_path: Path) -> None:
+async def test_bytes_that_a_buffer_has_read_ahead_do_not_count(tmp_path: Path) -> None:
     path = tmp_path / "archive"
     path.write_bytes(b"0123456789" * 1000)
     with path.open("r+b") as file:
@@ -458,7 +458,7 @@ def on_small_disk(folder: Path) -> list[str]:
     return words
 
 
-# ── pipes, and what else the loop writes ──
+# ── pipes, and other files that the loop writes ──
 
 
 async def test_a_master_of_a_terminal_is_not_opened_anew() -> None:
@@ -602,7 +602,7 @@ def _no_proc(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_the_mode_of_a_pipe_stays_its_owners(
     proc: bool, outcome: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """O_NONBLOCK belongs to all who have the pipe open: another process would fail with EAGAIN."""
+    """O_NONBLOCK belongs to the open pipe: another process that has it would fail with EAGAIN."""
     if not proc:
         _no_proc(monkeypatch)
     with pipe() as (reading, file):
@@ -800,7 +800,7 @@ async def test_an_anyio_stream_that_breaks() -> None:
 
 
 class Served:
-    """What a handler saw while it wrote an archive into its response."""
+    """The records of a handler that wrote an archive into its response."""
 
     def __init__(self, image: Image, content_length: int | None) -> None:
         self._image = image
@@ -841,7 +841,7 @@ async def test_a_response_with_the_right_length() -> None:
 
 @pytest.mark.parametrize("difference", [512, 1, -1, -1024, -2_000_000])
 async def test_a_response_with_a_wrong_length_is_never_complete(difference: int) -> None:
-    """aiohttp would cut off what exceeds the length: the client would take a torn archive for a whole one."""
+    """aiohttp would cut off bytes beyond the length: the client would take a torn archive for a whole one."""
     served = Served(IMAGE, SIZE + difference)
     async with serving(served.handle) as url, aiohttp.ClientSession() as session:
         with pytest.raises(aiohttp.ClientPayloadError):
@@ -864,7 +864,7 @@ async def test_a_client_that_leaves_breaks_the_archive() -> None:
     assert not served.is_open
 
 
-# ── what a sink sees ──
+# ── data that a sink sees ──
 
 
 def cut(data: bytes, size: int) -> list[bytes]:

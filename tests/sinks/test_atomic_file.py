@@ -44,7 +44,7 @@ def mode_of(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-# ── what is at the path before ──
+# ── files at the path before ──
 
 
 @pytest.mark.usefixtures("umask")
@@ -268,7 +268,7 @@ async def test_a_folder_that_is_read_only(tmp_path: Path) -> None:
         await save(tmp_path / "app.tar")
 
 
-# ── what others do meanwhile ──
+# ── other processes meanwhile ──
 
 
 async def test_names_of_temporary_files_that_are_taken(
@@ -332,7 +332,7 @@ async def test_a_temporary_file_that_somebody_removed(tmp_path: Path) -> None:
 
 
 async def test_a_temporary_file_that_somebody_changed(tmp_path: Path) -> None:
-    """A disk that lies, or another program: what is not there is not called whole."""
+    """A disk that lies, or another program: a file that lacks bytes is not published."""
     path = tmp_path / "app.tar"
     path.write_bytes(OLD)
     with pytest.raises(SinkError, match=r"app\.tar has 100 bytes on disk, but \d+ were written"):
@@ -419,7 +419,7 @@ async def test_a_failure_removes_the_file(disk: Disk, tmp_path: Path) -> None:
 
 
 async def test_a_disk_that_refuses_bytes_is_not_asked_again(disk: Disk, tmp_path: Path) -> None:
-    """The kernel has dropped what it could not write: the next fsync would say that all is well."""
+    """The kernel has dropped the pages that it could not write: the next fsync would succeed."""
     path = tmp_path / "app.tar"
     path.write_bytes(OLD)
     disk.fails = "fsync"
@@ -462,7 +462,7 @@ async def test_the_file_stays_where_its_folder_cannot_be_synced(disk: Disk, tmp_
 
 
 @pytest.mark.parametrize("what", ["close", "unlink"])
-async def test_what_fails_while_cleaning_up_is_a_note(disk: Disk, what: str, tmp_path: Path) -> None:
+async def test_an_error_while_cleaning_up_is_a_note(disk: Disk, what: str, tmp_path: Path) -> None:
     with pytest.raises(LookupError) as caught:
         async with open_archive(tmp_path / "app.tar"):
             disk.fails = what
@@ -473,7 +473,7 @@ async def test_what_fails_while_cleaning_up_is_a_note(disk: Disk, what: str, tmp
         path.unlink()
 
 
-async def test_what_fails_while_closing_a_whole_file_is_raised(disk: Disk, tmp_path: Path) -> None:
+async def test_an_error_while_closing_a_whole_file_is_raised(disk: Disk, tmp_path: Path) -> None:
     """A close that fails is lost bytes where the disk is asked last, as NFS does it."""
     disk.fails = "close"
     with pytest.raises(OSError, match="close failed"):
@@ -492,7 +492,7 @@ def test_a_target_that_was_not_opened_has_nothing_to_close(tmp_path: Path) -> No
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_no_file_is_published_by_being_written() -> None:
+def test_a_device_is_published_by_being_written() -> None:
     target = Target("/dev/null", fsync=True)
     target.open()
     target.sync(5)
@@ -538,7 +538,7 @@ def test_a_block_that_is_closed_leaves_no_temporary_file(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_where_no_thread_can_start_nothing_hangs_or_stays(
+async def test_nothing_hangs_or_stays_if_no_thread_can_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Refusing(threading.Thread):

@@ -1,4 +1,4 @@
-"""The name of a part file, what else may be in its place, and who may have it."""
+"""The name of a part file, other files in its place, and its lock."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_one_of_another_archive_is_told_of(name: str, tmp_path: Path) -> None:
         "a.tar.fedcba9876543210.part",
     ],
 )
-def test_what_is_of_another_target_is_not_looked_at(other: str, tmp_path: Path) -> None:
+def test_part_files_of_another_target_are_ignored(other: str, tmp_path: Path) -> None:
     (tmp_path / other).touch()
     with opened_part(tmp_path):
         assert len(list(tmp_path.iterdir())) == 2
@@ -120,7 +120,7 @@ def test_one_at_a_time(tmp_path: Path) -> None:
 
 
 def test_a_lock_that_came_too_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever had it has renamed it between our opening and locking: another is made."""
+    """Another save renames the part file between our opening and locking: a new one is made."""
     part = tmp_path / part_name("a.tar", ETAG)
     flock = fcntl.flock
     renamed: list[int] = []
@@ -162,7 +162,7 @@ def target_of(folder: Path) -> Target:
 
 
 @pytest.mark.parametrize("received", [b"", b"received"], ids=["nothing", "something"])
-def test_what_is_left(received: bytes, tmp_path: Path) -> None:
+def test_a_part_file_with_bytes_is_left(received: bytes, tmp_path: Path) -> None:
     target = target_of(tmp_path)
     target.open()
     assert target.file is not None
@@ -174,7 +174,9 @@ def test_what_is_left(received: bytes, tmp_path: Path) -> None:
     assert target.left == (str(part) if received else None)
 
 
-def test_it_is_removed_before_it_is_unlocked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_file_is_removed_before_it_is_unlocked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Else another save could lock it, and write into a file without a name."""
     target = target_of(tmp_path)
     target.open()
@@ -205,7 +207,7 @@ def test_one_that_was_replaced_is_left_alone(tmp_path: Path) -> None:
     assert part.read_bytes() == b"another's"
 
 
-def test_it_has_the_mode_of_the_old_file(tmp_path: Path) -> None:
+def test_the_published_file_has_the_mode_of_the_old_one(tmp_path: Path) -> None:
     (tmp_path / "a.tar").touch(0o640)
     target = target_of(tmp_path)
     target.open()
@@ -244,7 +246,7 @@ def test_a_file_system_that_says_nothing_of_itself(tmp_path: Path, monkeypatch: 
     target.close()
 
 
-def test_what_is_no_file_has_no_part_file() -> None:
+def test_a_device_has_no_part_file() -> None:
     with pytest.raises(InvalidInputError, match="nothing of it could be kept"):
         Target("/dev/null", fsync=False, etag=ETAG).open()
     target = Target("/dev/null", fsync=False)

@@ -1,4 +1,4 @@
-"""Targets in directories that others may write to: whatever a stranger prepares there, he gains nothing.
+"""Targets in directories that others may write to: a stranger who prepares files there gains nothing.
 
 He may put a link, a FIFO or a file where the archive is to be, or on the way there, before a save or between any two of its steps.
 No file of the caller's is written to or replaced by that, no byte is sent to the stranger, and the archive has no mode of
@@ -78,7 +78,7 @@ class Room:
         self.readers.append(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
 
     def received(self) -> bytes:
-        """Return what came out of the FIFO that was made last."""
+        """Return the bytes that came out of the FIFO that was made last."""
         data = b""
         with contextlib.suppress(BlockingIOError):
             while chunk := os.read(self.readers[-1], 1 << 16):
@@ -105,7 +105,7 @@ def room(tmp_path: Path) -> Iterator[Room]:
     room.close()
 
 
-# ── who may write to a directory, and whose is what is in it ──
+# ── writers of a directory, and owners of its files ──
 
 
 @dataclass(frozen=True)
@@ -246,7 +246,7 @@ async def test_other_things_of_a_stranger(kind: str, way: Save, room: Room) -> N
 
 @both_ways
 @pytest.mark.parametrize("mode", [0o1777, 0o777, 0o755], ids=oct)
-async def test_what_is_one_s_own_needs_no_root(mode: int, way: Save, room: Room) -> None:
+async def test_links_and_fifos_of_one_s_own_are_followed(mode: int, way: Save, room: Room) -> None:
     room.folder.chmod(mode)
     _link(room, os.geteuid())
     await way(room.target)
@@ -257,7 +257,7 @@ async def test_what_is_one_s_own_needs_no_root(mode: int, way: Save, room: Room)
 
 
 @pytest.mark.parametrize("path", ["/dev/stdout", "/dev/fd/{}", "/proc/self/fd/{}", "/proc/{pid}/fd/{}"])
-async def test_what_is_open_already(path: str, room: Room) -> None:
+async def test_a_link_to_an_open_file_is_written_into(path: str, room: Room) -> None:
     """The system's own links, which lead to no path."""
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
@@ -287,7 +287,7 @@ async def test_a_stranger_s_file_is_replaced_and_not_written_into(way: Save, roo
 
 
 @needs_root
-async def test_what_is_said_early_follows_no_stranger_s_link(room: Room) -> None:
+async def test_the_early_look_follows_no_stranger_s_link(room: Room) -> None:
     room.target.symlink_to(os.devnull)
     assert not (await look_at(room.target)).is_file
     give(room.target)
@@ -373,7 +373,7 @@ def _name(make: Make) -> str:
     ids=_name,
 )
 @pytest.mark.parametrize("how", ["removed", "moved"])
-async def test_what_is_replaced_between_two_steps(
+async def test_a_file_that_is_replaced_between_two_steps(
     how: str,
     before: Make,
     after: Make,
@@ -474,7 +474,7 @@ def _link_that_leads_nowhere(room: Room) -> None:
 @pytest.mark.parametrize(
     "replace", [_given_away, _moved_here, _link_that_leads_nowhere], ids=lambda make: make.__name__.strip("_")
 )
-async def test_what_is_not_the_fifo_any_more_that_was_looked_at(
+async def test_a_fifo_that_is_replaced_after_the_look(
     replace: Callable[[Room], None], room: Room, monkeypatch: pytest.MonkeyPatch, nothing_blocks: BlockBuster
 ) -> None:
     nothing_blocks.deactivate()
@@ -567,7 +567,7 @@ MODES = [
 @pytest.mark.usefixtures("umask")
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
 async def test_the_mode_of_an_archive(mode: Mode, way: Save, room: Room) -> None:
-    """It is the old file's where that was one's own, and never more than who may read, write and execute."""
+    """The mode is that of an old file of one's own, and never more than permissions to read, write and execute."""
     if mode.owner and os.geteuid():
         pytest.skip("needs root, to make files of another user")
     room.folder.chmod(mode.folder)
@@ -592,7 +592,7 @@ GROUPS = [(0o660, 0o600), (0o2664, 0o604), (0o604, 0o600), (0o646, 0o604), (0o67
 async def test_the_permissions_of_one_group_are_not_given_to_another(
     old: int, kept: int, way: Save, room: Room
 ) -> None:
-    """Whose members are among all others then, and get no more than they had."""
+    """The members of the old group are among all others then, and get no more than they had."""
     for group, expected in ((THIRD, kept), (os.getegid(), old & 0o777)):
         room.target.touch()
         os.chown(room.target, -1, group)
@@ -742,7 +742,7 @@ async def test_a_directory_s_default_acl_is_asked_in_place_of_the_umask(way: Sav
 
 @every_way
 async def test_a_file_system_without_modes(way: Save, room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As FAT, or what Windows shares: every file has the same one, and another is refused."""
+    """As FAT, or a share of Windows: every file has the same mode, and another one is refused."""
     fstat = os.fstat
 
     def show(fd: int) -> os.stat_result:
@@ -874,7 +874,7 @@ async def test_a_part_file_that_a_stranger_puts_there_meanwhile(
 async def test_part_files_where_one_is_another_user(
     received: bytes, room: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As root on a network file system: what one makes there is nobody's, and so is what one has made before."""
+    """As root on a network file system: new files belong to nobody, and so do those that were made before."""
     part = room.folder / PART
     part.write_bytes(received)
     monkeypatch.setattr(os, "geteuid", lambda: THIRD)
@@ -930,7 +930,7 @@ def test_a_group_of_which_another_user_is_no_member(room: Room) -> None:
     [(STRANGER, True), (0, True), (THIRD, False)],
     ids=["one's own", "root's", "another's"],
 )
-def test_whose_links_another_user_follows(owner: int, is_followed: bool, room: Room) -> None:
+def test_another_user_follows_links_of_his_own_and_of_root(owner: int, is_followed: bool, room: Room) -> None:
     (room.folder / "link").symlink_to("app.tar")
     give(room.folder / "link", owner)
     ended = save_as(STRANGER, room.folder, "link")
@@ -942,10 +942,10 @@ def test_whose_links_another_user_follows(owner: int, is_followed: bool, room: R
 
 @needs_root
 @pytest.mark.parametrize("owner", [0, STRANGER, THIRD])
-async def test_where_root_is_shown_as_another_user(
+async def test_a_namespace_shows_root_as_another_user(
     owner: int, room: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a user namespace: whoever "/" belongs to can do everything anyway."""
+    """In a user namespace: the owner of "/" can do everything anyway."""
     room.target.symlink_to("real.tar")
     give(room.target, owner)
     look = os.stat

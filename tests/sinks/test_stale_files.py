@@ -62,7 +62,7 @@ MOMENTS = {
 
 @pytest.mark.parametrize("way", ["open_archive", "save"])
 @pytest.mark.parametrize("moment", MOMENTS)
-async def test_what_a_killed_save_has_left(moment: str, way: str, folder: Path) -> None:
+async def test_the_next_save_removes_the_files_of_a_killed_one(moment: str, way: str, folder: Path) -> None:
     target = folder / "app.tar"
     target.write_bytes(OLD)
     ended = await asyncio.to_thread(run_killed, target, way, *MOMENTS[moment])
@@ -93,11 +93,11 @@ async def test_killed_behind_the_rename(folder: Path) -> None:
     assert target.read_bytes() == await archive_of([IMAGE])
 
 
-# ── what is removed, and what is not ──
+# ── removed, and kept ──
 
 
 @every_way
-async def test_what_is_removed(way: Save, folder: Path) -> None:
+async def test_stale_files_are_removed(way: Save, folder: Path) -> None:
     for name in (STALE, ".app.tar.ffffffff.tmp", ".app.tar.00000000.tmp"):
         (folder / name).write_bytes(b"received")
     (folder / STALE).chmod(0o400)
@@ -183,7 +183,7 @@ def _a_stranger_s(path: Path, _: contextlib.ExitStack) -> None:
     [_locked, _locked_for_reading, _link, _two_names, _directory, _fifo, _a_stranger_s],
     ids=lambda make: make.__name__.strip("_").replace("_", " "),
 )
-async def test_what_is_kept(
+async def test_files_that_may_be_in_use_are_kept(
     make: Callable[[Path, contextlib.ExitStack], None], way: Save, folder: Path
 ) -> None:
     with contextlib.ExitStack() as stack:
@@ -195,10 +195,10 @@ async def test_what_is_kept(
 
 
 @pytest.mark.parametrize("make", [_link, _fifo, _a_stranger_s], ids=lambda make: make.__name__.strip("_"))
-async def test_what_is_not_even_opened(
+async def test_files_that_cannot_be_stale_are_not_opened(
     make: Callable[[Path, contextlib.ExitStack], None], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever waits at the other end of it would notice."""
+    """An open of a FIFO would be noticed at its other end."""
     opened: list[Any] = []
     open_ = os.open
 
@@ -237,7 +237,7 @@ async def test_a_file_system_without_locks(
 
 @every_way
 @pytest.mark.parametrize("call", ["listdir", "unlink"])
-async def test_what_cannot_be_removed_is_no_matter(
+async def test_a_stale_file_that_cannot_be_removed_stays(
     call: str, way: Save, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original: Callable[..., Any] = getattr(os, call)

@@ -1,4 +1,4 @@
-"""What servers keep for the life of a process is made before anything is counted."""
+"""Servers make what they keep for the life of a process before tasks, threads and descriptors are counted."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from granian.server.embed import Server as Granian
 from tests.support.ports import free_port
 
 SEND_BUFFER = 64 << 10
-"""Bytes that the kernel keeps of what is sent: little, so that a stalled client is felt soon."""
+"""Bytes that the kernel buffers for a client: few, so that a stalled client is noticed soon."""
 LIMIT = 60.0
 """Seconds for anything that is waited for."""
 
@@ -49,7 +49,7 @@ class App:
 
 @dataclass(frozen=True)
 class Address:
-    """Where a server is."""
+    """The address of a server."""
 
     host: str
     port: int
@@ -196,14 +196,14 @@ async def running(serving: Any, stop: Callable[[], None]) -> AsyncIterator[None]
         stop()
         async with asyncio.timeout(LIMIT):
             await asyncio.wait([task])
-            # Some servers do not wait for what they have cancelled.
+            # Some servers do not wait for tasks that they have cancelled.
             while ending := [each for each in asyncio.all_tasks() - before if each.cancelling()]:
                 await asyncio.wait(ending)
         await task
 
 
 KEEP_STALLED = {"hypercorn", "granian"}
-"""Servers that hold a connection, with what its client has not taken, until the client moves: ASGI has no word to end it."""
+"""Servers that keep a connection, with their buffer, until the client moves: ASGI has no message to end it."""
 
 SERVERS: dict[str, Server] = {
     "aiohttp": aiohttp_server(handler_cancellation=False),

@@ -171,7 +171,7 @@ class Caller:
         await loop.sock_sendall(self._sock, "\r\n".join(lines).encode())
 
     async def read(self, size: int) -> bytes:
-        """Read so many bytes, of the head and what follows; fewer where they end."""
+        """Read so many bytes of head and body; fewer where the answer ends."""
         assert self._sock
         parts, loop = [], asyncio.get_running_loop()
         async with asyncio.timeout(LIMIT):

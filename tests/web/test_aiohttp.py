@@ -1,4 +1,4 @@
-"""What is particular to aiohttp: handlers that are cancelled, middlewares that answer, HTTP/1.0, TLS."""
+"""The particulars of aiohttp: handlers that are cancelled, middlewares that answer, HTTP/1.0, TLS."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ async def test_over_tls(site: Site, session: aiohttp.ClientSession, tmp_path: Pa
 
 
 async def test_many_requests_on_one_connection(session: aiohttp.ClientSession) -> None:
-    """What is waited for at the end of a body leaves the connection as it was."""
+    """The wait at the end of a body leaves the connection as it was."""
     site = Site(IMAGE, Depot(IMAGE))
     expected = await archive_of([IMAGE])
     peers = set()
@@ -247,7 +247,7 @@ async def test_many_requests_on_one_connection(session: aiohttp.ClientSession) -
     "options",
     [{"filename": "a\nb"}, {"headers": {"ETag": '"a"'}}, {"headers": {"X-Ours": "1\r\nX-Theirs: 2"}}],
 )
-async def test_what_cannot_be_sent_is_raised(
+async def test_header_fields_that_cannot_be_sent_are_raised(
     options: dict[str, object], session: aiohttp.ClientSession
 ) -> None:
     site = Site(IMAGE, Depot(IMAGE), options=options)

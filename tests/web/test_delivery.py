@@ -225,7 +225,9 @@ async def test_a_client_that_is_gone_and_takes_all(monkeypatch: pytest.MonkeyPat
     assert sum(map(len, listener.events[1:])) <= 4 << 20
 
 
-async def test_what_a_body_makes_of_being_left_is_said(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_error_of_closing_a_body_after_the_client_left_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     listener = Listener()
 
     async def leave() -> None:
@@ -266,7 +268,7 @@ async def test_cancel_while_the_source_is_silent(times: int) -> None:
 
 
 async def test_cancel_wins_over_a_client_that_leaves() -> None:
-    """Both in one tick: who cancels is told."""
+    """Both in one tick: the cancel is raised."""
     listener, body = Listener(), Body(b"abc", forever)
     task = asyncio.create_task(run(listener, body))
     await until(lambda: len(listener.events) == 2)
@@ -349,7 +351,7 @@ async def test_a_client_that_leaves_at_every_suspension() -> None:
 
 
 class Wire:
-    """A transport that notes what is done with it."""
+    """A transport that counts its aborts."""
 
     def __init__(self, sock: Any = None) -> None:
         self.aborted = 0
@@ -375,7 +377,7 @@ class Sock:
 
 @pytest.mark.parametrize("has_frame", [True, False])
 def test_drop(has_frame: bool) -> None:
-    """Where the end is told by the connection alone, it is reset."""
+    """A connection is reset if its end alone ends the body."""
     sock = Sock()
     wire = Wire(sock)
     delivery.drop(wire, has_frame=has_frame)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Downloads from every server: what is whole is right, what is broken looks broken, and who leaves leaves nothing."""
+"""Downloads from every server: whole ones are right, broken ones look broken, and a client that leaves leaves nothing."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def expected() -> bytes:
 
 
 async def read_all(response: aiohttp.ClientResponse) -> tuple[bytes, bool]:
-    """Return what comes of a body, and whether it was whole."""
+    """Return the bytes that come of a body, and whether it was whole."""
     received = bytearray()
     try:
         async for chunk in response.content.iter_any():
@@ -65,10 +65,12 @@ async def read_all(response: aiohttp.ClientResponse) -> tuple[bytes, bool]:
     return bytes(received), True
 
 
-# ── what is whole ──
+# ── whole archives ──
 
 
-async def test_whole(server: Server, site: Site, session: aiohttp.ClientSession, expected: bytes) -> None:
+async def test_the_whole_archive(
+    server: Server, site: Site, session: aiohttp.ClientSession, expected: bytes
+) -> None:
     async with server(site.app) as address, session.get(address.url) as response:
         assert response.status == 200
         assert await response.read() == expected
@@ -132,7 +134,7 @@ async def test_answers_without_a_body(
 async def test_a_request_with_a_body(
     server: Server, planned: Site, session: aiohttp.ClientSession, expected: bytes
 ) -> None:
-    """What a form sends is nothing to the response; a range means nothing to a POST."""
+    """The body of a request is ignored, and a range of a POST, too."""
     headers = {"Range": "bytes=0-4"}
     async with (
         server(planned.app) as address,
@@ -155,13 +157,13 @@ async def test_options_of_the_writer(server: Server, session: aiohttp.ClientSess
         assert await response.read() == await archive_of([IMAGE], layers="decompress")
 
 
-# ── what is broken ──
+# ── broken downloads ──
 
 
 async def test_a_source_that_fails_in_the_middle(
     server: Server, site: Site, session: aiohttp.ClientSession, expected: bytes, is_aiohttp: bool
 ) -> None:
-    """No client takes what it has for complete; the next one gets all of it, and who comes back gets the rest."""
+    """No client takes its part for complete; the next client gets all of it, and one that comes back gets the rest."""
     site.depot.fails_at = 1_000_000
     async with server(site.app) as address:
         async with session.get(address.url) as response:
@@ -223,7 +225,7 @@ async def test_broken_and_resumed_again_and_again(
     assert bytes(received) == expected
 
 
-# ── who leaves ──
+# ── clients that leave ──
 
 LARGE = random_image(8 * MIB, seed=3)
 
@@ -327,7 +329,7 @@ async def test_a_client_that_is_only_slow(server: Server, planned: Site, expecte
     assert planned.failures == []
 
 
-async def test_what_a_break_says(
+async def test_a_break_is_logged(
     planned: Site, session: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One line, in which nothing of the source's text can do anything."""

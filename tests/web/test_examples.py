@@ -54,7 +54,7 @@ class ResumingClient:
         return self.received
 
     def _go_on(self) -> bool:
-        """Ask for what lacks, read a part of it, and leave; return whether that was all."""
+        """Ask for the missing bytes, read a part of them, and leave; return whether that was all."""
         headers = {"Range": f"bytes={len(self.received)}-"} if self.received else {}
         if self._etag:
             headers["If-Range"] = self._etag

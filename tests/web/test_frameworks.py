@@ -42,7 +42,7 @@ def site() -> Site:
 
 @pytest.fixture(autouse=True)
 async def no_middlewares_left(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
-    """Collect what a middleware leaves open that fails, which what it raised holds, which a record holds that pytest keeps."""
+    """Collect garbage: a middleware that fails leaves streams open, held by its error, held by a log record that pytest keeps."""
     for name in ("uvicorn.error", "hypercorn.error"):
         monkeypatch.setattr(logging.getLogger(name), "disabled", True)
     yield
@@ -184,7 +184,7 @@ BETWEEN = {
     "compressing, then one": [Middleware(GZipMiddleware), Middleware(BaseHTTPMiddleware, dispatch=pass_on)],
     "one, then compressing": [Middleware(BaseHTTPMiddleware, dispatch=pass_on), Middleware(GZipMiddleware)],
 }
-"""Middlewares that end a body whatever became of it, the outermost first."""
+"""Middlewares that end a body also after an error, the outermost first."""
 ASGI_SERVERS = sorted(name for name in SERVERS if not name.startswith("aiohttp"))
 
 
@@ -199,7 +199,7 @@ async def test_no_middleware_ends_what_broke_off(
     caplog: pytest.LogCaptureFixture,
     granian_is_warm: None,
 ) -> None:
-    """In chunks an end is all that tells a whole archive from a half. And the log tells why, whatever the server raises."""
+    """In chunks only the end tells a whole archive from a half. And the log has the reason, also if the server fails."""
     site = Site(IMAGE, Depot(IMAGE), is_planned=is_planned)
     site.depot.fails_at = 1_000_000
     async with served(by_starlette(site, middleware=between), server) as address:
@@ -213,7 +213,7 @@ async def test_no_middleware_ends_what_broke_off(
 
 
 class SelfCancellingDepot(Depot):
-    """Cancels whoever reads the last layer."""
+    """Cancels the reader of the last layer."""
 
     async def _chunks(self, blob: bytes, start: int, stop: int) -> AsyncGenerator[bytes, None]:
         if blob == IMAGE.layers[-1].blob:
@@ -235,7 +235,7 @@ async def test_no_middleware_ends_what_cancelled_itself(session: aiohttp.ClientS
 
 @pytest.mark.parametrize("server", ASGI_SERVERS)
 async def test_no_middleware_ends_what_stalled(server: str, granian_is_warm: None) -> None:
-    """The client moves again, after it was given up: what it gets then must not look like all."""
+    """The client moves again after it was given up: the bytes that it gets then must not look complete."""
     image = random_image(16 << 20, seed=3)
     site = Site(image, Depot(image), is_planned=False, options={"send_timeout": 0.3})
     async with served(behind_middleware(site), server) as address:
@@ -351,7 +351,7 @@ async def test_a_background_task_of_its_own(site: Site, session: aiohttp.ClientS
 async def test_compressing_middleware_cannot_make_a_wrong_file(
     site: Site, session: aiohttp.ClientSession
 ) -> None:
-    """Where it compresses all the same, it says so, and what is inside is whole."""
+    """If it compresses all the same, a header field says so, and the decompressed body is the archive."""
     app = by_starlette(site, middleware=[Middleware(GZipMiddleware)])
     async with served(app) as address, session.get(address.url) as response:
         assert await response.read() == await archive_of([IMAGE])

@@ -1,4 +1,4 @@
-"""What a request is answered with: tables of headers, hostile ones among them, and others' opinions of the same rows."""
+"""Answers to requests: tables of headers, hostile ones among them, and other programs' opinions of the same rows."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ DIFFERENT = {
 
 
 def kind(answer: Answer) -> int | tuple[int, int]:
-    """What a table says of an answer."""
+    """Return an answer in the form of the tables."""
     if answer.status != 206:
         return answer.status
     assert answer.body is not None
@@ -171,7 +171,7 @@ def kind(answer: Answer) -> int | tuple[int, int]:
 
 
 def by_httprange(field: str, size: int, **conditions: Any) -> int | tuple[int, int]:
-    """What httprange says, with our rule for more than one range."""
+    """Return the answer of httprange, with our rule for more than one range."""
     decision = httprange.evaluate_range_request(
         method="GET",
         range_header=field,
@@ -229,7 +229,7 @@ def test_head_knows_no_ranges(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RANGES)
-def test_what_has_no_known_size_has_no_ranges(name: str) -> None:
+def test_an_archive_of_unknown_size_has_no_ranges(name: str) -> None:
     answer = evaluate("GET", [("Range", RANGES[name][0])])
     assert answer == Answer(200, (("Accept-Ranges", "none"),), ByteRange(0, None))
 
@@ -434,7 +434,7 @@ def test_order(method: str, headers: dict[str, str], status: int) -> None:
     assert evaluate(method, headers.items(), size=SIZE, etag=ETAG).status == status
 
 
-def test_what_has_no_etag_has_no_tag_to_match() -> None:
+def test_an_archive_without_an_etag_matches_no_tag() -> None:
     assert evaluate("GET", [("If-Match", '"None"')]).status == 412
     assert evaluate("GET", [("If-Match", "*")]).status == 200
     assert evaluate("GET", [("If-None-Match", '"None"')]).status == 200

@@ -46,7 +46,7 @@ def put(request: pytest.FixtureRequest) -> Put:
 
 @dataclass
 class Store:
-    """A server that takes what is put there.
+    """A server that takes uploads by PUT.
 
     Attributes:
         head: The head of the last request.

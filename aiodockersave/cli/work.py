@@ -1,0 +1,111 @@
+"""The work of each command: options become a call of the library, its result becomes lines for people or programs."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from contextlib import AsyncExitStack
+from typing import Any
+
+import click
+
+from aiodockersave.pipeline import save as pipeline
+from aiodockersave.pipeline.resolve import prepare
+
+from . import heap
+from .bars import Bars
+from .image_argument import ImageArgument
+from .json_lines import JsonLines
+from .printing import print_data
+from .reporters import PlainLines, Reporter
+from .run import run
+from .sources import RegistryOptions, get_ready, open_sources
+from .terminal import Terminal, plan_json, plan_text, result_lines
+
+
+def save(
+    *,
+    images: list[ImageArgument],
+    output: str,
+    progress: str,
+    resume: bool,
+    no_fsync: bool,
+    max_expansion: int | None,
+    quiet: bool,
+    verbose: bool,
+    **options: Any,
+) -> int:
+    """Save images into one archive, and return the exit code.
+
+    Raises:
+        click.UsageError: Options contradict each other, or the target is none.
+    """
+    target, name = _target(output), None if output == "-" else output
+    if resume and name is None:
+        raise click.UsageError("--resume is for a file: an archive on standard output cannot be resumed")
+    if resume and options["layers"] == "decompress":
+        raise click.UsageError("--resume needs --layers keep: with decompress the size is not known ahead")
+    if max_expansion is not None:
+        options["max_expansion"] = max_expansion or None
+    registries = RegistryOptions.taken_from(options)
+    get_ready(images)
+    terminal = Terminal(quiet=quiet, verbose=verbose, as_json=progress == "json")
+    reporter = new_reporter(progress, terminal)
+
+    async def work() -> None:
+        async with heap.giving_back(), AsyncExitStack() as stack:
+            requests = await open_sources(images, registries, stack)
+            with reporter:
+                report = await pipeline.save(
+                    requests, target, fsync=not no_fsync, resume=resume, progress=reporter, **options
+                )
+        if reporter.prepared is not None:
+            for line in result_lines(name or "standard output", report, reporter.prepared):
+                terminal.say(line)
+
+    return run(work, terminal, target=name)
+
+
+def _target(output: str) -> Any:
+    if output != "-":
+        if not output or output.endswith("/"):
+            raise click.UsageError("-o takes the name of a file, or - for standard output")
+        return output
+    if sys.stdout is None:
+        raise click.UsageError("standard output is closed")
+    if sys.stdout.isatty():
+        raise click.UsageError("an archive is not for a terminal: use -o FILE, or send it through a pipe")
+    return sys.stdout.buffer
+
+
+def new_reporter(form: str, terminal: Terminal) -> Reporter:
+    """Return the reporter for a form of progress; :mod:`.reporters` lists them."""
+    if form == "json":
+        return JsonLines(terminal)
+    if form == "none" or terminal.is_quiet:
+        return Reporter()
+    return Bars(terminal) if form == "auto" and _can_show_bars() else PlainLines(terminal)
+
+
+def _can_show_bars() -> bool:
+    return (
+        sys.stderr is not None
+        and sys.stderr.isatty()
+        and os.environ.get("TERM", "dumb") not in {"", "dumb", "unknown"}
+        and importlib.util.find_spec("rich") is not None
+    )
+
+
+def plan(*, images: list[ImageArgument], as_json: bool, quiet: bool, verbose: bool, **options: Any) -> int:
+    """Show size, ETag and members of an archive ahead of time, and return the exit code."""
+    registries = RegistryOptions.taken_from(options)
+    get_ready(images)
+
+    async def work() -> None:
+        async with AsyncExitStack() as stack:
+            prepared = await prepare(await open_sources(images, registries, stack), **options)
+        if prepared.plan is not None:
+            print_data((plan_json if as_json else plan_text)(prepared, prepared.plan))
+
+    return run(work, Terminal(quiet=quiet, verbose=verbose), target=None)

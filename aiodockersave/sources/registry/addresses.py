@@ -126,7 +126,7 @@ def _class_of_translated(number: int) -> AddressClass:
     """Return the class of an address of the NAT64 prefix for local use (RFC 8215), which is never public.
 
     The IPv4 address stands behind 48, 56, 64 or 96 bits (RFC 6052 § 2.2); the address does not tell behind how many, and
-    translators ignore the bits after it. So the IPv4 address is read at each place, and the most dangerous class counts.
+    translators ignore the bits after it. So the IPv4 address is read at each place; one that is link-local or loopback counts.
     """
     above, below = number >> 64, number & 0xFF_FFFF_FFFF_FFFF  # bits 64 to 71 are left out
     readings = [number, *(above << 56 - shift | below >> shift for shift in (40, 32, 24))]

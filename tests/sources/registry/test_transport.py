@@ -673,7 +673,7 @@ async def test_a_proxy_that_does_not_connect(
         ("http://127.0.0.1:1", InterruptedTransfer, "the proxy cannot be reached"),
         ("HTTP://127.0.0.1:1", InterruptedTransfer, "the proxy cannot be reached"),
         ("socks5://127.0.0.1:1", InvalidInputError, "only proxies by http and https"),
-        ("http://[::1", InvalidInputError, "a proxy by what is no URL$"),
+        ("http://[::1", InvalidInputError, "a proxy by a text that is not a URL$"),
     ],
 )
 async def test_a_proxy_that_is_none(

@@ -71,14 +71,14 @@ class Place:
 
     Attributes:
         path: The path of the file, or the name of the variable.
-        if_missing: The meaning of a file that is missing: nothing ("fine"), a fault ("said"), an error ("error").
+        if_missing: The meaning of a file that is missing: nothing ("fine"), a fault ("reported"), an error ("error").
         is_legacy: Whether the whole file has the form of "auths" in other files.
         is_private: Whether it is an error that others can read the file.
         text: The value of the variable; None for a file.
     """
 
     path: str
-    if_missing: Literal["fine", "said", "error"] = "fine"
+    if_missing: Literal["fine", "reported", "error"] = "fine"
     is_legacy: bool = False
     is_private: bool = False
     text: str | None = field(default=None, repr=False)
@@ -124,7 +124,7 @@ def places(authfile: str | None, environ: Mapping[str, str], home: str | None) -
     if authfile is not None:
         return [Place(authfile, "error")]
     if named := environ.get("REGISTRY_AUTH_FILE"):
-        return [Place(named, "said")]
+        return [Place(named, "reported")]
     return list(_default_places(environ, home or environ.get("HOME") or os.path.expanduser("~")))
 
 

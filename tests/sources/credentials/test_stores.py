@@ -1,4 +1,4 @@
-"""The credential table: what Docker and podman write, and what comes out of it here.
+"""The credentials that come out of the files of Docker and podman, as a table.
 
 Each row says where its outcome is documented. *man* is containers-auth.json(5); *c/image* the package
 pkg/docker/config of containers/image, which is podman's and skopeo's; *docker* the packages cli/config/configfile and
@@ -67,7 +67,7 @@ def user(username: str) -> Credentials:
 
 
 def saying(answer: str | Mapping[str, object], *, status: int = 0) -> str:
-    """A helper that answers; ``$server`` in the answer is what it was asked for."""
+    """Return a helper's script with an answer; ``$server`` in it is the server that was asked for."""
     text = (answer if isinstance(answer, str) else json.dumps(answer)).replace('"', '\\"')
     return f'read -r server; [ "$1" = get ] && printf %s "{text}"; exit {status}'
 
@@ -691,7 +691,7 @@ BROKEN = [
 
 
 def chain(error: BaseException | None) -> list[BaseException]:
-    """An error and all that hang on it, shown or not."""
+    """Return an error with all its causes and contexts."""
     return [] if error is None else [error, *chain(error.__cause__), *chain(error.__context__)]
 
 
@@ -726,7 +726,7 @@ def test_names_in_a_file_are_matched_as_go_matches_them(text: str, username: str
     assert (found and found.username) == username
 
 
-async def test_files_behind_the_first_that_has_some_are_not_read(computer: Computer) -> None:
+async def test_files_after_the_first_with_credentials_are_not_read(computer: Computer) -> None:
     computer.write(AUTH_JSON, auths(**{"quay.io": entry("me")}))
     computer.write(DOCKER_JSON, b"broken")
     assert await computer.credentials().get("quay.io", "team/app") == user("me")
@@ -777,7 +777,7 @@ ROOT_TAIL = ["/h/.config/containers/auth.json", "/h/.docker/config.json", "/h/.d
         pytest.param(0, {"REGISTRY_AUTH_FILE": "/f"}, ["/f"], id="named"),
     ],
 )
-def test_places_of_a_user(
+def test_order_of_places(
     monkeypatch: pytest.MonkeyPatch, uid: int, environ: dict[str, str], expected: list[str]
 ) -> None:
     """containers-auth.json(5): the system's file is root's, preferred "inside systemd", else last."""
@@ -790,7 +790,7 @@ def test_places_of_a_user(
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o604])
-async def test_the_systems_file_is_private(
+async def test_the_system_file_must_be_private(
     computer: Computer, monkeypatch: pytest.MonkeyPatch, mode: int
 ) -> None:
     """containers-auth.json(5): it must not be readable by others, "or a fatal error will occur"."""
@@ -807,7 +807,7 @@ async def test_the_systems_file_is_private(
             await getting
 
 
-async def test_by_default_it_is_this_processs_environment_and_the_log(
+async def test_defaults_are_the_environment_of_the_process_and_the_log(
     computer: Computer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     computer.write(AUTH_JSON, auths(**{"quay.io": entry("me"), "a.example": 5}))
@@ -823,7 +823,7 @@ async def test_by_default_it_is_this_processs_environment_and_the_log(
     assert "a.example is not used" in record.getMessage()
 
 
-async def test_who_logs_in_meanwhile_is_noticed(computer: Computer) -> None:
+async def test_a_login_between_two_calls_is_noticed(computer: Computer) -> None:
     credentials = computer.credentials()
     assert await credentials.get("quay.io", "team/app") is None
     computer.write(AUTH_JSON, auths(**{"quay.io": entry("me")}))
@@ -843,7 +843,7 @@ HANGING = [
 
 
 class Waiting:
-    """A helper that tells by a FIFO which process hangs, itself or a child of its."""
+    """A helper that hangs, and tells by a FIFO the process that does: itself or its child."""
 
     def __init__(self, computer: Computer, script: str) -> None:
         self._fifo = computer.folder / "fifo"
@@ -852,7 +852,7 @@ class Waiting:
         computer.install("x", script.format(fifo=self._fifo))
 
     async def started(self) -> int:
-        """Wait until it runs; return the number of what hangs."""
+        """Wait until the helper runs; return the number of the process that hangs."""
         loop = asyncio.get_running_loop()
         readable = asyncio.Event()
         fd = os.open(self._fifo, os.O_RDONLY | os.O_NONBLOCK)
@@ -866,7 +866,7 @@ class Waiting:
 
 
 async def is_gone(pid: int) -> bool:
-    """Tell whether a process ends; one that nobody has reaped yet has ended."""
+    """Wait until a process has ended, reaped or not; return False if it does not."""
     deadline = time.monotonic() + LIMIT
     while time.monotonic() < deadline:
         try:
@@ -950,7 +950,7 @@ async def test_cancelled_at_every_suspension_nothing_is_left(
 
 @types.coroutine
 def interrupted(coroutine: Coroutine[Any, Any, object], at: int) -> Generator[Any, Any, object]:
-    """Run a coroutine in which a signal handler raises at its so many'th suspension."""
+    """Run a coroutine and interrupt it at its n-th suspension, as a signal handler would."""
     step: Callable[[], Any] = partial(coroutine.send, None)
     while True:
         try:
@@ -966,7 +966,7 @@ def interrupted(coroutine: Coroutine[Any, Any, object], at: int) -> Generator[An
 
 
 async def test_interrupted_at_every_suspension_nothing_is_left(computer: Computer) -> None:
-    """Also while the helper is only being started, which nobody else would wait for."""
+    """An interrupt may also come while the helper is being started."""
     computer.write(AUTH_JSON, FOR_QUAY)
     computer.install("x", "exec /bin/sleep 600")
     credentials = computer.credentials(helper_timeout=0.1)  # not a verdict: it never answers
@@ -1004,7 +1004,7 @@ async def test_static_credentials_are_for_every_registry() -> None:
         ("b.example", "a", "url"),
     ],
 )
-async def test_mapped_credentials_are_found_as_in_files(
+async def test_mapping_credentials_match_as_files_do(
     registry: str, repository: str, expected: str | None
 ) -> None:
     keys = {

@@ -163,7 +163,7 @@ def _parse(raw: bytes, place: Place) -> AuthFile:
     helpers = _helpers(_object(document, "credHelpers", faults), faults)
     store = _last(document, "credsStore") or ""
     if not isinstance(store, str):
-        faults.append('"credsStore" is not used: it is no name')
+        faults.append('"credsStore" is not used: it is not a name')
         store = ""
     return AuthFile(entries, helpers, store, _located(faults, place))
 
@@ -194,7 +194,7 @@ def _object(document: Mapping[str, object], name: str, faults: list[str]) -> Map
         elif isinstance(value, dict):
             found |= value
         else:
-            faults.append(f'"{name}" is not used: it is no object')
+            faults.append(f'"{name}" is not used: it is not an object')
     return found
 
 
@@ -217,14 +217,14 @@ def _helpers(names: Mapping[str, object], faults: list[str]) -> Mapping[str, str
         if is_text(key) and is_text(value):
             helpers[key] = value
         else:
-            faults.append(f"the helper for {_shown_key(key)} is not used: it is no name")
+            faults.append(f"the helper for {_shown_key(key)} is not used: it is not a name")
     return helpers
 
 
 def _parse_document(raw: bytes, path: str) -> Mapping[str, object]:
     if not raw.strip():
         return {}  # Docker takes an empty file for one without entries
-    reason = "it is no JSON object"
+    reason = "it is not a JSON object"
     try:
         document = gojson.parse(raw, path)
     except InvalidDocumentError as error:
@@ -238,7 +238,7 @@ def _parse_document(raw: bytes, path: str) -> Mapping[str, object]:
 def _parse_entry(entry: object) -> Credentials | None:
     """Return an entry's credentials; None where it has none: Docker leaves such entries where a helper has them."""
     if not isinstance(entry, dict):
-        raise _Unusable("it is no object")
+        raise _Unusable("it is not an object")
     username, password = _text(entry, "username"), _text(entry, "password")
     if auth := _text(entry, "auth"):
         username, password = _decode_auth(auth)
@@ -255,7 +255,7 @@ def _text(entry: Mapping[str, object], name: str) -> str:
     if value is None:
         return ""
     if not is_text(value):
-        raise _Unusable(f'"{name}" is no text')
+        raise _Unusable(f'"{name}" is not a text')
     return value
 
 

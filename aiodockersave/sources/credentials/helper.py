@@ -208,12 +208,12 @@ def _read_answer(status: int, output: bytes) -> HelperAnswer | None:
     except InvalidDocumentError:
         answer = None
     if not isinstance(answer, dict):
-        raise HelperError("it answers something that is no JSON object")
+        raise HelperError("it answers with something that is not a JSON object")
     # Go ignores the case of names, so some helpers write them in lower case.
     fields = {gojson.fold(name): value for name, value in answer.items()}
     username, secret = fields.get("username", ""), fields.get("secret", "")
     if not (is_text(username) and is_text(secret)):
-        raise HelperError("its Username or Secret is no text")
+        raise HelperError("its Username or Secret is not a text")
     return HelperAnswer(username, secret) if username or secret else None
 
 

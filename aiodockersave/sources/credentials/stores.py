@@ -155,7 +155,7 @@ class DockerCredentials:
         """
         running_task()
         if not (registry.isascii() and registry.isprintable()) or " " in registry:
-            raise InvalidInputError(f"no name of a registry: {quoted(registry, 200)}")
+            raise InvalidInputError(f"not the name of a registry: {quoted(registry, 200)}")
         registry = _canonical(registry)
         worker = Worker("aiodockersave-credentials")
         with worker.held():

@@ -138,7 +138,7 @@ def realm_fault(realm: str, registry: Origin | None, *, in_machine: bool) -> str
     """
     found = origin(realm)
     if found is None or "#" in realm:
-        return "is no proper URL"
+        return "is not a proper URL"
     is_safe = found[0] == "https" or found == registry or (in_machine and is_loopback_name(found[1]))
     return None if is_safe else "is not https"
 
@@ -365,7 +365,7 @@ class Authorizer:
             if fault is None and found is not None:
                 await dialler.check(found, by)
         except AddressRefusedError as exc:
-            fault = f"leads astray: {exc.strerror}"
+            fault = f"must not be asked: {exc.strerror}"
         except OSError:
             pass  # the name cannot be resolved now: the request to the realm will fail by itself
         if fault is not None:

@@ -119,7 +119,7 @@ def judge(
         return Verdict(refusal=f"it answers with Content-Encoding {name}, which was not asked for")
     announced = None if length is None else number(length.strip())
     if length is not None and announced is None:
-        return Verdict(refusal="its Content-Length is no number")
+        return Verdict(refusal="its Content-Length is not a number")
     if status == 200:
         return _judge_whole(wanted, announced)
     return _judge_part(wanted, ranges, announced, media_type(content_type))
@@ -142,7 +142,7 @@ def _judge_part(wanted: Wanted, ranges: Sequence[str], announced: int | None, co
         return Verdict(refusal="it answers a range in several parts")
     found = content_range(ranges)
     if found is None:
-        return Verdict(refusal="it answers a range without saying properly which")
+        return Verdict(refusal="it answers a range without a proper Content-Range")
     if found.total != wanted.size:
         return Verdict(refusal="it has another size", actual_size=found.total)
     if found.first > wanted.start or found.last < wanted.stop - 1:
@@ -313,7 +313,7 @@ class BlobReader:
                 secrets=response.secrets,
             )
             if verdict is None:
-                raise await place.endpoint.failure(response)
+                raise await response.failure()
             if verdict.actual_size is not None:
                 raise SizeMismatchError(wanted.size, verdict.actual_size, what=self._what)
             if verdict.refusal:

@@ -125,7 +125,7 @@ async def tls_context(
     """
     running_task()
     if not _REGISTRY.fullmatch(registry):  # the name becomes a part of a path
-        raise InvalidInputError(f"no name of a registry: {quoted(registry, 200)}")
+        raise InvalidInputError(f"not the name of a registry: {quoted(registry, 200)}")
     return await Worker("aiodockersave-tls").run(
         _make_context,
         registry,
@@ -267,7 +267,7 @@ def _load_client(context: ssl.SSLContext, certificate: str, key: str) -> None:
             raise ConfigurationError(
                 key, f"it belongs to another certificate than {one_line(certificate)}"
             ) from None
-        raise ConfigurationError(key, "it is no valid private key in PEM") from None
+        raise ConfigurationError(key, "it is not a valid private key in PEM") from None
 
 
 def _read_text(path: str) -> str:

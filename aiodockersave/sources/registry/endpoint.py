@@ -335,10 +335,6 @@ class Endpoint:
             request = replace(request, authorization=header)
         return await self._transport.open(request)
 
-    async def failure(self, response: Response) -> InterruptedTransfer | DockerSaveError:
-        """Return the error for an answer with a status of failure; as :meth:`.Response.failure`."""
-        return await response.failure()
-
     def url(self, repository: str) -> str:
         """Return the URL of a repository, as it may stand in a message."""
         return f"{self._scheme or 'http'}://{self._authority}/v2/{repository}/"

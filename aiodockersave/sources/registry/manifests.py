@@ -82,7 +82,7 @@ async def fetch_manifest(
     path = f"manifests/{target}"
     response = await place.open(what, path, {"Accept": _ACCEPT})
     with place.discretion(what, path):
-        raw = await _read(place, response)
+        raw = await _read(response)
         stated = Stated(response.header("Content-Type"), response.headers("Docker-Content-Digest"))
         return await Worker("aiodockersave-document").run(read_manifest, raw, stated, what, expected)
 
@@ -106,7 +106,7 @@ async def fetch_digest(place: Place, tag: str, what: str) -> Digest | None:
         return None
     with contextlib.closing(response):
         if response.status != _OK:
-            fault = await place.endpoint.failure(response)
+            fault = await response.failure()
             if isinstance(fault, InterruptedTransfer):
                 raise fault
             return None
@@ -129,7 +129,7 @@ async def fetch_config(place: Place, descriptor: Descriptor, what: str) -> bytes
     path = f"blobs/{descriptor.digest}"
     response = await place.open(what, path, {"Accept": "*/*"})
     with place.discretion(what, path):
-        raw = await _read(place, response)
+        raw = await _read(response)
         await Worker("aiodockersave-document").run(_check_config, raw, descriptor, what)
     return raw
 
@@ -146,10 +146,10 @@ def _check_config(raw: bytes, descriptor: Descriptor, what: str) -> None:
     raise fault
 
 
-async def _read(place: Place, response: Response) -> bytes:
+async def _read(response: Response) -> bytes:
     with contextlib.closing(response):
         if response.status != _OK:
-            raise await place.endpoint.failure(response)
+            raise await response.failure()
         encoding = response.header("Content-Encoding") or "identity"
         if encoding.strip().lower() != "identity":
             raise response.error(

@@ -67,7 +67,6 @@ __all__ = [
     "Proxies",
     "Proxy",
     "Settings",
-    "Timeouts",
     "head_classes",
     "peer_of",
 ]

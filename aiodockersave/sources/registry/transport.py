@@ -35,7 +35,8 @@ from .answers import (
     redirect_target,
     retry_after,
 )
-from .session_pool import Dialler, HeadError, Settings, Timeouts
+from .session_pool import Dialler, HeadError, Settings
+from .timeouts import Timeouts
 
 if TYPE_CHECKING:
     import aiohttp
@@ -300,7 +301,7 @@ class Transport:
         target = redirect_target(url, location)
         found = origin(target) if target else None
         if target is None or found is None:
-            raise request.error("it redirects to no proper URL", at=url)
+            raise request.error("it redirects to a text that is not a proper URL", at=url)
         if request.form is not None:
             raise request.error("it redirects a request that holds a secret", at=url)
         if found[0] == "http" and urlsplit(url).scheme == "https" and not _may_be_plain(found, by):
@@ -329,7 +330,7 @@ class Transport:
         # 1. Headers, and the options of the connection. The caller's connector makes a connection under `making`.
         target = origin(url)
         if target is None:
-            raise request.error("this is no proper URL", at=url)
+            raise request.error("this is not a proper URL", at=url)
         own = {"Accept-Encoding": "identity", "User-Agent": f"aiodockersave/{__version__}"}
         if request.form is not None:
             own["Content-Type"] = "application/x-www-form-urlencoded"

@@ -282,12 +282,12 @@ ENTRIES = [
             ("no colon", {"auth": b64(SECRET)}, '"auth" is not the base64 of username:password'),
             ("no user", {"auth": b64(f":{SECRET}")}, '"auth" is not the base64 of username:password'),
             ("not UTF-8", {"auth": b64(b"me:\xff" + SECRET.encode())}, '"auth" is not UTF-8'),
-            ("auth of a wrong type", {"auth": [SECRET]}, '"auth" is no text'),
-            ("token of a wrong type", {"identitytoken": 5}, '"identitytoken" is no text'),
+            ("auth of a wrong type", {"auth": [SECRET]}, '"auth" is not a text'),
+            ("token of a wrong type", {"identitytoken": 5}, '"identitytoken" is not a text'),
             ("token with line ends", {"registrytoken": f"a\r\n{SECRET}"}, '"registrytoken" has characters'),
-            ("half a surrogate pair", {"username": "\ud800", "password": SECRET}, '"username" is no text'),
-            ("a list", [SECRET], "it is no object"),
-            ("a text", SECRET, "it is no object"),
+            ("half a surrogate pair", {"username": "\ud800", "password": SECRET}, '"username" is not a text'),
+            ("a list", [SECRET], "it is not an object"),
+            ("a text", SECRET, "it is not an object"),
         ]
     ),
     Case(
@@ -527,14 +527,14 @@ HELPERS = [
             ("fails and answers", saying({"Username": "a", "Secret": SECRET}, status=1), "it fails with exit status 1"),
             ("fails and complains", f"echo error with {SECRET} >&2; exit 2", "it fails with exit status 2"),
             ("is killed", "kill -9 $$", "it fails with signal 9"),
-            ("answers a text", saying(f"hello {SECRET}"), "it answers something that is no JSON object"),
-            ("answers nothing", "exit 0", "it answers something that is no JSON object"),
-            ("answers that there is nothing, and succeeds", saying(NOT_FOUND), "it answers something that is no JSON object"),
-            ("answers a list", saying(f'[\\"{SECRET}\\"]'.replace("\\", "")), "it answers something that is no JSON object"),
-            ("answers bytes", r"printf '\377\376'", "it answers something that is no JSON object"),
-            ("answers cut off", saying(f'{{"Username":"a","Secret":"{SECRET}'), "it answers something that is no JSON object"),
-            ("answers a number", saying({"Username": "a", "Secret": 5}), "its Username or Secret is no text"),
-            ("answers half a surrogate pair", r"""printf '{"Username":"\\ud800","Secret":"x"}'""", "its Username or Secret is no text"),
+            ("answers a text", saying(f"hello {SECRET}"), "it answers with something that is not a JSON object"),
+            ("answers nothing", "exit 0", "it answers with something that is not a JSON object"),
+            ("answers that there is nothing, and succeeds", saying(NOT_FOUND), "it answers with something that is not a JSON object"),
+            ("answers a list", saying(f'[\\"{SECRET}\\"]'.replace("\\", "")), "it answers with something that is not a JSON object"),
+            ("answers bytes", r"printf '\377\376'", "it answers with something that is not a JSON object"),
+            ("answers cut off", saying(f'{{"Username":"a","Secret":"{SECRET}'), "it answers with something that is not a JSON object"),
+            ("answers a number", saying({"Username": "a", "Secret": 5}), "its Username or Secret is not a text"),
+            ("answers half a surrogate pair", r"""printf '{"Username":"\\ud800","Secret":"x"}'""", "its Username or Secret is not a text"),
             ("answers without end", "while :; do printf %01000d 7; done", "it answers with more than 1048576 bytes"),
             ("cannot start", "#!/nonexistent/interpreter", "it cannot be started: No such file or directory"),
         ]
@@ -680,13 +680,13 @@ class BrokenFile:
 
 BROKEN = [
     BrokenFile("no JSON", b'{"auths": {"quay.io": {"auth": "' + SECRET.encode(), "it is not JSON"),
-    BrokenFile("no object", f'["{SECRET}"]'.encode(), "it is no JSON object"),
+    BrokenFile("no object", f'["{SECRET}"]'.encode(), "it is not a JSON object"),
     BrokenFile("not UTF-8", b'{"auths": {"\xff": "' + SECRET.encode() + b'"}}', "it is not UTF-8"),
     BrokenFile("byte order mark", b"\xef\xbb\xbf{}", "it is not JSON"),
     BrokenFile("nested", b'{"auths":' + b"[" * 100_000, "it is nested too deeply"),
     BrokenFile("too large", SECRET.encode() * (1 << 18), "it is larger than 1048576 bytes"),
     BrokenFile("docker's", b"{", "it is not JSON", DOCKER_JSON),
-    BrokenFile("dockercfg", b"[]", "it is no JSON object", DOCKERCFG),
+    BrokenFile("dockercfg", b"[]", "it is not a JSON object", DOCKERCFG),
 ]
 
 
@@ -749,7 +749,7 @@ async def test_the_named_file_must_be_there(computer: Computer, kind: str) -> No
 
 @pytest.mark.parametrize("registry", ["quay.io\nb.example", "quay io", "quày.io"])
 async def test_a_registry_with_strange_characters_is_refused(computer: Computer, registry: str) -> None:
-    with pytest.raises(InvalidInputError, match="no name of a registry"):
+    with pytest.raises(InvalidInputError, match="not the name of a registry"):
         await computer.credentials().get(registry, "team/app")
 
 

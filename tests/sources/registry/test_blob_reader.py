@@ -64,13 +64,13 @@ VERDICTS: dict[str, Row] = {
         WHOLE,
         200,
         {"length": "1e2"},
-        Verdict(refusal="its Content-Length is no number"),
+        Verdict(refusal="its Content-Length is not a number"),
     ),
     "200 with negative length": (
         WHOLE,
         200,
         {"length": "-1"},
-        Verdict(refusal="its Content-Length is no number"),
+        Verdict(refusal="its Content-Length is not a number"),
     ),
     "identity": (WHOLE, 200, {"encoding": " Identity "}, Verdict(0, 100)),
     "gzip": (
@@ -102,19 +102,19 @@ VERDICTS: dict[str, Row] = {
         REST,
         206,
         ranges("bytes 40-99/*"),
-        Verdict(refusal="it answers a range without saying properly which"),
+        Verdict(refusal="it answers a range without a proper Content-Range"),
     ),
     "206 without range": (
         REST,
         206,
         ranges(),
-        Verdict(refusal="it answers a range without saying properly which"),
+        Verdict(refusal="it answers a range without a proper Content-Range"),
     ),
     "206 with two ranges": (
         REST,
         206,
         ranges("bytes 40-99/100", "bytes 40-99/100"),
-        Verdict(refusal="it answers a range without saying properly which"),
+        Verdict(refusal="it answers a range without a proper Content-Range"),
     ),
     "206 in parts": (
         REST,

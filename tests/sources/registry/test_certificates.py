@@ -464,9 +464,9 @@ FAULTS = [
     Fault("authority: a directory", lambda keys, folder: (folder / "b.crt").mkdir(), "b.crt", "not a regular file"),
     Fault("authority: a FIFO", lambda keys, folder: os.mkfifo(folder / "b.crt"), "b.crt", "not a regular file"),
     Fault("certificate: no PEM", writing("client.cert", b"hello"), "client.cert", "not made of valid certificates"),
-    Fault("key: no PEM", writing("client.key", b"hello"), "client.key", "no valid private key"),
-    Fault("key: empty", writing("client.key", b""), "client.key", "no valid private key"),
-    Fault("key: a certificate", writing("client.key", BAD_PEM), "client.key", "no valid private key"),
+    Fault("key: no PEM", writing("client.key", b"hello"), "client.key", "not a valid private key"),
+    Fault("key: empty", writing("client.key", b""), "client.key", "not a valid private key"),
+    Fault("key: a certificate", writing("client.key", BAD_PEM), "client.key", "not a valid private key"),
     Fault("key: a directory", replacing_by_a_directory("client.key"), "client.key", "not a regular file"),
     Fault("key: another's", lambda keys, folder: (folder / "client.key").write_bytes(keys.other_client.private_key_pem.bytes()), "client.key", "belongs to another certificate"),
     Fault("key: of another algorithm", lambda keys, folder: (folder / "client.key").write_bytes(rsa_key()), "client.key", "belongs to another certificate"),
@@ -504,7 +504,7 @@ async def test_a_named_file_or_directory_must_be_there(home: Path, tmp_path: Pat
     "name", ["", "..", ".", "../x", "a/b", "a b", "a\0b", "-a", "a:", "a:b", "a:1:2", "[::1", "a\n"]
 )
 async def test_an_invalid_registry_name_never_becomes_a_path(home: Path, name: str) -> None:
-    with pytest.raises(InvalidInputError, match="no name of a registry"):
+    with pytest.raises(InvalidInputError, match="not the name of a registry"):
         await tls_context(name, home=home)
 
 

@@ -554,8 +554,8 @@ async def test_a_manifest_that_names_the_layers_of_another_repository_does_not_g
 
 
 @pytest.mark.parametrize("other", ["1", "2"], ids=["the same, read twice", "another"])
-async def test_a_later_manifest_does_not_change_the_origin_of_a_layer(build: Build, other: str) -> None:
-    """The layer of the manifest that was resolved first keeps its repository."""
+async def test_layers_in_two_manifests_of_a_repository_keep_their_origin(build: Build, other: str) -> None:
+    """The second manifest must not erase the origin that the first one gave to its layers."""
     secret = [layer.descriptor.digest for layer in IMAGE.layers]
     registry, source = await build({}, only_in("team/private", *secret))
     registry.add("team/private:1", IMAGE)

@@ -33,7 +33,8 @@ from aiodockersave.sources.credentials import StaticCredentials
 from aiodockersave.sources.registry.addresses import AddressClass, DialGuard, resolve_by_system
 from aiodockersave.sources.registry.answers import InterruptedTransfer
 from aiodockersave.sources.registry.endpoint import Retries, Turns
-from aiodockersave.sources.registry.session_pool import Proxies, Settings, Timeouts
+from aiodockersave.sources.registry.session_pool import Proxies, Settings
+from aiodockersave.sources.registry.timeouts import Timeouts
 from aiodockersave.sources.registry.transport import Request, Transport
 from tests.support.clock import LoopClock
 from tests.support.faulty_registry import (

@@ -15,7 +15,8 @@ from aiodockersave.sources.credentials import Credentials
 from aiodockersave.sources.registry.answers import InterruptedTransfer
 from aiodockersave.sources.registry.auth import Authorizer, Challenge
 from aiodockersave.sources.registry.certificates import tls_context
-from aiodockersave.sources.registry.session_pool import Proxies, Settings, Timeouts
+from aiodockersave.sources.registry.session_pool import Proxies, Settings
+from aiodockersave.sources.registry.timeouts import Timeouts
 from aiodockersave.sources.registry.transport import Request, Transport
 from tests.support.http import serving
 

@@ -297,7 +297,7 @@ async def test_s1_origin_that_was_left(tmp_path: Path, auth: Auth, kind: Kind) -
 
 @pytest.mark.parametrize("auth", ["none", "bearer"])
 async def test_s1_origin_of_a_challenge_after_coming_back(tmp_path: Path, auth: Auth) -> None:
-    """A registry that is asked after such a redirect cannot name a token server."""
+    """A host that leads back to the registry does not choose the token server either."""
     registry = FaultyRegistry({"team/app:1": IMAGE}, auth=auth)
     async with registry:
         realm = f'Bearer realm="{registry.other.url}/token",service="s"'

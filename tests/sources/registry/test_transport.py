@@ -29,7 +29,8 @@ from aiodockersave import (
 )
 from aiodockersave.sources.registry.addresses import AddressClass, DialGuard, classify
 from aiodockersave.sources.registry.answers import InterruptedTransfer
-from aiodockersave.sources.registry.session_pool import Proxies, Settings, Timeouts
+from aiodockersave.sources.registry.session_pool import Proxies, Settings
+from aiodockersave.sources.registry.timeouts import Timeouts
 from aiodockersave.sources.registry.transport import MAX_REDIRECTS, Request, Response, Transport
 
 PATIENT = Timeouts(connect=60, silence=60)
@@ -222,10 +223,10 @@ async def test_cookies_are_not_kept(stack: AsyncExitStack, connect: Connect) -> 
 @pytest.mark.parametrize(
     ("location", "message"),
     [
-        ("", "redirects to no proper URL"),
-        ("ftp://127.0.0.1/", "redirects to no proper URL"),
-        ("http://user:pw@127.0.0.1/", "redirects to no proper URL"),
-        ("http://8.8.8.8:0/", "redirects to no proper URL"),
+        ("", "redirects to a text that is not a proper URL"),
+        ("ftp://127.0.0.1/", "redirects to a text that is not a proper URL"),
+        ("http://user:pw@127.0.0.1/", "redirects to a text that is not a proper URL"),
+        ("http://8.8.8.8:0/", "redirects to a text that is not a proper URL"),
         ("/again?token=abc", "more than 10 redirects"),
         ("http://10.0.0.1/", "the private address 10.0.0.1 is not dialled"),
         ("http://169.254.169.254/latest", "the link-local address 169.254.169.254 is not dialled"),
@@ -247,7 +248,7 @@ async def test_redirects_that_are_not_followed(
 
 async def test_a_redirect_without_location(stack: AsyncExitStack, connect: Connect) -> None:
     server = await stack.enter_async_context(serving(Server(lambda _: web.Response(status=302))))
-    with pytest.raises(RegistryError, match="no proper URL"):
+    with pytest.raises(RegistryError, match="not a proper URL"):
         await fetch(connect(server.url), server.url)
 
 
@@ -876,7 +877,7 @@ async def test_configuration_errors_are_passed_on(connect: Connect) -> None:
 
     with pytest.raises(SettingsError):
         await fetch(connect("https://registry.example:443", tls=tls), "https://registry.example/")
-    with pytest.raises(RegistryError, match="no proper URL"):
+    with pytest.raises(RegistryError, match="not a proper URL"):
         await fetch(connect("https://registry.example:443"), "https://user@registry.example/")
 
 

@@ -121,11 +121,8 @@ class OciLayoutSource:
         return ResolvedImage(reference, manifest, self._read_document(manifest.config, "config"))
 
     def _name(self, reference: str) -> str:
-        return (
-            f"oci:{one_line(self._path)}:{cut(one_line(reference), _MAX_NAME)}"
-            if reference
-            else f"oci:{one_line(self._path)}"
-        )
+        layout = f"oci:{one_line(self._path)}"
+        return f"{layout}:{cut(one_line(reference), _MAX_NAME)}" if reference else layout
 
     def _not_found(self, reference: str, reason: str) -> ImageNotFoundError:
         return ImageNotFoundError(self._name(reference), reason)

@@ -315,12 +315,9 @@ class RegistrySource:
 
         Cancel: nothing stays open.
         """
-        return _Reading(lambda: self._reader(descriptor, Wanted.of(descriptor, start, stop)))
+        return _Reading(lambda: self._open_reader(descriptor, Wanted.of(descriptor, start, stop)))
 
-    def _reader(
-        self, descriptor: Descriptor, wanted: Wanted
-    ) -> tuple[BlobReader, Callable[[], Awaitable[None]]]:
-        """Return the reader of a blob, and the function that opens the reader."""
+    async def _open_reader(self, descriptor: Descriptor, wanted: Wanted) -> BlobReader:
         self._check_open()
         images = self._kept.repositories(descriptor)
         if not images:
@@ -328,17 +325,18 @@ class RegistrySource:
                 descriptor.digest, "any image that was resolved here; resolve its image first"
             )
         places = [place for image in images for place in self._places(image)]
+        urls = [url for image in images for url in self._own_urls(image)]
         names = ", ".join(image.name for image in images)
         what = f"blob {descriptor.digest} of {names}"
         reader = BlobReader(what, descriptor, wanted, places, self._retries, self._sleep)
-
-        async def open_it() -> None:
-            urls = [url for image in images for url in self._own_urls(image)]
-            missing = partial(_missing_layer, descriptor, names, self._secrets)
+        missing = partial(_missing_layer, descriptor, names, self._secrets)
+        try:
             with discretion(self._secrets, what, *urls, names), _not_found_as(missing):
                 await reader.open()
-
-        return reader, open_it
+        except BaseException:
+            reader.close()
+            raise
+        return reader
 
     # ── places ──
 
@@ -369,17 +367,12 @@ class RegistrySource:
 class _Reading:
     """A blob while it is open; a class and no async generator, for the reason at the head of ``_aio``."""
 
-    def __init__(self, make: Callable[[], tuple[BlobReader, Callable[[], Awaitable[None]]]]) -> None:
-        self._make = make
+    def __init__(self, open_reader: Callable[[], Awaitable[BlobReader]]) -> None:
+        self._open_reader = open_reader
         self._reader: BlobReader | None = None
 
     async def __aenter__(self) -> BlobReader:
-        self._reader, open_it = self._make()
-        try:
-            await open_it()
-        except BaseException:
-            self._reader.close()
-            raise
+        self._reader = await self._open_reader()
         return self._reader
 
     async def __aexit__(self, *_: object) -> None:

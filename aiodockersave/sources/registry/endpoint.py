@@ -280,13 +280,7 @@ class Endpoint:
         path = parts.path.strip("/")
         prefix = f"{path}/" if path else ""
         return cls(
-            parts.netloc,
-            parts.netloc,
-            parts.scheme,
-            settings,
-            credentials,
-            prefix=prefix,
-            secrets=secrets,
+            parts.netloc, parts.netloc, parts.scheme, settings, credentials, prefix=prefix, secrets=secrets
         )
 
     def place(self, repository: str) -> Place:

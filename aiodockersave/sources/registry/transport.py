@@ -353,12 +353,14 @@ class Transport:
         # 3. Turn a fault into ours. aiohttp's is not chained, since it may hold a whole URL.
         except HeadError as exc:
             is_refusal = False
-            fault = _own_fault(request.error(str(exc), at=url), is_lasting=exc.is_lasting)
+            error = request.error(str(exc), at=url)
+            fault: InterruptedTransfer | DockerSaveError
+            fault = error if exc.is_lasting else InterruptedTransfer(error)
         except kinds as exc:
             is_refusal = target[0] == "https" and is_tls_refusal(exc)
             if making.expired():
                 error = request.error("the caller's session makes no connection in time", at=url)
-                fault = _own_fault(error, is_lasting=False)
+                fault = InterruptedTransfer(error)
             else:
                 fault = explain(exc, what=request.what, url=request.shown(url), timeouts=self._timeouts)
         # 4. Judge the answer by its own connection. Two classes on the way here make it public.
@@ -369,10 +371,6 @@ class Transport:
             self.dialler.set_portion(raw.connection, response.content_length)
             return response
         raise _TlsRefusal if is_refusal else fault  # outside of the handler, so that it has no context
-
-
-def _own_fault(error: RegistryError, *, is_lasting: bool) -> InterruptedTransfer | DockerSaveError:
-    return error if is_lasting else InterruptedTransfer(error)
 
 
 def _may_be_plain(target: Origin, by: AddressClass) -> bool:

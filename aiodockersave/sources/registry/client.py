@@ -3,8 +3,8 @@
 ::
 
     resolve("alpine:3.20", linux/arm64)
-        HEAD /v2/library/alpine/manifests/3.20         the registry itself: only it knows what a tag means
-        GET /v2/library/alpine/manifests/sha256:…      mirrors first from here on: the digest says what is right
+        HEAD /v2/library/alpine/manifests/3.20         the registry itself: a mirror's tags may be old
+        GET /v2/library/alpine/manifests/sha256:…      mirrors first from here on: the digest verifies content
         GET /v2/library/alpine/blobs/sha256:…          the config
     open_blob(layer)
         GET /v2/library/alpine/blobs/sha256:…          with ranges, as often as it takes

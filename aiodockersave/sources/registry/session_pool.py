@@ -1,4 +1,4 @@
-"""The connections for one address of a registry: its sessions, kept apart by what they may dial.
+"""The connections for one address of a registry: its sessions, kept apart by the addresses that they may dial.
 
 =========  ==================================  ==========================================================
 way        leads to                            which addresses are dialled
@@ -289,7 +289,7 @@ _CONNECTS: Final = 3
 """Bound on all attempts on the addresses of a host together, in limits on one connection: a host may have hundreds."""
 
 Tls = Callable[[str, bool], Awaitable["ssl.SSLContext | bool"]]
-"""Returns the TLS context for ``HOST`` or ``HOST:PORT``, with or without a client certificate; True for a lent connector's own."""
+"""Returns the TLS context for ``HOST[:PORT]``, with or without a client certificate; True for a lent connector's own."""
 
 
 class Settings(NamedTuple):

@@ -1,6 +1,6 @@
-"""The sources of images: the protocol, and what every source shares.
+"""The protocol of image sources, and the checks that all sources share.
 
-A **source** has two verbs. ``resolve`` turns a reference into one image for one platform: its manifest and
+A **source** has two methods. ``resolve`` turns a reference into one image for one platform: its manifest and
 config. ``open_blob`` gives a blob's bytes. A source of your own is a few lines::
 
     class MySource:
@@ -13,8 +13,8 @@ config. ``open_blob`` gives a blob's bytes. A source of your own is a few lines:
             async with self.session.get(f"…/{descriptor.digest}") as response:
                 yield response.content.iter_chunked(1 << 18)
 
-A source need not verify blobs: whoever reads them does. Manifests and configs are verified where they are read,
-since everything else follows from them.
+A source need not verify blobs: their reader does. It must verify manifests and configs, since everything else follows
+from them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from aiodockersave.core.text import NO_SECRETS, Secrets, cut
 __all__ = ["ResolvedImage", "Source", "SupportsEarlyBlobs", "default_platform"]
 
 _CONFIG_TYPES = frozenset({DOCKER_CONFIG, OCI_CONFIG})
-# What `uname` says and `Platform` does not know from elsewhere.
+# Names of `uname` that `Platform` does not know from elsewhere.
 _MACHINES: Final = {
     "armv5tel": ("arm", "v5"),
     "armv6l": ("arm", "v6"),
@@ -59,17 +59,17 @@ _MACHINES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class ResolvedImage:
-    """One image for one platform, as a source has it.
+    """One image for one platform, as a source found it.
 
     Attributes:
-        reference: What was asked for.
-        manifest: Its manifest, with its raw bytes.
-        config: The bytes of its config.
-        default_tags: The names that it gets in an archive where the caller gives none.
-        secrets: What was sent for it in confidence, which no message that quotes its config may repeat.
+        reference: The reference that was resolved.
+        manifest: The image's manifest, with its raw bytes.
+        config: The bytes of the image's config.
+        default_tags: The repo tags of the image in an archive for which the caller names none.
+        secrets: The texts that were sent in confidence to get the image. No message that quotes the config may show them.
 
     Raises:
-        UnsupportedImageError: It is no image: an artifact, an attestation, encrypted.
+        UnsupportedImageError: The manifest is not that of an image (an artifact, an attestation), or has encrypted layers.
     """
 
     reference: str
@@ -95,13 +95,14 @@ class Source(Protocol):
         """Find an image.
 
         Args:
-            reference: Which image; what it may be is the source's own matter.
-            platform: Which of several manifests is taken; a single one is taken whatever it is for.
+            reference: The name of the image, in a form that the source defines.
+            platform: The platform whose manifest is taken out of an index. A single manifest is taken whatever its
+                platform is.
 
         Raises:
             ImageNotFoundError: There is no such image.
-            PlatformNotFoundError: It is not there for ``platform``.
-            UnsupportedImageError: What is there is no image.
+            PlatformNotFoundError: The image is not there for ``platform``.
+            UnsupportedImageError: The reference leads to something that is not an image.
 
         Cancel: nothing stays open.
         """
@@ -110,11 +111,16 @@ class Source(Protocol):
     def open_blob(
         self, descriptor: Descriptor, *, start: int = 0, stop: int | None = None
     ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """Open a blob; its bytes from ``start`` up to ``stop``, or to its end, are iterated inside the block.
+        """Open a blob; iterate its bytes from ``start`` up to ``stop``, or to its end, inside the block.
+
+        Args:
+            descriptor: The blob.
+            start: The offset of the first byte.
+            stop: The offset behind the last byte; the end of the blob by default.
 
         Raises:
-            BlobNotFoundError: The source does not have it.
-            NotImplementedError: The source cannot start inside a blob, or end there; the whole can be had.
+            BlobNotFoundError: The source does not have the blob.
+            NotImplementedError: The source can only give whole blobs.
 
         Cancel: nothing stays open.
         """
@@ -123,27 +129,31 @@ class Source(Protocol):
 
 @runtime_checkable
 class SupportsEarlyBlobs(Source, Protocol):
-    """A power that a source may have besides: to open layers before all of their image is known.
+    """A source that can open layers before all of their image is known.
 
-    With it, the first layers are asked for while the config is on the way. They are opened in tasks of their own: what
-    ``open_blob`` returns may be entered in one task, read and left in another.
+    The first layers are asked for while the config is on the way. They are opened in tasks of their own, so the context
+    manager that ``open_blob`` returns must allow that it is entered in one task, and read and left in another.
     """
 
     async def resolve_early(
         self, reference: str, platform: Platform, found: Callable[[ImageManifest], None]
     ) -> ResolvedImage:
-        """Find an image as :meth:`resolve` does, instead of which it is called.
+        """Find an image as :meth:`resolve` does. This method is then called instead of :meth:`resolve`.
 
-        ``found`` is told the manifest, once or never, when layers of it can be opened. Errors are those of
-        :meth:`resolve`, before and after.
+        Call ``found`` with the manifest, once or never, when its layers can be opened. Errors are those of :meth:`resolve`,
+        before and after that call.
 
-        Cancel: nothing stays open, but what was opened because of ``found``.
+        Cancel: nothing stays open, except blobs that ``found`` has opened.
         """
         ...
 
 
 def opens_early(source: Source) -> TypeGuard[SupportsEarlyBlobs]:
-    """Tell whether a source has that power, and for the methods that it has now: not for those of a class it refines."""
+    """Tell whether a source has :meth:`~SupportsEarlyBlobs.resolve_early`, and it fits the other methods of the source.
+
+    A subclass that overrides ``resolve`` or ``open_blob`` alone does not count: the inherited ``resolve_early`` would
+    bypass its methods.
+    """
     kind = type(source)
     owners = {
         name: next((each for each in kind.__mro__ if name in vars(each)), object)
@@ -153,7 +163,7 @@ def opens_early(source: Source) -> TypeGuard[SupportsEarlyBlobs]:
     return early is not object and all(issubclass(early, owner) for owner in owners.values())
 
 
-# ── what sources share ──
+# ── shared by all sources ──
 
 
 def default_platform() -> Platform:
@@ -163,12 +173,12 @@ def default_platform() -> Platform:
 
 
 def check_supported(manifest: ImageManifest, what: str) -> None:
-    """Refuse what has the form of an image and is none.
+    """Refuse a manifest that has the form of an image's and is that of something else.
 
-    An artifact is told by the media types of config and layers together: an attestation has an image's config.
+    The media types of config and layers together tell: an attestation has an image's config, but other layers.
 
     Raises:
-        UnsupportedImageError: It is no image, or is encrypted.
+        UnsupportedImageError: The manifest is that of an artifact, or a layer is encrypted.
     """
     for layer in manifest.layers:
         if layer.media_type.endswith("+encrypted"):
@@ -184,10 +194,10 @@ def check_supported(manifest: ImageManifest, what: str) -> None:
 
 
 def check_document_size(descriptor: Descriptor, what: str) -> None:
-    """Refuse a document before it is read that does not belong into memory.
+    """Refuse a document before it is read, if it is too large to be held in memory.
 
     Raises:
-        ContentTooLargeError: It has more than 4 MiB.
+        ContentTooLargeError: By its descriptor the document has more than 4 MiB.
     """
     if descriptor.size is not None and descriptor.size > MAX_DOCUMENT_SIZE:
         raise ContentTooLargeError(MAX_DOCUMENT_SIZE, what=f"{what} {descriptor.digest}")
@@ -197,7 +207,7 @@ def check_document(raw: bytes, descriptor: Descriptor, what: str) -> None:
     """Check that a document is the one that ``descriptor`` names.
 
     Raises:
-        SizeMismatchError, DigestMismatchError: It is another.
+        SizeMismatchError, DigestMismatchError: ``raw`` is another document.
     """
     if descriptor.size not in (None, len(raw)):
         raise SizeMismatchError(descriptor.size, len(raw), what=f"{what} {descriptor.digest}")

@@ -1,4 +1,4 @@
-"""Images out of an OCI image layout: a directory with blobs by digest, and an index of the images.
+"""Read images out of an OCI image layout: a directory with blobs by digest, and an index of the images.
 
 ::
 
@@ -6,11 +6,11 @@
         index.json                    an index; its descriptors are named by an annotation (the REF)
         blobs/<algorithm>/<encoded>
 
-OCI image-spec, image-layout.md. Symbolic links are followed, as build tools make layouts of links; whatever they
-lead to, its digest decides. Only regular files are read, so that a FIFO cannot hold a reader up, up to the size that they
-have when they are opened.
+Source: OCI image-spec, image-layout.md. Symbolic links are followed, since build tools make layouts of links; the digest
+of a file's content decides, wherever the file is. Only regular files are read, so that a FIFO cannot block a reader. A
+blob is read up to the size that its file has when it is opened.
 
-All file work is plain blocking code in threads: one call for a whole resolution, one thread for an open blob.
+All work on files is plain blocking code in threads: one call for a whole resolution, one thread for an open blob.
 """
 
 from __future__ import annotations
@@ -43,40 +43,45 @@ from .regular_file import open_regular, read_file, shorter
 __all__ = ["OciLayoutSource"]
 
 REF_NAME: Final = "org.opencontainers.image.ref.name"
+"""The annotation that names an image (OCI image-spec, annotations.md)."""
 
 CHUNK_SIZE = 512 << 10
-"""Bytes of one read: a hop to the thread is small beside it, and little memory is waiting."""
+"""Bytes of one read: large beside the cost of a call in a thread, and small in memory."""
 _LAYOUT_TYPE = "application/vnd.oci.layout.header.v1+json"
 _VERSION = re.compile(r"1\.[0-9.]+")
 _MAX_HEADER = 64 << 10
+"""The largest file ``oci-layout`` that is read, in bytes; real ones have some 30."""
 _MAX_DEPTH = 4
-"""Indexes below ``index.json``, one in the other; real ones have one."""
+"""The deepest nesting of indexes below ``index.json`` that is followed; real layouts have one."""
 _MAX_NAME = 100
+"""Characters of a reference or a name that a message shows."""
 
 
 class OciLayoutSource:
     """The images of an OCI image layout."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Name the layout's directory; nothing is read yet."""
+        """Take the path of the layout's directory; nothing is read yet."""
         self._path = os.fspath(path)
 
     async def resolve(self, reference: str, platform: Platform | None = None) -> ResolvedImage:
         """Find an image.
 
         Args:
-            reference: What the annotation ``org.opencontainers.image.ref.name`` says, or a digest; empty for the
+            reference: The value of the annotation ``org.opencontainers.image.ref.name``, or a digest; empty for the
                 only image of the layout.
-            platform: Which manifest of an index is taken; by default ``linux`` on this machine's architecture.
+            platform: The platform whose manifest is taken out of an index; by default ``linux`` on this machine's
+                architecture.
 
         Raises:
-            ImageNotFoundError: There is no layout, or not this image in it, or not one only.
+            ImageNotFoundError: There is no layout, or it does not have this image, or has several that match.
             PlatformNotFoundError: The image is not there for ``platform``.
-            UnsupportedImageError: What is there is no image.
+            UnsupportedImageError: The reference leads to something that is not an image.
             InvalidDocumentError, ContentError: A document is not valid, or not the one that was promised.
             BlobNotFoundError: A document is missing.
+            OSError: A file cannot be read.
 
-        Cancel: is raised when what is being read was read; nothing stays open.
+        Cancel: is raised when the documents have been read; nothing stays open.
         """
         running_task()
         return await Worker("aiodockersave-layout").run(
@@ -86,18 +91,19 @@ class OciLayoutSource:
     def open_blob(
         self, descriptor: Descriptor, *, start: int = 0, stop: int | None = None
     ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """Open a blob; its bytes from ``start`` up to ``stop``, or to its end, are iterated inside the block.
+        """Open a blob; iterate its bytes from ``start`` up to ``stop``, or to its end, inside the block.
 
         Raises:
             BlobNotFoundError: There is no such file.
             SizeMismatchError: The file has another size than the descriptor.
-            OSError: It cannot be read, or ends before its size.
+            InvalidInputError: There is no such range.
+            OSError: The file cannot be read, or ends before its size.
 
         Cancel: nothing stays open.
         """
         return _OpenBlob(_BlobFile(self._blob_path(descriptor.digest), descriptor), start, stop)
 
-    # ── what blocks ──
+    # ── blocking work ──
 
     def _resolve(self, reference: str, platform: Platform) -> ResolvedImage:
         self._check_layout(reference)
@@ -110,16 +116,13 @@ class OciLayoutSource:
         if descriptor.media_type not in MANIFEST_TYPES:
             raise UnsupportedImageError(self._name(reference), f"it is a {cut(descriptor.media_type)}")
         manifest = ImageManifest.parse(self._read_document(descriptor, "manifest"), descriptor.media_type)
-        # Before the config is read, which may be anything where this is no image.
+        # Before the config is read: the config of an artifact may be anything.
         check_supported(manifest, self._name(reference))
         return ResolvedImage(reference, manifest, self._read_document(manifest.config, "config"))
 
     def _name(self, reference: str) -> str:
-        return (
-            f"oci:{one_line(self._path)}:{cut(one_line(reference), _MAX_NAME)}"
-            if reference
-            else f"oci:{one_line(self._path)}"
-        )
+        layout = f"oci:{one_line(self._path)}"
+        return f"{layout}:{cut(one_line(reference), _MAX_NAME)}" if reference else layout
 
     def _not_found(self, reference: str, reason: str) -> ImageNotFoundError:
         return ImageNotFoundError(self._name(reference), reason)
@@ -190,9 +193,7 @@ def _listed(images: Iterable[Descriptor]) -> str:
 
 
 class _OpenBlob:
-    """A blob while it is open, with the thread that reads it."""
-
-    # No async generator: up to Python 3.12 one that waits is not told that its coroutine is closed.
+    """An open blob and the thread that reads it; a class and no async generator, for the reason at the head of ``_aio``."""
 
     def __init__(self, blob: _BlobFile, start: int, stop: int | None) -> None:
         self._worker = Worker("aiodockersave-read")
@@ -215,9 +216,8 @@ class _OpenBlob:
 
     async def __aexit__(self, _: object, fault: BaseException | None, __: object) -> None:
         with self._held:
-            if isinstance(
-                fault, GeneratorExit
-            ):  # the coroutine is being closed: nothing can be awaited any more
+            if isinstance(fault, GeneratorExit):
+                # The coroutine is being closed: nothing can be awaited any more.
                 self._worker.leave(self._blob.close)
             else:
                 await self._worker.run_always(self._blob.close)
@@ -236,7 +236,10 @@ class _Chunks:
         return self
 
     async def __anext__(self) -> bytes:
-        """Return the next chunk. A cancel is raised when the read has ended."""
+        """Return the next chunk.
+
+        Cancel: is raised when the read has ended; its bytes are read again by the next call.
+        """
         stop = self._blob.size if self._stop is None else min(self._stop, self._blob.size)
         size = min(CHUNK_SIZE, stop - self._position)
         chunk = await self._worker.run(self._blob.read, self._position, size) if size > 0 else b""
@@ -247,7 +250,7 @@ class _Chunks:
 
 
 class _BlobFile:
-    """The file of a blob; its methods block. The object is there before the file is open, to be closed in any case."""
+    """The file of a blob; its methods block. The object exists before the file is open, so that it can always be closed."""
 
     def __init__(self, path: str, descriptor: Descriptor) -> None:
         self._path = path

@@ -1,9 +1,9 @@
 """Open and read regular files, as plain blocking code for a thread.
 
-A file may be anything that somebody put there, or linked to: a device without an end, a pipe that nobody writes to, a file of
-the kernel that says of itself what is not so. What is no regular file is not even opened; of what is one, no more is read
-than is wanted, and less than it says is an error. A file system that itself hangs (a server that is gone) holds up the
-thread that reads it: nothing in a process can end that.
+A path may lead to anything: a device without an end, a pipe that nobody writes to, a file of the kernel that states a
+wrong size. Only regular files are opened. No more of them is read than the caller's limit allows, and a file that ends
+before its stated size is an error. A file system that hangs (its server is gone) blocks the thread that reads it; nothing
+in a process can end that.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ from aiodockersave.core.text import one_line
 __all__ = ["is_text", "open_regular", "read_file", "shorter"]
 
 _CHUNK_SIZE = 256 << 10
+"""Bytes of one read; a usual manifest, config or file of certificates takes one."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def open_regular(path: str) -> tuple[int, int]:
-    """Open a regular file for reading; return descriptor and size in bytes.
+    """Open a regular file for reading; return its file descriptor and its size in bytes.
 
     Raises:
-        OSError: It cannot be opened, or is something else.
+        OSError: The file cannot be opened, or is not a regular one.
     """
-    _check_regular(os.stat(path), path)  # some devices do something already when they are opened
-    # It may be another file by now: a FIFO is opened, and refused, at once.
+    _check_regular(os.stat(path), path)  # checked before the open, which already acts on some devices
+    # The path may lead to another file by now. With O_NONBLOCK the open of a FIFO does not wait, and it is refused below.
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     try:
         status = os.fstat(fd)
@@ -47,11 +48,11 @@ def _check_regular(status: os.stat_result, path: str) -> None:
 
 
 def read_file(path: str, limit: int) -> bytes:
-    """Return all of a regular file. One that says that it is empty, as the kernel's do, is read to its end.
+    """Return the content of a regular file. A file that states no size, as the kernel's do, is read to its end.
 
     Raises:
-        ContentTooLargeError: It has more than ``limit`` bytes; not more are read.
-        OSError: It cannot be read, is something else, or has less in it than it says.
+        ContentTooLargeError: The file has more than ``limit`` bytes; one byte more is read at most.
+        OSError: The file cannot be read, is not a regular one, or ends before its stated size.
     """
     fd, size = open_regular(path)
     data = bytearray()
@@ -61,7 +62,7 @@ def read_file(path: str, limit: int) -> bytes:
             if not chunk:
                 break
             data += chunk
-    except OSError as exc:  # also where it gives nothing for now, as some of the kernel's do
+    except OSError as exc:  # also EAGAIN, from files of the kernel that have nothing to give now
         exc.filename = path
         raise
     finally:
@@ -74,10 +75,10 @@ def read_file(path: str, limit: int) -> bytes:
 
 
 def shorter(path: str, size: int, actual: int) -> OSError:
-    """Return the error that a file is which ends before its size: cut while it was read, or never as long as it said."""
+    """Return the error for a file that ends before its size: cut while it was read, or never of the stated size."""
     return OSError(errno.EIO, f"the file ends after {actual} bytes, though it says that it has {size}", path)
 
 
 def is_text(value: object) -> TypeGuard[str]:
-    """Tell whether a value read from JSON is text that can be sent, without halves of surrogate pairs."""
+    """Tell whether a value from JSON is a text that can be sent: one without halves of surrogate pairs."""
     return isinstance(value, str) and _SURROGATE.search(value) is None

@@ -1,4 +1,4 @@
-"""Images out of a directory: which one, for which platform, and every way in which it is not there."""
+"""Images out of an OCI image layout: references, platforms, and missing or damaged files."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ OTHER = make_image(LAYER, make_layer({"app": b"app\n"}, "zstd"))
 
 
 class Layout:
-    """An OCI layout in the making."""
+    """A builder of an OCI image layout."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -145,7 +145,7 @@ async def test_resolve_gives_the_documents_as_they_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "reference", ["one", str(IMAGE.manifest.digest)], ids=["by its name", "by its digest"]
 )
-async def test_one_of_two(tmp_path: Path, reference: str) -> None:
+async def test_one_of_two_images(tmp_path: Path, reference: str) -> None:
     source = OciLayoutSource(str(write_layout(tmp_path, {"one": IMAGE, "two": OTHER})))
     assert (await source.resolve(reference, AMD64)).manifest == IMAGE.manifest
 
@@ -241,7 +241,7 @@ async def test_docker_media_types(layout: Layout) -> None:
     assert [layer.media_type for layer in found.manifest.layers] == [DOCKER_LAYER_GZIP]
 
 
-async def test_indexes_in_indexes_have_an_end(layout: Layout) -> None:
+async def test_the_depth_of_indexes_is_bounded(layout: Layout) -> None:
     found = layout.add_manifest()
     for _ in range(10):
         found = layout.add_index(found)
@@ -266,9 +266,7 @@ IN_TOTO = "application/vnd.in-toto+json"
     ],
     ids=["artifact", "empty config", "attestation", "encrypted"],
 )
-async def test_what_has_the_form_of_an_image_and_is_none(
-    layout: Layout, types: dict[str, str], reason: str
-) -> None:
+async def test_artifacts_are_refused(layout: Layout, types: dict[str, str], reason: str) -> None:
     manifest = layout.add_manifest(ref="thing", **types)
     layout.write_index(manifest)
     for path in layout.folder.glob("blobs/sha256/*"):  # it is told without its config, which may be anything
@@ -306,7 +304,7 @@ async def test_a_file_is_no_layout(tmp_path: Path) -> None:
         await OciLayoutSource(tmp_path / "file").resolve("", AMD64)
 
 
-async def test_a_path_stays_on_its_line(tmp_path: Path) -> None:
+async def test_a_path_with_control_characters_is_escaped(tmp_path: Path) -> None:
     with pytest.raises(ImageNotFoundError) as caught:
         await OciLayoutSource(tmp_path / "a\nb\x1b[31m").resolve("", AMD64)
     assert str(caught.value).isprintable()
@@ -334,7 +332,7 @@ async def test_version_of_the_layout(layout: Layout, header: Any, error: type[Ex
             await layout.source.resolve("", AMD64)
 
 
-async def test_no_index(layout: Layout) -> None:
+async def test_a_missing_index(layout: Layout) -> None:
     (layout.folder / "index.json").unlink()
     with pytest.raises(ImageNotFoundError, match=r"no index\.json"):
         await layout.source.resolve("", AMD64)
@@ -419,7 +417,7 @@ async def test_a_damaged_document(
 
 
 @pytest.mark.parametrize("what", ["index", "manifest", "config"])
-async def test_a_document_is_not_read_where_it_is_said_to_be_large(layout: Layout, what: str) -> None:
+async def test_a_document_with_a_large_stated_size_is_not_read(layout: Layout, what: str) -> None:
     large = {"size": MAX_DOCUMENT_SIZE + 1}
     manifest = layout.add_manifest(platform="linux/amd64")
     if what == "config":
@@ -469,7 +467,7 @@ async def test_any_range_of_a_blob(
 
 
 @pytest.mark.parametrize(("start", "stop"), [(-1, None), (2, 1), (0, -1)])
-async def test_no_range(blob_layout: Layout, start: int, stop: int | None) -> None:
+async def test_impossible_ranges_are_refused(blob_layout: Layout, start: int, stop: int | None) -> None:
     with pytest.raises(InvalidInputError, match="no range of a blob"):
         await read_all(blob_layout.source, BLOB_DESCRIPTOR, start=start, stop=stop)
 
@@ -511,7 +509,7 @@ async def test_a_link_is_followed(blob_layout: Layout, tmp_path: Path) -> None:
 
 
 async def test_a_blob_that_shrinks_is_an_error(blob_layout: Layout) -> None:
-    """A reader of a range has no digest that would show it."""
+    """A reader of a range has no digest by which to notice."""
     path = blob_layout.path(BLOB_DESCRIPTOR.digest)
     async with blob_layout.source.open_blob(BLOB_DESCRIPTOR) as chunks:
         received = [await anext(chunks)]
@@ -523,7 +521,7 @@ async def test_a_blob_that_shrinks_is_an_error(blob_layout: Layout) -> None:
     assert b"".join(received) == BLOB[: oci_layout.CHUNK_SIZE + 1]
 
 
-async def test_a_blob_that_grows_ends_where_it_ended(blob_layout: Layout) -> None:
+async def test_a_blob_that_grows_ends_at_its_first_size(blob_layout: Layout) -> None:
     path = blob_layout.path(BLOB_DESCRIPTOR.digest)
     async with blob_layout.source.open_blob(BLOB_DESCRIPTOR) as chunks:
         received = [await anext(chunks)]

@@ -1,4 +1,4 @@
-"""Things that lie where a file should be: devices, pipes, files of the kernel, files that are cut while they are read."""
+"""Other things in the place of a file: devices, pipes, files of the kernel, files that are cut while they are read."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ async def read_all(folder: Path) -> None:
 
 @pytest.mark.parametrize("kind", NO_FILES)
 @pytest.mark.parametrize("place", places(Path()))
-async def test_what_is_no_file_is_no_part_of_a_layout(place: str, kind: str, tmp_path: Path) -> None:
+async def test_a_layout_refuses_irregular_files(place: str, kind: str, tmp_path: Path) -> None:
     folder = write_layout(tmp_path / "layout", {"latest": IMAGE})
     path = places(folder)[place]
     path.unlink()
@@ -93,7 +93,7 @@ async def test_what_is_no_file_is_no_part_of_a_layout(place: str, kind: str, tmp
 
 
 @pytest.mark.parametrize("kind", NO_FILES)
-async def test_what_is_no_file_has_no_credentials_and_no_certificates(kind: str, tmp_path: Path) -> None:
+async def test_credentials_and_certificates_refuse_irregular_files(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "file"
     NO_FILES[kind](path)
     async with asyncio.timeout(LIMIT):
@@ -103,8 +103,8 @@ async def test_what_is_no_file_has_no_credentials_and_no_certificates(kind: str,
             await tls_context("registry.example", ca_file=path)
 
 
-def test_what_is_no_file_is_not_even_opened(tmp_path: Path) -> None:
-    """Some devices do something then: rewind a tape, arm a watchdog."""
+def test_irregular_files_are_not_opened(tmp_path: Path) -> None:
+    """The open alone acts on some devices: it rewinds a tape, or arms a watchdog."""
     os.mkfifo(tmp_path / "pipe")
     opened: list[object] = []
     with pytest.MonkeyPatch.context() as patch:
@@ -114,7 +114,7 @@ def test_what_is_no_file_is_not_even_opened(tmp_path: Path) -> None:
     assert opened == []
 
 
-def test_what_becomes_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+def test_a_file_replaced_by_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "file").touch()
     regular = (tmp_path / "file").stat()
@@ -128,7 +128,7 @@ def test_what_becomes_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
 
 
 @linux
-def test_a_file_of_the_kernel_that_says_it_is_empty() -> None:
+def test_a_kernel_file_that_states_no_size() -> None:
     assert Path("/proc/self/status").stat().st_size == 0
     assert b"Name:" in read_file("/proc/self/status", 1 << 20)
     with pytest.raises(ContentTooLargeError):
@@ -136,7 +136,7 @@ def test_a_file_of_the_kernel_that_says_it_is_empty() -> None:
 
 
 @linux
-def test_a_file_of_the_kernel_that_says_it_is_larger() -> None:
+def test_a_kernel_file_that_states_too_large_a_size() -> None:
     path = "/sys/kernel/mm/transparent_hugepage/enabled"
     if not Path(path).exists():
         pytest.skip("there is none")
@@ -145,8 +145,8 @@ def test_a_file_of_the_kernel_that_says_it_is_larger() -> None:
     assert caught.value.filename == path
 
 
-def test_a_file_that_gives_nothing_for_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As some of the kernel's do, such as its log: it is not waited for."""
+def test_a_file_that_would_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some files of the kernel, such as its log, would block; they are not waited for."""
     (tmp_path / "file").write_bytes(b"data")
 
     def give_nothing(*_: object) -> bytes:
@@ -161,7 +161,7 @@ def test_a_file_that_gives_nothing_for_now(tmp_path: Path, monkeypatch: pytest.M
 @linux
 @pytest.mark.parametrize("place", ["index.json", "manifest", "layer"])
 async def test_a_part_of_a_layout_that_leads_to_the_kernels_files(place: str, tmp_path: Path) -> None:
-    """The text that stands there is not repeated."""
+    """The content of these files is not repeated in the message."""
     folder = write_layout(tmp_path / "layout", {"latest": IMAGE})
     path = places(folder)[place]
     path.unlink()

@@ -1,4 +1,4 @@
-"""Credentials for registries: of the caller's own, or those that Docker and podman keep."""
+"""Credentials for registries: the caller's own, or those that Docker and podman keep."""
 
 from .auth_files import Credentials
 from .stores import CredentialStore, DockerCredentials, MappingCredentials, StaticCredentials

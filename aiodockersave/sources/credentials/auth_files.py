@@ -1,4 +1,8 @@
-"""The files in which Docker and podman keep credentials, and what they say. Everything here blocks."""
+"""Find and parse the files in which Docker and podman keep credentials. Everything here blocks.
+
+A part of a file that cannot be used is reported as a fault, and the rest of the file is used. Only a file that cannot be
+parsed at all is an error. No fault and no error shows a secret.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ from aiodockersave.sources.regular_file import is_text, read_file
 __all__ = ["AuthFile", "Credentials", "Place", "places"]
 
 MAX_FILE = 1 << 20
-"""Bytes of a file: as much as Kubernetes allows for a secret, and far more than anybody has."""
+"""The largest file that is read, in bytes: as much as Kubernetes allows for a secret."""
 
 SYSTEM_FILE = "/etc/containers/auth.json"
 _READABLE_BY_OTHERS = stat.S_IRGRP | stat.S_IROTH
@@ -26,13 +30,13 @@ _READABLE_BY_OTHERS = stat.S_IRGRP | stat.S_IROTH
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """Credentials that a registry, or the token server that it names, is shown. ``repr()`` has no secrets.
+    """Credentials for a registry and its token server. ``repr()`` shows no secrets.
 
     Attributes:
         username: The user; may be empty beside a token.
-        password: The password, or what stands for one.
-        identity_token: A refresh token, for which the token server gives access (OAuth2); empty if there is none.
-        registry_token: A bearer token that the registry itself takes; empty if there is none.
+        password: The password, or a token in its place.
+        identity_token: A refresh token for the token server (OAuth2); empty if there is none.
+        registry_token: A bearer token for the registry itself; empty if there is none.
     """
 
     username: str
@@ -43,13 +47,13 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True)
 class AuthFile:
-    """The content of a file, as far as it can be used.
+    """The usable content of a file.
 
     Attributes:
         entries: Credentials by registry or path, in the order of the file.
         helpers: The names of helpers by registry.
         store: The name of the helper for all other registries; empty if there is none.
-        faults: What cannot be used, and why.
+        faults: For each part that cannot be used, a message with the reason.
     """
 
     entries: Mapping[str, Credentials] = field(default_factory=dict)
@@ -63,27 +67,28 @@ class AuthFile:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A place where credentials may be.
+    """A file, or an environment variable, that may hold credentials.
 
     Attributes:
-        path: The file.
-        if_missing: What it means that it is not there.
-        is_legacy: It has what "auths" holds elsewhere, alone.
-        is_private: Others must not be able to read it.
-        text: What it says, if it is no file.
+        path: The path of the file, or the name of the variable.
+        if_missing: The meaning of a file that is missing: nothing ("fine"), a fault ("reported"), an error ("error").
+        is_legacy: Whether the whole file has the form of "auths" in other files.
+        is_private: Whether it is an error that others can read the file.
+        text: The value of the variable; None for a file.
     """
 
     path: str
-    if_missing: Literal["fine", "said", "error"] = "fine"
+    if_missing: Literal["fine", "reported", "error"] = "fine"
     is_legacy: bool = False
     is_private: bool = False
     text: str | None = field(default=None, repr=False)
 
     def read(self) -> AuthFile:
-        """Return what stands there; nothing where there is no file.
+        """Read the file or the variable; the result is empty where there is no file.
 
         Raises:
-            ConfigurationError: It cannot be understood at all, or must be there and cannot be read, or is not private.
+            ConfigurationError: The content cannot be parsed at all; or the file is required and cannot be read, or is
+                not private.
         """
         if self.text is not None:
             return self._read_variable(self.text)
@@ -101,9 +106,9 @@ class Place:
         try:
             file = _parse(text.encode(errors="surrogateescape"), self)
         except ConfigurationError as error:
-            # Docker says so and goes on with its file.
+            # Docker too reports the fault and continues with its file.
             return AuthFile(faults=(str(error),))
-        return AuthFile(file.entries, faults=file.faults)  # Docker takes nothing else from there
+        return AuthFile(file.entries, faults=file.faults)  # Docker uses only "auths" of this variable
 
     def _unread(self, error: OSError) -> AuthFile:
         reason = error.strerror or type(error).__name__
@@ -115,11 +120,11 @@ class Place:
 
 
 def places(authfile: str | None, environ: Mapping[str, str], home: str | None) -> list[Place]:
-    """Return where credentials may be, in the order in which they count."""
+    """Return the places that may hold credentials; the first that has some decides."""
     if authfile is not None:
         return [Place(authfile, "error")]
     if named := environ.get("REGISTRY_AUTH_FILE"):
-        return [Place(named, "said")]
+        return [Place(named, "reported")]
     return list(_default_places(environ, home or environ.get("HOME") or os.path.expanduser("~")))
 
 
@@ -142,11 +147,11 @@ def _default_places(environ: Mapping[str, str], home: str) -> Iterator[Place]:
         yield Place(SYSTEM_FILE, is_private=True)
 
 
-# ── what a file says ──
+# ── parsing ──
 
 
 class _Unusable(Exception):  # noqa: N818 - not an error of the file: the rest of it is used
-    """A part of a file cannot be used; ``str()`` says why, and nothing of what stands there."""
+    """A part of a file cannot be used; ``str()`` is the reason, without any of the file's text."""
 
 
 def _parse(raw: bytes, place: Place) -> AuthFile:
@@ -158,7 +163,7 @@ def _parse(raw: bytes, place: Place) -> AuthFile:
     helpers = _helpers(_object(document, "credHelpers", faults), faults)
     store = _last(document, "credsStore") or ""
     if not isinstance(store, str):
-        faults.append('"credsStore" is not used: it is no name')
+        faults.append('"credsStore" is not used: it is not a name')
         store = ""
     return AuthFile(entries, helpers, store, _located(faults, place))
 
@@ -171,25 +176,25 @@ def _located(faults: list[str], place: Place) -> tuple[str, ...]:
 
 
 def _all(document: Mapping[str, object], name: str) -> list[object]:
-    """Return the values of a field in every spelling, as Go reads them: without regard to case, one after the other."""
+    """Return the values of a field in order, in every spelling: Go ignores the case of names."""
     wanted = gojson.fold(name)
     return [value for key, value in document.items() if gojson.fold(key) == wanted]
 
 
 def _last(document: Mapping[str, object], name: str) -> object:
-    # What is null changes nothing, in Go, where a text is wanted.
+    # In Go, null leaves a text as it is.
     return next((value for value in reversed(_all(document, name)) if value is not None), None)
 
 
 def _object(document: Mapping[str, object], name: str, faults: list[str]) -> Mapping[str, object]:
     found: dict[str, object] = {}
     for value in _all(document, name):
-        if value is None:  # which empties a map, in Go; the next spelling adds to what is there
+        if value is None:  # in Go, null empties a map, and an object in another spelling adds to it
             found = {}
         elif isinstance(value, dict):
             found |= value
         else:
-            faults.append(f'"{name}" is not used: it is no object')
+            faults.append(f'"{name}" is not used: it is not an object')
     return found
 
 
@@ -212,28 +217,28 @@ def _helpers(names: Mapping[str, object], faults: list[str]) -> Mapping[str, str
         if is_text(key) and is_text(value):
             helpers[key] = value
         else:
-            faults.append(f"the helper for {_shown_key(key)} is not used: it is no name")
+            faults.append(f"the helper for {_shown_key(key)} is not used: it is not a name")
     return helpers
 
 
 def _parse_document(raw: bytes, path: str) -> Mapping[str, object]:
     if not raw.strip():
         return {}  # Docker takes an empty file for one without entries
-    reason = "it is no JSON object"
+    reason = "it is not a JSON object"
     try:
         document = gojson.parse(raw, path)
     except InvalidDocumentError as error:
         document, reason = None, error.reason
-    # Raised out here, since what json raises carries the whole text, and stays attached to what is raised from it.
+    # Raised outside of the handler: json's error holds the whole text, and would be the context of ours.
     if not isinstance(document, dict):
         raise ConfigurationError(path, reason)
     return document
 
 
 def _parse_entry(entry: object) -> Credentials | None:
-    """Return an entry's credentials; None where it has none, as Docker leaves it behind when a helper has them."""
+    """Return an entry's credentials; None where it has none: Docker leaves such entries where a helper has them."""
     if not isinstance(entry, dict):
-        raise _Unusable("it is no object")
+        raise _Unusable("it is not an object")
     username, password = _text(entry, "username"), _text(entry, "password")
     if auth := _text(entry, "auth"):
         username, password = _decode_auth(auth)
@@ -250,12 +255,12 @@ def _text(entry: Mapping[str, object], name: str) -> str:
     if value is None:
         return ""
     if not is_text(value):
-        raise _Unusable(f'"{name}" is no text')
+        raise _Unusable(f'"{name}" is not a text')
     return value
 
 
 def _decode_auth(auth: str) -> tuple[str, str]:
-    """Decode username and password, as Docker does: the password goes from the first colon on, without NULs around."""
+    """Decode username and password as Docker does: the password begins after the first colon, and NULs around it are cut."""
     try:
         decoded = base64.b64decode(auth.replace("\r", "").replace("\n", ""), validate=True)
     except (binascii.Error, ValueError):  # ValueError: other characters than ASCII
@@ -270,5 +275,5 @@ def _decode_auth(auth: str) -> tuple[str, str]:
 
 
 def _shown_key(key: str) -> str:
-    """Return a key for a message, without what stands before the host of an address."""
+    """Return a key for a message, without user and password before a host."""
     return cut(one_line(key.rpartition("@")[2]))

@@ -1,4 +1,4 @@
-"""Ask a credential helper: a program ``docker-credential-NAME`` that speaks for a store of passwords.
+"""Ask a credential helper: a program ``docker-credential-NAME`` that reads a store of passwords.
 
 ::
 
@@ -6,9 +6,9 @@
                                     standard output:  {"ServerURL": …, "Username": …, "Secret": …}, exit 0
                                                       credentials not found in native keychain, exit 1
 
-That is docker-credential-helpers' protocol. A helper is somebody else's program: it is found on the PATH by a
-checked name, what it says is bounded, and it runs in a session of its own that is killed as a whole when it hangs
-or when nobody waits for it any more. Its messages are not repeated, because they may hold what is secret.
+Source: the protocol of docker-credential-helpers. A helper is somebody else's program. Its name is checked before it is
+searched for on the PATH, and its output is bounded. It runs in a session of its own, all of which is killed when the
+helper hangs or the caller no longer waits. Its messages are not repeated, because they may hold secrets.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from aiodockersave.sources.regular_file import is_text
 __all__ = ["HelperAnswer", "HelperError", "ask_helper"]
 
 MAX_ANSWER = 1 << 20
-"""Bytes of an answer; real ones have a few thousand, most of them a token."""
+"""Bytes of an answer that are accepted; real answers have a few thousand, most of them a token."""
 
 _NAME = re.compile("[A-Za-z0-9._-]+")
 _NOT_FOUND: Final = b"credentials not found in native keychain"
 
 
 class HelperError(Exception):
-    """A helper gave no answer that can be used; ``str()`` says why, in words of ours alone."""
+    """A helper gave no usable answer; ``str()`` is the reason, without any of the helper's text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +53,19 @@ class HelperAnswer:
 async def ask_helper(
     name: str, server: str, *, environ: Mapping[str, str], time_limit: float
 ) -> HelperAnswer | None:
-    """Ask the helper ``NAME`` for the credentials of a server.
+    """Ask a helper for the credentials of a server.
 
     Args:
-        name: What follows ``docker-credential-``.
-        server: The server as the store knows it.
-        environ: The helper's environment; it is searched for on this PATH.
-        time_limit: Seconds that it may take.
+        name: The part of the program's name after ``docker-credential-``.
+        server: The server's name in the store.
+        environ: The helper's environment; its PATH is searched for the program.
+        time_limit: The limit on the helper's answer, in seconds.
 
     Returns:
-        What it has, or None if it has nothing.
+        The credentials, or None if the helper has none.
 
     Raises:
-        HelperError: It is missing, fails, hangs, or answers something else.
+        HelperError: The helper is missing, fails, hangs, or gives another kind of answer.
 
     Cancel: the helper is killed and gone when the cancel is raised.
     """
@@ -77,7 +77,7 @@ async def ask_helper(
 def _find_program(name: str, search: str) -> str:
     if not _NAME.fullmatch(name):
         raise HelperError("its name is made of other characters than letters, digits, '.', '_' and '-'")
-    # As Go's exec.LookPath: what lies in the current directory is not run because it lies there.
+    # As Go's exec.LookPath does: a relative entry of the PATH is passed over, so the current directory is not searched.
     folders = os.pathsep.join(folder for folder in search.split(os.pathsep) if os.path.isabs(folder))
     program = shutil.which(f"docker-credential-{name}", path=folders)
     if program is None:
@@ -89,14 +89,14 @@ def _find_program(name: str, search: str) -> str:
 
 
 class _Conversation(asyncio.SubprocessProtocol):
-    """Collects what the program says. What is too much is read too, and dropped: a full pipe would hold its end up."""
+    """The program's output, up to a limit. More is read and dropped, since a full pipe would keep the program from ending."""
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
         self.output = bytearray()
         self.is_too_long = False
         self.decided: asyncio.Future[None] = loop.create_future()
-        """Done when there is nothing more to wait for."""
+        """Done when the output has ended, or is too long."""
         self.gone: asyncio.Future[None] = loop.create_future()
         """Done when the program is reaped and its pipes are closed."""
 
@@ -125,8 +125,8 @@ async def _converse(
     """Run the program to its end; return its exit status and its output."""
     conversation = _Conversation()
     loop = asyncio.get_running_loop()
-    # A task of its own, which ends by itself: what a cancel interrupts here, asyncio kills without its children, and
-    # leaves half way at the next cancel.
+    # 1. Start the program in a task of its own, which a cancel does not reach: asyncio would kill a program that is being
+    #    started without its children, and a second cancel would interrupt even that.
     starting = loop.create_task(
         loop.subprocess_exec(
             lambda: conversation,
@@ -136,12 +136,13 @@ async def _converse(
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
             env=dict(environ),
-            start_new_session=True,  # its children go with it, and the terminal's Ctrl-C is ours to handle
+            start_new_session=True,  # so that its children can be killed too, and Ctrl-C does not reach it
         )
     )
+    # 2. Ask, and wait for the end of the output. However that ends, no program is left behind.
     try:
         transport, _ = await wait_out(starting)
-        _say(transport, question)
+        _send(transport, question)
         await asyncio.wait([conversation.decided], timeout=time_limit)
         is_silent = not conversation.decided.done()
     except GeneratorExit:  # the coroutine is being closed: nothing can be awaited any more
@@ -151,12 +152,13 @@ async def _converse(
         await _end(starting, conversation)
         raise HelperError(f"it cannot be started: {error.strerror}") from None
     except BaseException:
-        if not starting.done():  # an interrupt, by a signal handler; a cancel has waited
+        if not starting.done():  # an interrupt by a signal handler: a cancel has waited in `wait_out`
             await asyncio.wait([starting])
         await _end(starting, conversation)
         raise
     else:
         await _end(starting, conversation)
+    # 3. The program is gone: judge its output.
     if is_silent:
         raise HelperError(f"it does not answer within {time_limit:g} s")
     if conversation.is_too_long:
@@ -178,18 +180,18 @@ def _kill(starting: asyncio.Task[_Started], conversation: _Conversation) -> bool
         return False
     transport, _ = starting.result()
     if not conversation.gone.done():
-        # Whoever holds its output open is of its session, so that the number is still this one's.
+        # A process that holds its output open belongs to its session, so the number of the group is not yet another's.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(transport.get_pid(), signal.SIGKILL)
     transport.close()
     return True
 
 
-def _say(transport: asyncio.SubprocessTransport, question: bytes) -> None:
+def _send(transport: asyncio.SubprocessTransport, question: bytes) -> None:
     pipe = transport.get_pipe_transport(0)
     assert isinstance(pipe, asyncio.WriteTransport), "standard input is a pipe"  # noqa: S101
     pipe.write(question)
-    pipe.close()  # after what was written
+    pipe.close()  # after the question was written
 
 
 # ── the answer ──
@@ -206,15 +208,15 @@ def _read_answer(status: int, output: bytes) -> HelperAnswer | None:
     except InvalidDocumentError:
         answer = None
     if not isinstance(answer, dict):
-        raise HelperError("it answers something that is no JSON object")
-    # Go reads names whatever their case, so helpers exist that write them in lower case.
+        raise HelperError("it answers with something that is not a JSON object")
+    # Go ignores the case of names, so some helpers write them in lower case.
     fields = {gojson.fold(name): value for name, value in answer.items()}
     username, secret = fields.get("username", ""), fields.get("secret", "")
     if not (is_text(username) and is_text(secret)):
-        raise HelperError("its Username or Secret is no text")
+        raise HelperError("its Username or Secret is not a text")
     return HelperAnswer(username, secret) if username or secret else None
 
 
 def described(name: str) -> str:
-    """Return a helper's program as it may stand in a message."""
+    """Return the name of a helper's program, for a message."""
     return cut(one_line(f"docker-credential-{name}"), 100)

@@ -1,19 +1,19 @@
-"""The credentials that Docker and podman keep: they tell a registry who we are.
+"""Stores of credentials: the caller's own, and those of Docker and podman.
 
-They are looked for in these files, in this order, as podman does (containers-auth.json(5)); the first that has
-some for the image decides::
+:class:`DockerCredentials` reads these places in this order, as podman does (containers-auth.json(5)). The first that has
+credentials for the image decides::
 
     --authfile, or $REGISTRY_AUTH_FILE          if given, this one alone
     $XDG_RUNTIME_DIR/containers/auth.json       or /run/containers/UID/auth.json
     $XDG_CONFIG_HOME/containers/auth.json       or ~/.config/containers/auth.json
     $DOCKER_AUTH_CONFIG                         the JSON itself, as in CI (Docker 28)
     $DOCKER_CONFIG/config.json                  or ~/.docker/config.json
-    ~/.dockercfg                                what "auths" holds elsewhere, alone
+    ~/.dockercfg                                the content of "auths" alone
     /etc/containers/auth.json                   only for root; the first in a systemd unit
 
-In a file, the first of these that has some::
+In a file, the first of these that has credentials decides::
 
-    "credHelpers": {"quay.io": "NAME"}          a helper for this registry; what stands in "auths" is not used then
+    "credHelpers": {"quay.io": "NAME"}          a helper for this registry; "auths" is not used then
     "auths": {"quay.io/team/app": …}            a path, the most specific first (podman)
     "credsStore": "NAME"                        a helper for all registries (Docker)
     "auths": {"quay.io": …}                     a registry, in any form that Docker ever wrote: https://quay.io/v1/
@@ -21,10 +21,9 @@ In a file, the first of these that has some::
 A port is part of a registry's name: ``quay.io`` and ``quay.io:443`` are two. Docker Hub is ``docker.io`` to podman
 and ``https://index.docker.io/v1/`` to Docker.
 
-What is wrong with one entry or one helper is said, and the rest is used: an image may be public, or the next file
-may know better. (Docker too goes on without what its helper cannot give, without a word; podman stops. Docker and
-podman both lose a whole file by one entry that is not base64.) A file that cannot be understood at all is an error.
-Nothing secret stands in a message.
+A fault of one entry or one helper is a warning, and the rest is used: an image may be public, or the next file may have
+credentials. (Where a helper fails, Docker continues without a warning, and podman stops. For one entry that is not base64,
+Docker and podman both refuse the whole file.) A file that cannot be parsed at all is an error. No message shows a secret.
 """
 
 from __future__ import annotations
@@ -48,41 +47,41 @@ T = TypeVar("T")
 _HUB: Final = "docker.io"
 _HUB_HOSTS = frozenset({_HUB, "index.docker.io", "registry-1.docker.io"})
 _HUB_SERVER: Final = "https://index.docker.io/v1/"
-"""Docker Hub in Docker's files and stores: the address of an index that is long gone."""
+"""Docker Hub's name in Docker's files and stores: the address of an index that no longer exists."""
 
 _TOKEN_USER: Final = "<token>"  # noqa: S105 - the name of no user
-"""The username with which a helper says that its secret is an identity token."""
+"""The username of a helper's answer whose secret is an identity token."""
 
 logger = logging.getLogger("aiodockersave")
 
 
 @runtime_checkable
 class CredentialStore(Protocol):
-    """Knows credentials."""
+    """A store of credentials."""
 
     async def get(self, registry: str, repository: str) -> Credentials | None:
-        """Return the credentials for a repository, or None to be anonymous.
+        """Return the credentials for a repository, or None for anonymous access.
 
         Args:
             registry: Host and perhaps port, as in the reference: ``docker.io``, ``localhost:5000``.
             repository: The path in the registry, such as ``library/alpine``.
 
-        Cancel: nothing goes on, no helper either.
+        Cancel: nothing of the call goes on; a program that it started has ended.
         """
         ...
 
 
-# ── what the caller knows ──
+# ── the caller's credentials ──
 
 
 class StaticCredentials:
-    """One username and password, for every registry that is asked: also for mirrors."""
+    """One username and password for every registry and every mirror."""
 
     def __init__(self, username: str, password: str) -> None:
         self._credentials = Credentials(username, password)
 
     async def get(self, registry: str, repository: str) -> Credentials | None:  # noqa: ARG002 - the protocol's
-        """Return them.
+        """Return the credentials.
 
         Cancel: nothing is waited for.
         """
@@ -90,13 +89,13 @@ class StaticCredentials:
 
 
 class MappingCredentials:
-    """Credentials by registry (``quay.io``) or path (``quay.io/team``), of which the most specific counts."""
+    """Credentials by registry (``quay.io``) or path (``quay.io/team``); the most specific key counts."""
 
     def __init__(self, credentials: Mapping[str, Credentials]) -> None:
         self._credentials = dict(credentials)
 
     async def get(self, registry: str, repository: str) -> Credentials | None:
-        """Return those of the repository, of a path above it, or of the registry.
+        """Return the credentials of the repository, of a path above it, or of the registry; None if there are none.
 
         Cancel: nothing is waited for.
         """
@@ -106,13 +105,13 @@ class MappingCredentials:
         )
 
 
-# ── what Docker and podman know ──
+# ── credentials of Docker and podman ──
 
 
 class DockerCredentials:
     """The credentials of ``docker login`` and ``podman login``.
 
-    Files are read, and helpers asked, for each call anew: who logs in meanwhile is noticed.
+    Each call reads the files and asks the helpers again, so that a login in the meantime is noticed.
     """
 
     def __init__(
@@ -124,14 +123,14 @@ class DockerCredentials:
         on_warning: Callable[[str], None] = logger.warning,
         helper_timeout: float = 30.0,
     ) -> None:
-        """Name what is used; nothing is read yet.
+        """Take the settings; nothing is read yet.
 
         Args:
             authfile: The only file that is read; it must be there.
-            environ: The environment, instead of this process's; helpers get it too.
+            environ: The environment, instead of this process's; helpers run with it too.
             home: The home directory, instead of the environment's or the user's.
-            on_warning: Called with what is wrong with an entry, a file or a helper; once for each.
-            helper_timeout: Seconds that a helper may take.
+            on_warning: Called once with the message of each fault of an entry, a file or a helper.
+            helper_timeout: The limit on a helper's answer, in seconds.
         """
         self._authfile = None if authfile is None else os.fspath(authfile)
         self._environ = os.environ if environ is None else environ
@@ -148,14 +147,15 @@ class DockerCredentials:
             repository: The path in the registry, such as ``library/alpine``.
 
         Raises:
-            ConfigurationError: A file is no JSON or too large, the named one is missing or cannot be read, or
-                others may read ``/etc/containers/auth.json``.
+            ConfigurationError: A file is not JSON or too large, ``authfile`` is missing or cannot be read, or others can
+                read ``/etc/containers/auth.json``.
+            InvalidInputError: ``registry`` cannot be the name of a registry.
 
         Cancel: a file that is being read is read to its end; a helper is killed and gone.
         """
         running_task()
         if not (registry.isascii() and registry.isprintable()) or " " in registry:
-            raise InvalidInputError(f"no name of a registry: {quoted(registry, 200)}")
+            raise InvalidInputError(f"not the name of a registry: {quoted(registry, 200)}")
         registry = _canonical(registry)
         worker = Worker("aiodockersave-credentials")
         with worker.held():
@@ -174,7 +174,7 @@ class DockerCredentials:
             return await self._ask(file.helpers[key], key)
         if found := _for_path(file.entries, registry, repository):
             return found
-        # An empty helper for a registry takes it out of the store, in Docker.
+        # In Docker, an empty name of a helper excludes its registry from the store.
         if file.store and key is None:
             found = await self._ask(file.store, _HUB_SERVER if registry == _HUB else registry)
         return found or _for_registry(file.entries, registry)
@@ -219,7 +219,7 @@ def _paths(registry: str, repository: str) -> Iterator[str]:
 
 
 def _for_registry(entries: Mapping[str, T], registry: str) -> T | None:
-    """Return the entry of a whole registry: its name, then any other form of it."""
+    """Return the entry of a whole registry: under its name, or else under another form of it."""
     if registry in entries:
         return entries[registry]
     return next((entry for key, entry in entries.items() if _registry_of(key) == registry), None)

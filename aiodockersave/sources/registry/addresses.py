@@ -1,11 +1,11 @@
-"""The addresses that may be dialled: what the user names always, what a registry points at only within bounds.
+"""The addresses that may be dialled: always the user's own, and within bounds those that a registry points at.
 
-A registry answers with addresses of its own choice: redirects, token realms. Followed blindly they make this program
-dial for a stranger whatever is reachable from here, such as a cloud's metadata service at 169.254.169.254. So what was
-not named by the user must be public, or of the class of address at which the registry itself was dialled: a registry on
-a private network may point within private networks.
+A registry answers with addresses of its own choice: redirects, token realms. A client that follows them blindly dials
+for a stranger any host that it can reach, such as a cloud's metadata service at 169.254.169.254. So an address that the
+user did not name must be public, or of the class of address at which the registry itself was dialled: a registry on a
+private network may point within private networks.
 
-The check is made on the address that is dialled, after names were resolved, since a name says nothing about it.
+The address that is dialled is checked, after names were resolved, since a name says nothing about its address.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class AddressClass(Enum):
 
 
 class AddressRefusedError(OSError):
-    """An address must not be dialled, because the user did not name it."""
+    """An address must not be dialled, because a registry points at it and may not."""
 
     def __init__(self, address: str, kind: AddressClass) -> None:
         super().__init__(errno.EACCES, f"the {kind.value} address {address} is not dialled for a registry")
@@ -41,9 +41,9 @@ class AddressRefusedError(OSError):
 
 # ── what kind of address ──
 
-# The registries of special-purpose addresses (IANA, iana-ipv4-special-registry and iana-ipv6-special-registry), here in
-# full, since what Python's `ipaddress` says of them differs from version to version. What is for some purpose but no network
-# that anybody serves from, such as documentation, is PRIVATE: it is not for a stranger to point at.
+# IANA's registries of special-purpose addresses (iana-ipv4-special-registry and iana-ipv6-special-registry), in full, since
+# Python's `ipaddress` differs from version to version. Networks from which nobody serves, such as documentation, are
+# PRIVATE, so that no stranger can point at them.
 _SPECIAL: Final = (
     ("0.0.0.0/8", AddressClass.RESERVED),  # "this network"; 0.0.0.0 is this machine to connect() (RFC 791)
     ("10.0.0.0/8", AddressClass.PRIVATE),  # private use (RFC 1918)
@@ -99,13 +99,13 @@ _NEITHER: Final = frozenset({ipaddress.IPv6Address("::"), ipaddress.IPv6Address(
 
 
 def classify(address: str) -> AddressClass:
-    """Tell the class of a numeric address, as ``getaddrinfo`` returns it.
+    """Return the class of a numeric address, as ``getaddrinfo`` returns it.
 
-    IPv4 addresses inside IPv6 ones (mapped, compatible, translated, 6to4, NAT64) count as themselves: that is where packets
-    go.
+    An IPv6 address that holds an IPv4 address (mapped, compatible, translated, 6to4, NAT64) is of the class of that IPv4
+    address, since packets go there.
 
     Raises:
-        ValueError: It is a name.
+        ValueError: ``address`` is a name.
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv4Address):
@@ -123,10 +123,10 @@ def _class_of(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> AddressClass
 
 
 def _class_of_translated(number: int) -> AddressClass:
-    """Tell the class of an address for a translator that a network has for itself; it is never public.
+    """Return the class of an address of the NAT64 prefix for local use (RFC 8215), which is never public.
 
-    The IPv4 address stands behind 48, 56, 64 or 96 bits (RFC 6052 § 2.2), which the address does not tell; what follows it,
-    translators pass over. So it is read at each place, and what could lead to a machine itself counts.
+    The IPv4 address stands behind 48, 56, 64 or 96 bits (RFC 6052 § 2.2); the address does not tell behind how many, and
+    translators ignore the bits after it. So the IPv4 address is read at each place; one that is link-local or loopback counts.
     """
     above, below = number >> 64, number & 0xFF_FFFF_FFFF_FFFF  # bits 64 to 71 are left out
     readings = [number, *(above << 56 - shift | below >> shift for shift in (40, 32, 24))]
@@ -143,8 +143,8 @@ def _class_of_translated(number: int) -> AddressClass:
 def numeric(host: str) -> str | None:
     """Return the address that a host stands for without a resolver; None for a name.
 
-    The C library takes ``2130706433``, ``0x7f000001`` and ``127.1`` for 127.0.0.1, so they are read as it reads them. A dot
-    at the end, which makes a name absolute, does not make an address a name.
+    ``2130706433``, ``0x7f000001`` and ``127.1`` are 127.0.0.1 to the C library, and so they are here. A dot at the end,
+    which makes a name absolute, does not make an address a name.
     """
     host = host.rstrip(".")
     try:
@@ -158,7 +158,7 @@ def numeric(host: str) -> str | None:
 
 
 def is_loopback_name(host: str) -> bool:
-    """Tell whether a host is this machine by its very name: no resolver can be made to say so."""
+    """Tell whether a host is this machine by its very name, without a resolver."""
     if host.rstrip(".").lower() == "localhost":
         return True
     address = numeric(host)
@@ -170,7 +170,15 @@ Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
 
 
 async def resolve_by_system(host: str, port: int) -> Sequence[str]:
-    """Ask the system's resolver, but not for what is an address: it denies ``::1`` where that is all there is of IPv6."""
+    """Resolve a host by the system's resolver; return its addresses.
+
+    An address is returned as it is: the resolver refuses ``::1`` where loopback is the only IPv6 address of the machine.
+
+    Raises:
+        OSError: The name cannot be resolved.
+
+    Cancel: is raised at once; a look-up that has begun ends in the loop's thread, and its result is dropped.
+    """
     address = numeric(host)
     if address is not None:
         return [address]
@@ -178,23 +186,23 @@ async def resolve_by_system(host: str, port: int) -> Sequence[str]:
     try:
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
     except UnicodeError:  # a label of more than 63 characters, or none
-        raise socket.gaierror(socket.EAI_NONAME, "no name of a host") from None
+        raise socket.gaierror(socket.EAI_NONAME, "not the name of a host") from None
     return list(dict.fromkeys(str(info[4][0]) for info in found))
 
 
 class DialGuard(NamedTuple):
-    """The rules for addresses, and how names become addresses.
+    """The rules for addresses that a registry points at, and the resolver of names.
 
     Attributes:
-        classify: Tells the class of a numeric address.
-        resolve: Resolves names.
+        classify: Returns the class of a numeric address.
+        resolve: Resolves a host and a port to numeric addresses.
     """
 
     classify: Callable[[str], AddressClass] = classify
     resolve: Resolver = resolve_by_system
 
     def may_follow(self, address: str, registry: AddressClass) -> bool:
-        """Tell whether a registry that was dialled in the class ``registry`` may point at ``address``."""
+        """Tell whether a registry whose own address is of the class ``registry`` may point at ``address``."""
         kind = self.classify(address)
         return kind is AddressClass.PUBLIC or (kind is registry and kind is not AddressClass.RESERVED)
 
@@ -202,13 +210,13 @@ class DialGuard(NamedTuple):
         """Refuse an address that a registry may not point at.
 
         Raises:
-            AddressRefusedError: It may not.
+            AddressRefusedError: The registry may not point there.
         """
         if not self.may_follow(address, registry):
             raise AddressRefusedError(address, self.classify(address))
 
     def check_literal(self, host: str, registry: AddressClass) -> None:
-        """Refuse a host that is an address itself; as :meth:`check`. Names pass."""
+        """Refuse a host that is itself an address, as :meth:`check` does; a name passes."""
         address = "127.0.0.1" if is_loopback_name(host) else numeric(host)
         if address is not None:
             self.check(address, registry)

@@ -1,10 +1,10 @@
-"""The answers of registries and token servers, read and made fit to be shown: functions of headers and small bodies.
+"""Read the headers and small bodies of registries and token servers, and turn their faults into errors of ours.
 
-Nothing here believes what it reads. Text of a registry may hold anything, also what was sent to it.
+Nothing here trusts its input: a registry's text may hold anything, also the secrets that were sent to the registry.
 
-The faults of a connection are read here, too, and nowhere else are aiohttp's exceptions. They are turned into ours, not
-chained: theirs may hold whole URLs, whose queries give access. What ours say is looked through before anybody sees it, by
-:func:`discretion`: a registry may repeat what it was sent in all that is quoted of it.
+This is the only module that knows aiohttp's exceptions. Errors of ours replace them and are not chained to them, since
+an exception of aiohttp's may hold a whole URL, whose query gives access. :func:`discretion` removes the secrets from our
+errors, in every text that they quote.
 """
 
 from __future__ import annotations
@@ -49,41 +49,26 @@ __all__ = [
 ]
 
 _MAX_CODES = 5
+"""Error codes that an exception carries; registries send one."""
 _MAX_ENTRIES = 16
+"""Entries of an error's body that are read; registries send one."""
 _MAX_PARSED = 64 << 10
-"""Bytes of JSON that are read at once. It is one call that lets no other thread run: of the worst, these take 3 ms."""
+"""Bytes of JSON that are parsed in one call, which lets no other thread run; in the worst case these take 3 ms."""
 _ENTRIES = re.compile(r'[ \t\n\r]*+\{[ \t\n\r]*+"errors"[ \t\n\r]*+:[ \t\n\r]*+\[[ \t\n\r]*+')
 _COMMA = re.compile(r"[ \t\n\r]*+,[ \t\n\r]*+")
 _DECODER = json.JSONDecoder()
-_MAX_DIGITS = 19  # of a 63-bit number: more are no size or offset
+_MAX_DIGITS = 19
+"""Digits of a size or an offset: as many as a number of 63 bits has."""
 
 # ── error bodies ──
-
-
-class InterruptedTransfer(Exception):  # noqa: N818 - it does not leave this room
-    """A request or its answer broke off; asking again may help.
-
-    Attributes:
-        error: What it was, fit to be the cause of an error.
-        retry_after: After how many seconds the registry wants to be asked again, or None.
-        is_final: Whether ``error`` itself is raised when nothing helps, since it says more than ``TransferError``.
-    """
-
-    def __init__(
-        self, error: DockerSaveError, *, retry_after: float | None = None, is_final: bool = False
-    ) -> None:
-        super().__init__(str(error))
-        self.error = error
-        self.retry_after = retry_after
-        self.is_final = is_final or isinstance(error, RateLimitedError)
 
 
 class ErrorBody(NamedTuple):
     """The content of an error's body (OCI distribution-spec, § Error Codes).
 
     Attributes:
-        codes: Its codes, such as ``MANIFEST_UNKNOWN``.
-        message: Its text, fit for a message; empty where there is none.
+        codes: The codes, such as ``MANIFEST_UNKNOWN``, at most 5.
+        message: The text in one line, cut and without secrets; empty where there is none.
     """
 
     codes: tuple[str, ...]
@@ -91,10 +76,10 @@ class ErrorBody(NamedTuple):
 
 
 def parse_error_body(body: bytes, secrets: Secrets | Iterable[str] = NO_SECRETS) -> ErrorBody:
-    """Read the body of an error; what is no such JSON, a proxy's page say, says nothing.
+    """Read the body of an error; the result is empty for any other text, such as a proxy's page.
 
-    The work is bounded, whatever the body is: of one that is larger than any registry's error, only the entries that it
-    begins with are read, and of many entries only the first.
+    The work is bounded whatever the body is. Of a body that is larger than a registry's errors are, only the entries at
+    its start are read, and of many entries only the first 16.
     """
     try:
         document = json.loads(body) if len(body) <= _MAX_PARSED else _first_entries(body[:_MAX_PARSED])
@@ -110,14 +95,14 @@ def parse_error_body(body: bytes, secrets: Secrets | Iterable[str] = NO_SECRETS)
     ]
     texts = [_error_text(entry) for entry in entries]
     if not entries and isinstance(document, dict):
-        # What token servers say: RFC 6749 § 5.2, or Docker Hub's own.
+        # The fields of token servers: RFC 6749 § 5.2, and Docker Hub's own.
         texts = [_text(document, name) for name in ("error_description", "error", "details", "message")][:4]
         texts = [text for text in texts if text][:1]
     return ErrorBody(tuple(codes[:_MAX_CODES]), shown("; ".join(filter(None, texts)), secrets=secrets))
 
 
 def _first_entries(start: bytes) -> Mapping[str, object]:
-    """Read the entries that stand whole at the start of a body."""
+    """Read the entries that are complete at the start of a body."""
     text = start.decode("utf-8", "replace")
     found = _ENTRIES.match(text)
     entries: list[object] = []
@@ -149,13 +134,13 @@ def _error_text(entry: Mapping[str, object]) -> str:
 
 
 def number(text: str) -> int | None:
-    """Read a size or offset: ASCII digits only, and not more than any 63-bit number has."""
+    """Read a size or an offset; None for a text that is not 1 to 19 ASCII digits."""
     is_number = text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS
     return int(text) if is_number else None
 
 
 def media_type(header: str | None) -> str:
-    """Return the type that a Content-Type names, without its parameters, in lower case."""
+    """Return the media type of a ``Content-Type``, without parameters, in lower case; empty where there is no header."""
     return (header or "").partition(";")[0].strip().lower()
 
 
@@ -168,7 +153,7 @@ class ContentRange(NamedTuple):
 
 
 def content_range(values: Sequence[str]) -> ContentRange | None:
-    """Read the ``Content-Range`` of a part (RFC 9110 § 14.4); None if it is not exactly one, whole and possible."""
+    """Read the ``Content-Range`` of a 206 (RFC 9110 § 14.4); None unless there is exactly one that is complete and possible."""
     if len(values) != 1:
         return None
     unit, _, rest = values[0].strip().partition(" ")
@@ -212,7 +197,7 @@ def retry_after(header: str | None, now: float) -> float | None:
 # ── locations ──
 
 Origin = tuple[str, str, int]
-"""Scheme, host in lower case, port: what credentials belong to."""
+"""Scheme, host in lower case, port. Credentials belong to an origin."""
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _HOST = re.compile(r"[a-z0-9_][a-z0-9._-]*|[0-9a-f]*:[0-9a-f:.]*(?:%(?:25)?[a-z0-9._~-]+)?")
@@ -222,8 +207,8 @@ _CLEAN = re.compile("[!-~]+")
 def origin(url: str) -> Origin | None:
     """Return the origin of an absolute URL; None for one that is not HTTP's, or names no proper host.
 
-    A URL with user information has none: what it would log in with is not ours to send. Nor has one with characters that
-    no request line may have.
+    None also for a URL with user information, since a registry must not choose the login, and for one with characters
+    that no request line may have.
     """
     try:
         parts = urlsplit(url)
@@ -239,9 +224,9 @@ def origin(url: str) -> Origin | None:
 
 
 def redirect_target(url: str, location: str | None) -> str | None:
-    """Return the absolute URL that a redirect from ``url`` leads to; None where it leads nowhere.
+    """Return the absolute URL that a redirect from ``url`` leads to; None where ``location`` is not a valid target.
 
-    What is percent-encoded stays as it is, since signatures cover it. What must not stand in a request is encoded.
+    Percent-encoded text stays as it is, since signatures cover it. Characters that a request must not have are encoded.
     """
     if not location:
         return None
@@ -259,6 +244,8 @@ def _encode(text: str) -> str:
     return "".join(chr(byte) if 0x21 <= byte <= 0x7E else f"%{byte:02X}" for byte in data)
 
 
+# ── faults ──
+
 _PHRASES: Final = {
     401: "access is not granted",
     403: "access is denied",
@@ -267,14 +254,33 @@ _PHRASES: Final = {
     429: "there were too many requests",
 }
 
-# What a resolver says of a name that does not exist; anything else may be better next time.
+# A resolver's codes for a name that does not exist; after any other, the next attempt may succeed.
 _NO_SUCH_NAME: Final = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
 
 
-def fault_kinds() -> tuple[type[Exception], ...]:
-    """Return what a request, or reading an answer, may raise: aiohttp's errors and the system's.
+class InterruptedTransfer(Exception):  # noqa: N818 - it does not leave this room
+    """A request or its answer broke off; another attempt may help.
 
-    Where aiohttp has no compiled parser, faults in the framing of a body are no errors of its client.
+    Attributes:
+        error: The fault, as an error of ours.
+        retry_after: The wait in seconds that the registry asks for, or None.
+        is_final: Whether ``error`` itself is raised when the attempts are used up, since it says more than a
+            ``TransferError``.
+    """
+
+    def __init__(
+        self, error: DockerSaveError, *, retry_after: float | None = None, is_final: bool = False
+    ) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.retry_after = retry_after
+        self.is_final = is_final or isinstance(error, RateLimitedError)
+
+
+def fault_kinds() -> tuple[type[Exception], ...]:
+    """Return the exceptions that a request, or reading an answer, may raise: aiohttp's and the system's.
+
+    Where aiohttp has no compiled parser, a fault in the framing of a body is an ``HttpProcessingError``.
     """
     aiohttp = load_aiohttp()
     return (aiohttp.ClientError, aiohttp.http_exceptions.HttpProcessingError, OSError, ValueError)
@@ -283,7 +289,7 @@ def fault_kinds() -> tuple[type[Exception], ...]:
 def explain(
     exc: Exception, *, what: str, url: str, timeouts: Timeouts
 ) -> InterruptedTransfer | DockerSaveError:
-    """Turn a fault into what is raised: an interruption if another attempt may help, else an error."""
+    """Turn a fault into the exception to raise: an interruption if another attempt may help, else an error."""
     lasting = _lasting_reason(exc)
     reason = lasting or _passing_reason(exc, timeouts)
     error = RegistryError(what, reason, url=shown_url(url))
@@ -292,13 +298,13 @@ def explain(
 
 _ACCESS = frozenset({401, 403})
 _PASSING = frozenset({408, 429, 500, 502, 503, 504})
-_OWN_LIMIT = 520  # to 599: what content delivery networks say of the servers behind them
+_OWN_LIMIT = 520  # and above: content delivery networks report the servers behind them by such statuses
 
 
 def explain_status(
     status: int, said: ErrorBody, *, what: str, url: str, retry_after: float | None
 ) -> InterruptedTransfer | DockerSaveError:
-    """Turn the status of an answer that is none into what is raised; as :func:`explain`."""
+    """Turn a status of failure into the exception to raise, as :func:`explain` does."""
     phrase = _PHRASES.get(status, "this answer was not expected")
     advice = "; log in, or check the name" if status == 401 else ""
     reason = f"{said.message or phrase}{advice} (status {status})"
@@ -312,59 +318,16 @@ def explain_status(
     return InterruptedTransfer(error, retry_after=retry_after) if is_passing else error
 
 
-# ── what must not be seen ──
-
-
-@contextlib.contextmanager
-def discretion(secrets: Secrets, *own: str) -> Iterator[None]:
-    """Hide secrets in the errors of ours that leave the block: in messages, attributes, notes and causes.
-
-    It stands where the errors of a registry leave this room, and where they are logged.
-
-    Args:
-        secrets: What was sent in confidence.
-        own: What stands in messages and is not the registry's: the name that the user gave, the URL made of it.
-    """
-    try:
-        yield
-    except (DockerSaveError, InterruptedTransfer) as exc:
-        if secrets:
-            _hide(exc, secrets, own)
-        raise
-
-
-def _hide(exc: BaseException, secrets: Secrets, own: tuple[str, ...]) -> None:
-    def hidden(value: object) -> Any:
-        if isinstance(value, str):
-            return secrets.hide(value, own=own)
-        if type(value) is tuple:  # an item that is no text, such as a platform, is left out with what it says
-            return tuple(
-                hidden(each) for each in value if isinstance(each, str) or hidden(str(each)) == str(each)
-            )
-        return list(map(hidden, value)) if type(value) is list else value
-
-    seen: list[BaseException] = []
-    waiting: list[object] = [exc]
-    while waiting:
-        each = waiting.pop()
-        if isinstance(each, DockerSaveError | InterruptedTransfer) and each not in seen:
-            seen.append(each)
-            each.args = hidden(each.args)
-            for name, value in vars(each).items():
-                setattr(each, name, hidden(value))
-            waiting += [each.__cause__, each.__context__, getattr(each, "error", None)]
-
-
 def is_tls_refusal(exc: Exception) -> bool:
     """Tell whether the other side does not speak TLS, rather than speaking it with a fault."""
-    # An alert is TLS; "wrong version number" is how HTTP looks to it. A connection that breaks off says neither.
+    # An alert is TLS; an answer of HTTP is "wrong version number". A connection that breaks off tells neither.
     return isinstance(exc, load_aiohttp().ClientConnectorSSLError) and "ALERT" not in (
         getattr(exc.os_error, "reason", None) or ""
     )
 
 
 def _lasting_reason(exc: Exception) -> str:
-    """Say why the same request will fail again; empty if it may not."""
+    """Return the reason why the same request will fail again; empty if another attempt may help."""
     aiohttp = load_aiohttp()
     if isinstance(exc, aiohttp.ClientConnectorError):
         return _lasting_connector_reason(exc)
@@ -414,13 +377,13 @@ def _passing_reason(exc: Exception, timeouts: Timeouts) -> str:
 
 
 def _system_reason(exc: Any) -> str:
-    # asyncio says nothing at all of a connection that is closed during the handshake.
+    # asyncio's error for a connection that is closed during the handshake has no text.
     silent = "the connection was closed" if isinstance(exc, ConnectionError) else type(exc).__name__
     return shown(exc.strerror or str(exc) or silent)
 
 
 def load_aiohttp() -> Any:
-    """Import aiohttp, which takes long.
+    """Import aiohttp, which takes about 150 ms the first time.
 
     Raises:
         MissingDependencyError: It is not installed.
@@ -430,3 +393,49 @@ def load_aiohttp() -> Any:
     except ImportError:
         raise MissingDependencyError("a registry as a source", "registry") from None
     return aiohttp
+
+
+# ── secrets ──
+
+
+@contextlib.contextmanager
+def discretion(secrets: Secrets, *own: str) -> Iterator[None]:
+    """Hide secrets in the errors of ours that leave the block: in messages, attributes, notes and causes.
+
+    The block is put around every place where a registry's errors leave this package, or are logged.
+
+    Args:
+        secrets: The texts that were sent in confidence.
+        own: Texts in messages that are the user's and not the registry's: the name of the image, and URLs made of it.
+            In these nothing is hidden, since a gap in them would tell the secret.
+    """
+    try:
+        yield
+    except (DockerSaveError, InterruptedTransfer) as exc:
+        if secrets:
+            _hide(exc, secrets, own)
+        raise
+
+
+def _hide(exc: BaseException, secrets: Secrets, own: tuple[str, ...]) -> None:
+    def hidden(value: object) -> Any:
+        if isinstance(value, str):
+            return secrets.hide(value, own=own)
+        if (
+            type(value) is tuple
+        ):  # an item that is not a text, such as a platform, is left out if it shows a secret
+            return tuple(
+                hidden(each) for each in value if isinstance(each, str) or hidden(str(each)) == str(each)
+            )
+        return list(map(hidden, value)) if type(value) is list else value
+
+    seen: list[BaseException] = []
+    waiting: list[object] = [exc]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, DockerSaveError | InterruptedTransfer) and each not in seen:
+            seen.append(each)
+            each.args = hidden(each.args)
+            for name, value in vars(each).items():
+                setattr(each, name, hidden(value))
+            waiting += [each.__cause__, each.__context__, getattr(each, "error", None)]

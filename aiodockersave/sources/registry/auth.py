@@ -1,4 +1,4 @@
-"""Logins at a registry: challenges, and the tokens that answer them.
+"""Log in at a registry: read its challenges, and fetch the tokens that answer them.
 
 ::
 
@@ -6,8 +6,9 @@
     GET https://auth.example.com/token?service=…&scope=repository:library/alpine:pull     {"token": …, "expires_in": 300}
     GET /v2/…  Authorization: Bearer …                                                    200
 
-The registry chooses the realm, that is, who is shown the user's password. So a realm is checked before credentials are
-even looked up: https (http only inside this machine), no user information, and an address that the registry may point at.
+The registry chooses the realm, that is, the server that is shown the user's password. So a realm is checked before
+credentials are even looked up. It must be an https URL (http only for the registry's own origin, or inside this machine)
+without user information, at an address that the registry may point at.
 Sources: distribution's specification of token authentication; RFC 9110 § 11; CVE-2020-15157 and those after it.
 """
 
@@ -47,15 +48,19 @@ __all__ = [
 ]
 
 MAX_TOKEN_BODY: Final = 64 << 10
-"""Bytes of a token server's answer. It is read at once, in at most 3 ms; tokens have some thousands, and what stands in a
-header of more than these, no server takes."""
+"""Bytes of a token server's answer that are read. They are parsed on the loop, in at most 3 ms. Tokens have some thousand
+bytes, and no server takes a larger header."""
 _CLIENT_ID = "aiodockersave"
 _MAX_SCOPES = 1024
+"""Repositories whose grants are kept at one address, so that a process that runs for long does not grow with each."""
 _MAX_HEADER = 16 << 10
+"""Characters of all ``WWW-Authenticate`` headers of one answer that are read; a challenge has some hundred."""
 _MAX_CHALLENGES = 32
+"""Challenges of one answer that are read; registries send one or two."""
 _SHORTEST_LIFE = 60.0
-"""Seconds that a token is taken to live if it does not say: the specification's default, and its minimum."""
+"""Seconds for which a token holds that states no lifetime, or a shorter one: the specification's default and minimum."""
 _LONGEST_LIFE = 1e9
+"""Seconds for which a token holds at most, about 30 years: a larger number may not be finite."""
 _OK = 200
 _NO_GET = frozenset({404, 405})
 """The statuses with which a token server that only knows POST answers a GET."""
@@ -70,11 +75,11 @@ _TOKEN68 = re.compile(r"[ \t]+[A-Za-z0-9._~+/-]+=*(?=\s*(?:,|$))")
 
 
 class Challenge(NamedTuple):
-    """One way in which a server wants to be told who asks.
+    """One way of logging in that a server accepts (RFC 9110 § 11.3).
 
     Attributes:
-        scheme: Its name, in lower case.
-        parameters: What it says besides, names in lower case.
+        scheme: The name of the way, in lower case.
+        parameters: The values by name; the names are in lower case.
     """
 
     scheme: str
@@ -84,7 +89,8 @@ class Challenge(NamedTuple):
 def parse_challenges(headers: Iterable[str]) -> list[Challenge]:
     """Read ``WWW-Authenticate`` headers, each of which may hold several challenges (RFC 9110 § 11.6.1).
 
-    What cannot be read ends the header; what stands before it counts. Of very much, only the beginning is read.
+    The challenges before a fault in a header count, and the rest of that header does not. Of very long headers only the
+    beginning is read.
     """
     found: list[Challenge] = []
     left = _MAX_HEADER
@@ -123,7 +129,7 @@ def _end(pattern: re.Pattern[str], text: str, at: int) -> int:
 
 
 def realm_fault(realm: str, registry: Origin | None, *, in_machine: bool) -> str | None:
-    """Say why credentials must not be sent to a realm, going by its URL alone; None if they may be.
+    """Return the reason why credentials must not be sent to a realm, by its URL alone; None if they may be.
 
     Args:
         realm: The URL of the token server.
@@ -132,7 +138,7 @@ def realm_fault(realm: str, registry: Origin | None, *, in_machine: bool) -> str
     """
     found = origin(realm)
     if found is None or "#" in realm:
-        return "is no proper URL"
+        return "is not a proper URL"
     is_safe = found[0] == "https" or found == registry or (in_machine and is_loopback_name(found[1]))
     return None if is_safe else "is not https"
 
@@ -141,7 +147,7 @@ def realm_fault(realm: str, registry: Origin | None, *, in_machine: bool) -> str
 
 
 class Token(NamedTuple):
-    """A token that a token server gave, and for how many seconds it holds."""
+    """A token that a token server gave, and its lifetime in seconds."""
 
     text: str
     lifetime: float
@@ -150,7 +156,7 @@ class Token(NamedTuple):
 def token_request(
     realm: str, service: str, scope: str, credentials: Credentials | None, *, what: str
 ) -> Request:
-    """Make the request for a token: a POST for an identity token, a GET for a password or for none."""
+    """Make the request for a token: a POST with an identity token, a GET with a password or without credentials."""
     wanted = {"service": service, "scope": scope} if service else {"scope": scope}
     if credentials is not None and credentials.identity_token:
         form = {"grant_type": "refresh_token", **wanted, "client_id": _CLIENT_ID}
@@ -163,7 +169,7 @@ def token_request(
 
 
 def password_request(realm: str, service: str, scope: str, credentials: Credentials, *, what: str) -> Request:
-    """Make the request for a token at a server that takes nothing but POST."""
+    """Make the request for a token with a password at a server that takes only POST."""
     form = {"grant_type": "password", "service": service, "scope": scope, "client_id": _CLIENT_ID}
     return _post(realm, form | {"username": credentials.username, "password": credentials.password}, what)
 
@@ -181,7 +187,7 @@ def _encoded(parameters: Mapping[str, str]) -> str:
 
 
 def basic(credentials: Credentials) -> str:
-    """Return the header that shows username and password."""
+    """Return the header ``Authorization`` with username and password (RFC 7617)."""
     return f"Basic {base64.b64encode(_pair(credentials).encode()).decode()}"
 
 
@@ -190,7 +196,7 @@ def _pair(credentials: Credentials) -> str:
 
 
 def parse_token(body: bytes) -> Token | None:
-    """Read a token server's answer; None if there is no token in it that could stand in a header."""
+    """Read a token server's answer; None if it has no token, or one that no header may hold."""
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):
@@ -205,12 +211,12 @@ def parse_token(body: bytes) -> Token | None:
     return Token(text, float(min(max(_SHORTEST_LIFE, seconds), _LONGEST_LIFE)))
 
 
-# ── who knows what was granted ──
+# ── grants ──
 
 
 @dataclass(frozen=True, slots=True)
 class _Grant:
-    """A header that was obtained, with what it takes to obtain it anew."""
+    """A header that a login gave, and the challenge by which it can be obtained again."""
 
     header: str = field(repr=False)
     expires: float
@@ -221,24 +227,24 @@ class _Grant:
 
 @dataclass(slots=True)
 class _Access:
-    """The grant for one repository, where there is one. The lock is held while a grant is fetched, so that one fetch serves all."""
+    """The grant for one repository. The lock is held while a grant is fetched, so that one fetch serves all requests."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     grant: _Grant | None = None
 
 
 class Authorizer:
-    """Gives the header that a registry wants, for one address of it.
+    """The logins at one address of a registry.
 
     Args:
-        registry: The name under which credentials for it are kept.
-        transport: Sends requests on the registry's behalf.
-        credentials: Knows credentials.
-        clock: Tells seconds, from any start.
-        secrets: Is told what is sent in confidence.
+        registry: The name under which the registry's credentials are kept.
+        transport: The connections of that address.
+        credentials: The store of credentials.
+        clock: Returns the time in seconds, from any start.
+        secrets: The collection to which everything that is sent in confidence is added.
 
     Attributes:
-        secrets: What must not be seen in a message, should the registry repeat it.
+        secrets: The texts that no message may show, should the registry repeat them.
     """
 
     def __init__(
@@ -257,18 +263,20 @@ class Authorizer:
         self._accesses: Recent[str, _Access] = Recent(_MAX_SCOPES)
 
     async def header(self, request: Request, repository: str) -> str | None:
-        """Return the header that was granted last, fetched anew if it has expired; None if there was none.
+        """Return the header that was granted last, fetched again if it has expired; None if there was none.
 
         Raises:
-            As :meth:`answer`.
+            DockerSaveError, InterruptedTransfer: As :meth:`answer`.
+
+        Cancel: as :meth:`answer`.
         """
         access = self._access(repository)
         grant = access.grant
         if grant is not None:
-            self.secrets.add(*grant.secrets)  # they are in use
+            self.secrets.add(*grant.secrets)  # they count as used, so that they are not forgotten
         if grant is None or grant.expires > self._clock():
             return None if grant is None else grant.header
-        # Not as one that was refused: some token servers give the same token for as long as they like.
+        # No header is passed as refused: some token servers give the same token again after it should have expired.
         header, _ = await self.answer(request, repository, [grant.challenge], refused=None, by=grant.by)
         return header
 
@@ -284,21 +292,21 @@ class Authorizer:
         """Obtain another header than the one that was refused.
 
         Args:
-            request: What is asked.
-            repository: The repository that it is about.
-            challenges: How the registry wants to be told who asks.
-            refused: The header that it has refused.
-            by: The class of whoever has sent the challenges; by default what the registry's name says.
+            request: The request for which the header is needed.
+            repository: The repository of the request.
+            challenges: The ways of logging in that the registry accepts.
+            refused: The header that the registry has refused.
+            by: The class of the host that sent the challenges; by default the class that the registry's name gives.
 
         Returns:
-            The header, and whether it was fetched just now. If not, somebody else has fetched it meanwhile.
+            The header, and whether it was fetched by this call. If not, another call fetched it meanwhile.
 
         Raises:
-            AuthenticationError: There is none, or none that may be asked for.
+            AuthenticationError: No header can be had, or the realm must not be asked for one.
             InterruptedTransfer: The token server does not answer now.
-            DockerSaveError: It answers what it must not.
+            DockerSaveError: The token server's answer is too large, or another error.
 
-        Cancel: nobody else is hindered: who waits for the same fetches it then.
+        Cancel: no connection stays open and the grant is unchanged; another call that waits for it fetches it.
         """
         access = self._access(repository)
         async with access.lock:
@@ -326,7 +334,7 @@ class Authorizer:
         if has_realm or list(by_scheme) == ["bearer"]:
             return await self._bearer(request, repository, by_scheme["bearer"], by)
         if "basic" not in by_scheme:
-            # What stands there may be no names at all; a text of any kind is cut where a name would end.
+            # The schemes may be any text, such as a secret; each is cut where the name of a scheme would end.
             names = ", ".join(map(self.secrets.hide_beginning, sorted(by_scheme)))
             schemes = shown(names, secrets=self.secrets, limit=80) or "nothing that can be read"
             raise _failed(request, f"it asks for {schemes}; only Bearer and Basic are known")
@@ -349,7 +357,7 @@ class Authorizer:
         return _Grant(f"Bearer {token.text}", until, challenge, by, (*kept, token.text))
 
     async def _check_realm(self, request: Request, realm: str, by: AddressClass) -> None:
-        """Refuse a realm before anything is looked up for it."""
+        """Refuse a realm before credentials are looked up for it."""
         dialler = self._transport.dialler
         fault = realm_fault(realm, origin(request.url), in_machine=by is AddressClass.LOOPBACK)
         found = origin(realm)
@@ -357,9 +365,9 @@ class Authorizer:
             if fault is None and found is not None:
                 await dialler.check(found, by)
         except AddressRefusedError as exc:
-            fault = f"leads astray: {exc.strerror}"
+            fault = f"must not be asked: {exc.strerror}"
         except OSError:
-            pass  # a name that cannot be resolved now: asking it will tell
+            pass  # the name cannot be resolved now: the request to the realm will fail by itself
         if fault is not None:
             where = (
                 f"its token server {shown_url(realm, secrets=self.secrets)}"
@@ -369,7 +377,7 @@ class Authorizer:
             raise _failed(request, f"{where} {fault}")
 
     async def _credentials_for(self, repository: str) -> tuple[Credentials | None, tuple[str, ...]]:
-        """Look credentials up; return them, and what of them is sent in confidence."""
+        """Look credentials up; return them and their secret parts."""
         credentials = await self._credentials.get(self._registry, repository)
         if credentials is None:
             return None, ()
@@ -407,7 +415,7 @@ class Authorizer:
         return token
 
     def _told(self, request: Request) -> Request:
-        """Return a request to a realm, as one whose URL is the registry's and whose answer may repeat secrets."""
+        """Return a request to a realm with its marks: the registry named the URL, and the answer may repeat secrets."""
         return replace(request, secrets=self.secrets, is_told=True)
 
 

@@ -1,12 +1,12 @@
-"""A blob's bytes across attempts, addresses and ranges.
+"""Read a blob's bytes across attempts, addresses and ranges.
 
-An answer breaks off; the next one is asked for the rest, and may be the rest, may start too early, or may be the whole
-blob again. :func:`judge` decides what an answer is good for, from status and headers, before a byte of it is used:
+When an answer breaks off, the rest is asked for. The next answer may be the rest, may start too early, or may be the
+whole blob again. :func:`judge` decides from status and headers how an answer can be used, before a byte of it is:
 
 ======================================================  ========================================
 answer                                                  is
 ======================================================  ========================================
-200                                                     the blob from its start: skip what we have
+200                                                     the blob from its start: skip its beginning
 206, ``Content-Range`` exact or starting too early      the rest: skip the overlap
 206 otherwise (starts later, other size, several parts) refused
 416                                                     refused; tells the real size
@@ -14,8 +14,8 @@ answer                                                  is
 any other                                               refused, or worth another attempt
 ======================================================  ========================================
 
-So that a registry without ranges cannot make us read for ever, all answers together may bring twice the blob's size. No
-``If-Range`` is sent: some networks drop the range for it, and the digest decides anyway.
+All answers together may bring twice the blob's size, so that a registry without ranges does not make us read for ever. No
+``If-Range`` is sent: some networks drop the range for it, and the reader verifies the digest anyway.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from .transport import Response
 __all__ = ["BlobReader", "Verdict", "Wanted", "judge"]
 
 BUDGET: Final = 2
-"""Times a blob's size that all answers together may bring."""
+"""Bound on the bytes of all answers together, as a multiple of the blob's size: one whole repetition is allowed."""
 
 # ── decisions ──
 
 
 class Wanted(NamedTuple):
-    """Bytes of a blob that are wanted: ``start`` up to ``stop``, of ``size``; ``start < stop <= size``."""
+    """A range of a blob: the bytes from ``start`` up to ``stop``, of ``size``; ``0 <= start <= stop <= size``."""
 
     start: int
     stop: int
@@ -49,10 +49,10 @@ class Wanted(NamedTuple):
 
     @classmethod
     def of(cls, descriptor: Descriptor, start: int, stop: int | None) -> Wanted:
-        """Return which bytes of a blob a caller wants.
+        """Return the range of a blob that a caller wants; ``stop`` is the blob's end by default, and at most its end.
 
         Raises:
-            InvalidInputError: There are no such bytes, or the blob's size is not known.
+            InvalidInputError: There is no such range, or the blob's size is not known.
         """
         size = descriptor.size
         if size is None:
@@ -64,20 +64,20 @@ class Wanted(NamedTuple):
 
     @property
     def range(self) -> str | None:
-        """The header ``Range``; None where all is wanted."""
+        """The header ``Range`` (RFC 9110 § 14.2); None for the whole blob."""
         if self.stop < self.size:
             return f"bytes={self.start}-{self.stop - 1}"
         return f"bytes={self.start}-" if self.start else None
 
 
 class Verdict(NamedTuple):
-    """A decision on what an answer is good for.
+    """A decision on how an answer can be used.
 
     Attributes:
-        skip: How many bytes of its body come before what is wanted.
+        skip: Bytes at the start of its body that come before the range that is wanted.
         reaches: The offset in the blob at which its body ends.
-        refusal: Why it cannot be used; empty if it can.
-        actual_size: The blob's size, where the answer shows that it is another.
+        refusal: The reason why the answer cannot be used; empty if it can.
+        actual_size: The blob's size by the answer, where it differs from the descriptor's.
     """
 
     skip: int = 0
@@ -96,19 +96,19 @@ def judge(
     encoding: str | None = None,
     secrets: Secrets = NO_SECRETS,
 ) -> Verdict | None:
-    """Decide what an answer is good for.
+    """Decide how an answer can be used (RFC 9110 § 14.4, § 15.3.7).
 
     Args:
-        wanted: What was asked for.
-        status: Its status.
+        wanted: The range that was asked for.
+        status: The answer's status.
         ranges: Every ``Content-Range``.
-        length: Its ``Content-Length``.
-        content_type: Its ``Content-Type``.
-        encoding: Its ``Content-Encoding``.
-        secrets: What its headers may repeat.
+        length: The ``Content-Length``.
+        content_type: The ``Content-Type``.
+        encoding: The ``Content-Encoding``.
+        secrets: The texts that the headers may repeat and no message may show.
 
     Returns:
-        The verdict; None for a status that says nothing about bytes.
+        The verdict; None for a status other than 200, 206 and 416.
     """
     if status == 416:
         return _judge_unsatisfied(wanted, unsatisfied_total(ranges))
@@ -119,7 +119,7 @@ def judge(
         return Verdict(refusal=f"it answers with Content-Encoding {name}, which was not asked for")
     announced = None if length is None else number(length.strip())
     if length is not None and announced is None:
-        return Verdict(refusal="its Content-Length is no number")
+        return Verdict(refusal="its Content-Length is not a number")
     if status == 200:
         return _judge_whole(wanted, announced)
     return _judge_part(wanted, ranges, announced, media_type(content_type))
@@ -142,7 +142,7 @@ def _judge_part(wanted: Wanted, ranges: Sequence[str], announced: int | None, co
         return Verdict(refusal="it answers a range in several parts")
     found = content_range(ranges)
     if found is None:
-        return Verdict(refusal="it answers a range without saying properly which")
+        return Verdict(refusal="it answers a range without a proper Content-Range")
     if found.total != wanted.size:
         return Verdict(refusal="it has another size", actual_size=found.total)
     if found.first > wanted.start or found.last < wanted.stop - 1:
@@ -158,18 +158,18 @@ def _judge_part(wanted: Wanted, ranges: Sequence[str], announced: int | None, co
 
 
 class BlobReader:
-    """The bytes of a blob, iterated; whatever breaks off is asked for again.
+    """The bytes of a blob, to be iterated; a transfer that breaks off is resumed.
 
     Args:
-        what: What it is, for errors.
+        what: The name of the blob, for errors.
         descriptor: The blob, with its size.
-        wanted: Which bytes.
-        places: Where it is; the registry itself last.
-        retries: When to give up.
-        sleep: Waits for seconds.
+        wanted: The range that is wanted.
+        places: The repositories that have the blob; the registry itself last.
+        retries: The limits on attempts.
+        sleep: Waits for a number of seconds.
 
     Attributes:
-        retries: How often was asked again.
+        retries: The number of transfers that broke off.
     """
 
     def __init__(
@@ -194,16 +194,18 @@ class BlobReader:
         self._is_closed = False
 
     async def open(self) -> None:
-        """Find a place that answers.
+        """Find a place that answers; an empty range is not asked for.
 
         Raises:
-            DockerSaveError: None does.
+            DockerSaveError: No place answers.
+
+        Cancel: no connection stays open.
         """
         if self._position < self._wanted.stop:
             await self._turns.run(self._ask)
 
     def close(self) -> None:
-        """End the reading; the connection is closed if its answer was not read to the end."""
+        """End the reading. The connection is cut, unless its answer was read to the end."""
         self._is_closed = True
         self._drop()
 
@@ -219,9 +221,11 @@ class BlobReader:
         """Return the next chunk, which is not empty.
 
         Raises:
-            TransferError: Attempts or bytes are used up.
+            TransferError: The attempts are used up, or more than :data:`BUDGET` allows would be received.
             SizeMismatchError: The blob is longer or shorter than its descriptor says.
-            DockerSaveError: Nobody gives the rest.
+            DockerSaveError: No place gives the rest.
+
+        Cancel: the connection stays open until :meth:`close`; no byte is lost.
         """
         if self._is_closed:
             raise RuntimeError("the blob is closed: read it inside the block that opened it")
@@ -238,7 +242,7 @@ class BlobReader:
         raise StopAsyncIteration
 
     async def _receive(self, response: Response) -> bytes:
-        """Return what came, without what is skipped; empty if that is nothing."""
+        """Return the next bytes of the range; empty where all that came is skipped, or the answer broke off."""
         try:
             chunk = await response.chunk()
         except InterruptedTransfer as exc:
@@ -246,7 +250,7 @@ class BlobReader:
         else:
             if chunk:
                 return self._take(chunk)
-            # The answer ended as if it were whole, so this may be all there is.
+            # The answer ended in good order, so the blob may really be that short.
             short = SizeMismatchError(self._wanted.size, self._position, what=self._what)
             fault = InterruptedTransfer(short, is_final=True)
         self._drop()
@@ -255,6 +259,11 @@ class BlobReader:
         return b""
 
     def _take(self, chunk: bytes) -> bytes:
+        """Return the part of a chunk that belongs to the range.
+
+        Raises:
+            SizeMismatchError: More bytes came than the answer's headers promise.
+        """
         skipped = min(self._skip, len(chunk))
         self._skip -= skipped
         left = self._wanted.stop - self._position
@@ -276,18 +285,20 @@ class BlobReader:
         return SizeMismatchError(self._wanted.size, self._wanted.size + excess, what=self._what)
 
     async def _finish(self) -> None:
-        """Let the answer end, which frees its connection, and see that nothing follows."""
+        """Read the end of the answer, so that its connection can be used again, and check that no byte follows."""
         response = self._response
         if response is not None and self._reaches == self._wanted.stop:
             excess = b""
-            with suppress(InterruptedTransfer):  # all is there: how the connection ends does not matter
+            with suppress(
+                InterruptedTransfer
+            ):  # the range is complete: the end of the connection does not matter
                 excess = await response.chunk()
             if excess:
                 raise self._too_long(len(excess))
         self._drop()
 
     async def _ask(self, place: Place) -> Response:
-        """Ask a place for what is missing; the answer is used only if it is good for it."""
+        """Ask a place for the rest of the range; keep the answer only if it can be used."""
         wanted = Wanted(self._position, self._wanted.stop, self._wanted.size)
         headers = {"Accept": "*/*"} if wanted.range is None else {"Accept": "*/*", "Range": wanted.range}
         response = await place.open(self._what, self._path, headers)
@@ -302,7 +313,7 @@ class BlobReader:
                 secrets=response.secrets,
             )
             if verdict is None:
-                raise await place.endpoint.failure(response)
+                raise await response.failure()
             if verdict.actual_size is not None:
                 raise SizeMismatchError(wanted.size, verdict.actual_size, what=self._what)
             if verdict.refusal:

@@ -1,9 +1,10 @@
-"""The memory of a source of registries: documents, and where blobs are.
+"""The cache of a registry source: documents, and the repositories that have a blob.
 
-It is kept by repository, though digests say what is right wherever it comes from: whoever may read one repository need not
-be allowed to read what another one has, and knowing a digest is no permission.
+Documents are kept by repository and digest. The digest alone would be enough to verify a document, but a user who may
+read one repository need not be allowed to read another, and knowing a digest is no permission.
 
-What a long-running process keeps must not grow without bound: so it is kept in dictionaries that forget (:class:`Recent`).
+The cache of a long-running process must not grow without bound, so it consists of dictionaries that forget
+(:class:`Recent`).
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ V = TypeVar("V")
 
 
 class Recent(Generic[K, V]):
-    """The values that were used last, up to a weight in all.
+    """A dictionary of the values that were used last, up to a weight in all.
 
     Args:
-        limit: The weight that is kept; what alone weighs more is not kept.
-        weigh: Tells the weight of a value; each weighs 1 by default.
+        limit: The weight of all values together; a value that alone weighs more is not kept.
+        weigh: Returns the weight of a value; 1 for each by default.
     """
 
     def __init__(self, limit: int, weigh: Callable[[V], int] = lambda _: 1) -> None:
@@ -38,14 +39,14 @@ class Recent(Generic[K, V]):
         self._weight = 0
 
     def get(self, key: K) -> V | None:
-        """Return a value, which counts as used; None if there is none."""
+        """Return the value of a key, which counts as used; None if there is none."""
         if key not in self._values:
             return None
         self._values.move_to_end(key)
         return self._values[key][0]
 
     def put(self, key: K, value: V) -> None:
-        """Keep a value; what was not used for longest is forgotten for it."""
+        """Keep a value, and forget those that were not used for longest where the weight exceeds the limit."""
         self._weight -= self._values.pop(key, (value, 0))[1]
         weight = self._weigh(value)
         if weight > self._limit:
@@ -64,22 +65,22 @@ class Recent(Generic[K, V]):
 
 
 _CACHE_SIZE: Final = 32 << 20
-"""Bytes of manifests and of configs that are kept."""
+"""Bytes of manifests that are kept, and of configs: eight of the largest, 4 MiB, or some thousands of usual ones."""
 _MAX_BLOBS: Final = 1 << 16
-"""Blobs for which the repositories that have them are kept."""
+"""Blobs whose repositories are kept, so that a process that runs for long does not grow with each image."""
 _MAX_HOLDERS: Final = 8
-"""Repositories that are kept for one blob."""
+"""Repositories that are kept for one blob; each may be asked for the blob in turn."""
 
 _Key = tuple[str, Digest]
-"""A repository, by its whole name with the registry's, and a digest in it."""
+"""The name of a repository, with its registry, and a digest in it."""
 
 
 class _Origins(dict[int, tuple[weakref.ref[Digest], Reference]]):
-    """The repositories that digest objects came from, by the objects' ``id``. A dict that can be referred to weakly."""
+    """The repositories of digest objects, by the objects' ``id``; a subclass, as a plain dict has no weak references."""
 
 
 class Kept:
-    """Knowledge of registries, up to a bound; what was not used for longest is forgotten."""
+    """The documents and the repositories of blobs that a source has seen, up to a bound."""
 
     def __init__(self) -> None:
         self._manifests: Recent[_Key, ImageManifest | ImageIndex] = Recent(
@@ -94,27 +95,27 @@ class Kept:
 
     @property
     def has_manifests(self) -> bool:
-        """Whether there is any manifest or index."""
+        """True if any manifest or index is kept."""
         return bool(self._manifests)
 
     def manifest(self, image: Reference, digest: Digest) -> ImageManifest | ImageIndex | None:
-        """Return a manifest or index that a repository has; None if it is not known to."""
+        """Return a manifest or index of a repository; None if it is not kept."""
         return self._manifests.get((image.name, digest))
 
     def put_manifest(self, image: Reference, document: ImageManifest | ImageIndex) -> None:
-        """Keep a manifest or index that a repository has."""
+        """Keep a manifest or index of a repository."""
         self._manifests.put((image.name, document.digest), document)
 
     def config(self, image: Reference, digest: Digest) -> bytes | None:
-        """Return a config that a repository has; None if it is not known to."""
+        """Return a config of a repository; None if it is not kept."""
         return self._configs.get((image.name, digest))
 
     def put_config(self, image: Reference, digest: Digest, config: bytes) -> None:
-        """Keep a config that a repository has."""
+        """Keep a config of a repository."""
         self._configs.put((image.name, digest), config)
 
     def put_layers(self, image: Reference, manifest: ImageManifest) -> None:
-        """Keep that a repository should have the layers that a manifest from there names."""
+        """Keep the repository of a manifest as one that has the manifest's layers."""
         repository = Reference(image.registry, image.repository)
         for layer in manifest.layers:
             self._put_origin(layer.digest, repository)
@@ -125,19 +126,20 @@ class Kept:
     def _put_origin(self, digest: Digest, repository: Reference) -> None:
         key, origins = id(digest), weakref.ref(self._origins)
         if self._origin(digest) is None:
-            # The object takes its entry along when it goes.
+            # The entry is removed when the digest object is.
             self._origins[key] = weakref.ref(digest, lambda _: _forget(origins(), key)), repository
 
     def _origin(self, digest: Digest) -> Reference | None:
-        # Not by `id` alone: an entry stays where its object could not take it along, as an interrupt came in between.
+        # Not by `id` alone: where an interrupt kept the entry of a dead object, a new object may have the same `id`.
         origin = self._origins.get(id(digest))
         return origin[1] if origin is not None and origin[0]() is digest else None
 
     def repositories(self, descriptor: Descriptor) -> list[Reference]:
-        """Return where to look for a layer: only in its own repository, if a manifest from there gave the descriptor.
+        """Return the repositories in which to look for a layer.
 
-        Else a manifest could name a layer of another repository, for those who may not read that. Of a descriptor that a
-        caller has made, only the caller knows who may have it, and all repositories with such a layer are returned.
+        For a descriptor out of a manifest, that is the manifest's repository alone: else a manifest could give its readers
+        a layer of another repository, which they may not read. For a descriptor that the caller made, it is every
+        repository with such a layer; the caller decides who may have it.
         """
         origin = self._origin(descriptor.digest)
         return [origin] if origin else list(self._holders.get(descriptor.digest) or ())

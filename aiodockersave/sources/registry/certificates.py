@@ -1,6 +1,7 @@
-"""The certificates for a registry's TLS, ours and those that it is trusted by, as Docker and podman lay them out.
+"""TLS contexts for registries, out of the directories of certificates that Docker and podman use.
 
-As with them, a certificate is for the hosts that it has as subject alternative names, and its common name is not one.
+A registry's certificate counts for the hosts that it has as subject alternative names, as with Docker and podman. Its
+common name does not count.
 
 ::
 
@@ -10,8 +11,8 @@ As with them, a certificate is for the hosts that it has as subject alternative 
         *.crt                                     authorities, besides the system's
         NAME.cert, NAME.key                       a client certificate and its key
 
-Sources: Docker's "Verify repository client with certificates", containers-certs.d(5). A directory given by the
-caller (``--cert-dir``) is such a directory itself, and the only one.
+Sources: Docker's "Verify repository client with certificates", containers-certs.d(5). Where the caller names a directory
+(``cert_dir``), only that directory is read.
 """
 
 from __future__ import annotations
@@ -22,17 +23,23 @@ import re
 import ssl
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from aiodockersave._aio import Worker, running_task
 from aiodockersave.core.errors import ConfigurationError, ContentTooLargeError, InvalidInputError
 from aiodockersave.core.text import one_line, quoted
 from aiodockersave.sources.regular_file import read_file
 
-__all__ = ["tls_context"]
+from .cache import Recent
+
+__all__ = ["TlsContexts", "tls_context"]
 
 MAX_FILE = 4 << 20
-"""Bytes of a file of certificates; a distribution's bundle of all authorities has 0.2 MiB."""
+"""The largest file of certificates that is read, in bytes; a distribution's bundle of all authorities has 0.2 MiB."""
+_MAX_CONTEXTS: Final = 64
+"""Contexts that a source keeps: a registry may redirect to any number of hosts, and each has its own."""
+
+Path = str | os.PathLike[str]
 
 _USER_PLACE = (
     ".config/containers/certs.d"  # podman takes it from the home directory, whatever XDG_CONFIG_HOME says
@@ -42,10 +49,10 @@ _REGISTRY = re.compile(
     r"(?:[A-Za-z0-9_][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._~-]+)?\])(?::[0-9]+)?"
 )
 
-# What OpenSSL says of a key that is not the certificate's: one of the same algorithm, and one of another.
+# OpenSSL's reasons for a key that is not the certificate's: a key of the same algorithm, and a key of another.
 _OTHER_CERTIFICATE = frozenset({"KEY_VALUES_MISMATCH", "NO_CERTIFICATE_ASSIGNED"})
 
-# What OpenSSL says where the host, or the address, is none of the certificate's names (x509_vfy.h).
+# OpenSSL's codes for a host, and for an address, that is not among the certificate's names (x509_vfy.h).
 _OTHER_HOST = frozenset({62, 64})
 # Go's crypto/x509: "certificate relies on legacy Common Name field, use SANs instead".
 _NAMELESS = (
@@ -55,34 +62,70 @@ _NAMELESS = (
 logger = logging.getLogger("aiodockersave")
 
 
+class TlsContexts:
+    """The TLS contexts of one source, each made once.
+
+    Args:
+        ca_file: More authorities, in PEM, besides the system's.
+        cert_dir: A directory of certificates, instead of the default places.
+        is_lent: Whether a caller's connector dials, whose own TLS settings hold where no authority is given.
+
+    Attributes:
+        has_authorities: Whether ``ca_file`` or ``cert_dir`` is given.
+    """
+
+    def __init__(self, ca_file: Path | None, cert_dir: Path | None, *, is_lent: bool) -> None:
+        self.has_authorities = ca_file is not None or cert_dir is not None
+        self._ca_file = ca_file
+        self._cert_dir = cert_dir
+        self._is_lent = is_lent
+        self._contexts: Recent[tuple[str, bool], ssl.SSLContext] = Recent(_MAX_CONTEXTS)
+
+    async def get(self, registry: str, shows_client: bool) -> ssl.SSLContext | bool:  # noqa: FBT001 - a callback
+        """Return the context for a host, as :func:`tls_context` makes it; True for the caller's own TLS settings.
+
+        Cancel: a context that is being made is finished and dropped.
+        """
+        if self._is_lent and not self.has_authorities:
+            return True
+        context = self._contexts.get((registry, shows_client))
+        if context is None:
+            context = await tls_context(
+                registry, ca_file=self._ca_file, cert_dir=self._cert_dir, shows_client=shows_client
+            )
+            self._contexts.put((registry, shows_client), context)
+        return context
+
+
 async def tls_context(
     registry: str,
     *,
-    ca_file: str | os.PathLike[str] | None = None,
-    cert_dir: str | os.PathLike[str] | None = None,
-    home: str | os.PathLike[str] | None = None,
+    ca_file: Path | None = None,
+    cert_dir: Path | None = None,
+    home: Path | None = None,
     shows_client: bool = True,
 ) -> ssl.SSLContext:
-    """Make the context for TLS with a registry: its name is checked, TLS 1.2 and newer.
+    """Make the context for TLS 1.2 and newer with a registry, whose name is checked.
 
-    It takes some 20 ms, in a thread: keep it.
+    This takes some 20 ms, in a thread, so keep the context.
 
     Args:
         registry: Host and perhaps port, as in the reference.
         ca_file: More authorities, in PEM, besides the system's.
         cert_dir: A directory of certificates, instead of the default places.
         home: The home directory, instead of the user's.
-        shows_client: Whether a client certificate in ``cert_dir`` is shown. It is for the registry, not for the hosts to
-            which that redirects.
+        shows_client: Whether a client certificate in ``cert_dir`` is shown. It is for the registry, not for the hosts
+            that the registry redirects to.
 
     Raises:
         ConfigurationError: A file or directory that is named, or lies in its place, cannot be used.
+        InvalidInputError: ``registry`` is not the name of a registry.
 
-    Cancel: what was begun is finished and dropped.
+    Cancel: a context that is being made is finished and dropped.
     """
     running_task()
-    if not _REGISTRY.fullmatch(registry):  # it becomes a path
-        raise InvalidInputError(f"no name of a registry: {quoted(registry, 200)}")
+    if not _REGISTRY.fullmatch(registry):  # the name becomes a part of a path
+        raise InvalidInputError(f"not the name of a registry: {quoted(registry, 200)}")
     return await Worker("aiodockersave-tls").run(
         _make_context,
         registry,
@@ -101,7 +144,7 @@ def _make_context(
 ) -> ssl.SSLContext:
     # Not `ssl.create_default_context`: from Python 3.13 it is stricter (VERIFY_X509_STRICT), and refuses authorities
     # that Docker and podman take. An intermediate one may be trusted alone, as there.
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # the name is checked, a certificate is required
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # checks the name and requires a certificate
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     if ssl.HAS_NEVER_CHECK_COMMON_NAME:  # nor do Go's clients take it for a name; RFC 9525 § 2
@@ -120,7 +163,7 @@ def _make_context(
 
 
 class _Connection(ssl.SSLObject):
-    """One side of a TLS connection. If a certificate is not for the host as it has no names, it says so."""
+    """Our side of a TLS connection, whose error for a certificate without any names says that names are missing."""
 
     def do_handshake(self) -> None:
         try:
@@ -133,7 +176,7 @@ class _Connection(ssl.SSLObject):
     def _has_nameless_certificate(self) -> bool:
         # From Python 3.13 there is a public method of this name. OpenSSL before 3 has no certificate after a fault.
         own: Any = getattr(self, "_sslobj", None)
-        with suppress(AttributeError, OSError, ValueError):  # it is only for the message
+        with suppress(AttributeError, OSError, ValueError):  # only the message depends on the answer
             return any("subjectAltName" not in each.get_info() for each in own.get_unverified_chain()[:1])
         return False
 
@@ -145,7 +188,7 @@ def _load_default_directory(context: ssl.SSLContext, registry: str, home: str) -
             names = os.listdir(directory)
         except (FileNotFoundError, NotADirectoryError):
             continue
-        except OSError as error:  # podman passes over what it may not look into, too
+        except OSError as error:  # podman too passes over a directory that it may not read
             logger.warning("%s is not used: %s", one_line(directory), error.strerror)
             continue
         _load_directory(context, directory, names)
@@ -210,11 +253,11 @@ def _load_authorities(context: ssl.SSLContext, path: str) -> None:
 
 
 def _load_client(context: ssl.SSLContext, certificate: str, key: str) -> None:
-    # Looked at first, since one error of OpenSSL's stands for both files.
+    # The certificate is checked alone first, since OpenSSL has one error for both files.
     _load_authorities(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), certificate)
     _read_text(key)
 
-    def refuse() -> NoReturn:  # else OpenSSL asks on the terminal
+    def refuse() -> NoReturn:  # without it OpenSSL asks on the terminal
         raise ConfigurationError(key, "it is encrypted; leave it in plain text, readable by its owner alone")
 
     try:
@@ -224,7 +267,7 @@ def _load_client(context: ssl.SSLContext, certificate: str, key: str) -> None:
             raise ConfigurationError(
                 key, f"it belongs to another certificate than {one_line(certificate)}"
             ) from None
-        raise ConfigurationError(key, "it is no valid private key in PEM") from None
+        raise ConfigurationError(key, "it is not a valid private key in PEM") from None
 
 
 def _read_text(path: str) -> str:
@@ -234,4 +277,4 @@ def _read_text(path: str) -> str:
         raise ConfigurationError(path, f"it is larger than {MAX_FILE} bytes") from None
     except OSError as error:
         raise ConfigurationError(path, str(error.strerror)) from None
-    return raw.decode("ascii", "ignore")  # PEM is ASCII, the text around it may be anything
+    return raw.decode("ascii", "ignore")  # PEM is ASCII; the text around it may be anything

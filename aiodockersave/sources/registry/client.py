@@ -3,29 +3,29 @@
 ::
 
     resolve("alpine:3.20", linux/arm64)
-        HEAD /v2/library/alpine/manifests/3.20         the registry itself: only it knows what a tag means
-        GET /v2/library/alpine/manifests/sha256:…      mirrors first from here on: the digest says what is right
+        HEAD /v2/library/alpine/manifests/3.20         the registry itself: a mirror's tags may be old
+        GET /v2/library/alpine/manifests/sha256:…      mirrors first from here on: the digest verifies content
         GET /v2/library/alpine/blobs/sha256:…          the config
     open_blob(layer)
         GET /v2/library/alpine/blobs/sha256:…          with ranges, as often as it takes
 
-What a digest names in a repository is kept, so that the same image costs one request the next time. A HEAD does not
-count against the limits that registries have for pulls. Where nothing is kept yet, and no mirror may have it, a GET by
-the tag brings the document too, and saves a round trip.
+Manifests and configs are kept by repository and digest, so that the same image costs one request the next time. A HEAD
+does not count against the limits that registries have for pulls. Where no manifest is kept yet, and there is no mirror
+to ask, a GET by the tag brings the document at once and saves a round trip.
 
-How it is asked is told by the modules beside: ``_endpoint`` (an address, and its scheme), ``_auth`` (logging in),
-``_transport`` (redirects), ``_dialling`` and ``_addresses`` (what may be connected to), ``_retrying`` and ``_blobs``
-(not giving up), ``_documents`` (manifests).
+The modules beside hold the parts: ``manifests`` and ``blob_reader`` (what is fetched), ``endpoint`` (an address, its
+scheme, and the order of attempts), ``auth`` (logging in), ``transport`` (redirects), ``session_pool``, ``addresses`` and
+``certificates`` (connections), ``answers`` (what registries and connections report), ``cache``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from aiodockersave._aio import close_all, running_task
@@ -51,11 +51,12 @@ from aiodockersave.sources import (
 from .addresses import DialGuard
 from .answers import discretion
 from .blob_reader import BlobReader, Wanted
-from .cache import Kept, Recent
-from .certificates import tls_context
+from .cache import Kept
+from .certificates import Path, TlsContexts
 from .endpoint import Endpoint, Place, Retries, Sleep, Turns
 from .manifests import fetch_config, fetch_digest, fetch_manifest
-from .session_pool import Proxies, Settings, Timeouts
+from .session_pool import Proxies, Settings
+from .timeouts import Timeouts
 
 if TYPE_CHECKING:
     import aiohttp
@@ -65,47 +66,48 @@ if TYPE_CHECKING:
 __all__ = ["DialGuard", "RegistrySource", "Retries", "Timeouts"]
 
 _MAX_DEPTH: Final = 4
-"""Indexes, one in the other; real ones have one."""
-_MAX_CONTEXTS: Final = 64
+"""The deepest nesting of indexes that is followed; real images have one index."""
 _MAX_URLS: Final = 8
+"""URLs of a foreign layer that an error lists: a manifest may name any number."""
+_ANY_TYPE: Final = "*/*"
+"""The media type of a document of which only the digest is known."""
 _NOT_FOUND = 404
 
-Path = str | os.PathLike[str]
 T = TypeVar("T")
 
 
 class RegistrySource:
     """The images of any number of registries, and of their mirrors.
 
-    Leave it by ``async with``, or call :meth:`aclose`. It belongs to the event loop on which it is used first.
+    Use the source in ``async with``, or call :meth:`aclose`. It belongs to the event loop on which it is used first.
+    Proxies are read from the environment, as Docker reads them.
 
-    A layer's descriptor out of a manifest that was resolved here is looked for in the repository of that manifest; one
-    that you made yourself in all repositories of images that were resolved with the same source. What is kept is kept for
-    its repository, so that nobody gets by a digest what the registry would not give from there. Whether somebody may
-    read a repository with the credentials of a source that several people share is for you to decide.
+    :meth:`open_blob` looks for a layer in the repository whose manifest gave the descriptor, if the manifest was resolved
+    with this source. It looks for a descriptor that you made yourself in all repositories that were resolved with this
+    source. Documents are kept for their repository alone, so that nobody gets by a digest a document that the registry
+    would not give from there. Where several people share a source, decide yourself who may read with its credentials.
 
     Args:
-        credentials: Knows usernames and passwords; by default what Docker and podman keep.
-        session: A session of the caller's, whose connector is used. Nothing else of it is, and it is neither changed nor
-            closed. Its connector dials by itself, so whether a registry may point at a host is checked by resolving the
-            name just before, and, if it is a plain ``TCPConnector``, at the other end of the connection before anything
-            is sent. With another one a resolver that then changes its mind is not noticed. Where neither ``ca_file`` nor
-            ``cert_dir`` is given, its own TLS settings decide which certificates are accepted.
+        credentials: The store of usernames and passwords; by default those that Docker and podman keep.
+        session: A session of the caller's, whose connector is used. Nothing else of the session is used, and the session
+            is neither changed nor closed. Its connector dials by itself. So the name of a host that a registry points at
+            is resolved and checked just before, and the other end of the connection is checked before anything is sent,
+            if the connector is a plain ``TCPConnector``. With another connector, a resolver that changes its answer after
+            the check is not noticed. Where neither ``ca_file`` nor ``cert_dir`` is given, the connector's own TLS
+            settings decide which certificates are accepted.
         plain_http: Whether registries are asked by http. Without it, only ``localhost`` and loopback addresses are, where
             they refuse TLS and no authority is given.
         ca_file: More certificate authorities, in PEM.
         cert_dir: A directory of authorities and of a client certificate, laid out as Docker does.
-        mirrors: URLs of mirrors, which are asked first, in this order, for what is named by a digest; a path is what
-            stands before the names of repositories. What a tag means is asked of the registry itself.
-        timeouts: How long things may take.
+        mirrors: URLs of mirrors, which are asked first, in this order, for content that is named by a digest. The path of
+            a URL is put before the names of repositories. Tags are asked of the registry itself.
+        timeouts: The limits on time.
         retries: The limits on asking again.
         guard: The rules for addresses that a registry points at.
-        sleep: Waits for seconds between attempts.
-
-    Proxies are taken from the environment, as Docker takes them.
+        sleep: A coroutine function that waits between attempts, for a number of seconds.
 
     Raises:
-        InvalidInputError: A mirror is no URL.
+        InvalidInputError: A mirror is not a URL.
     """
 
     def __init__(
@@ -126,19 +128,17 @@ class RegistrySource:
             raise TypeError("mirrors is a list of URLs")
         self._credentials = credentials or _default_credentials()
         self._plain_http = plain_http
-        self._ca_file = ca_file
-        self._cert_dir = cert_dir
+        self._contexts = TlsContexts(ca_file, cert_dir, is_lent=session is not None)
         self._retries = retries or Retries()
         self._sleep = sleep or asyncio.sleep
         self._settings = Settings(
-            tls=self._tls,
+            tls=self._contexts.get,
             timeouts=timeouts or Timeouts(),
             guard=guard or DialGuard(),
             proxies=Proxies.read(os.environ),
             session=session,
         )
         self._secrets = Secrets()
-        self._contexts: Recent[tuple[str, bool], ssl.SSLContext] = Recent(_MAX_CONTEXTS)
         self._mirrors = [
             Endpoint.of_mirror(url, self._settings, self._credentials, self._secrets) for url in mirrors
         ]
@@ -153,9 +153,9 @@ class RegistrySource:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close all connections, but those of a caller's session. The source cannot be used any more.
+        """Close all connections, except those of a caller's session. The source cannot be used any more.
 
-        Cancel: they are closed all the same, but not waited for.
+        Cancel: the connections are closed all the same, but their ends are not waited for.
         """
         self._is_closed = True
         await close_all(endpoint.aclose for endpoint in (*self._mirrors, *self._registries.values()))
@@ -173,16 +173,17 @@ class RegistrySource:
         Args:
             reference: A name as Docker writes it; ``latest`` where there is neither tag nor digest. Beside a digest, a
                 tag is only the name that the image gets.
-            platform: Which manifest of an index is taken; by default ``linux`` on this machine's architecture.
+            platform: The platform whose manifest is taken out of an index; by default ``linux`` on this machine's
+                architecture.
 
         Raises:
-            InvalidReferenceError: It is no such name.
+            InvalidReferenceError: ``reference`` is not such a name.
             ImageNotFoundError: The registry has no such image.
-            PlatformNotFoundError: It is not there for ``platform``.
-            UnsupportedImageError: What is there is no image.
+            PlatformNotFoundError: The image is not there for ``platform``.
+            UnsupportedImageError: The reference leads to something that is not an image.
             InvalidDocumentError, ContentError: A document is not valid, or not the one that was promised.
             AuthenticationError, RateLimitedError, RegistryError: The registry refuses.
-            TransferError: It does not answer, for all attempts.
+            TransferError: The registry does not answer, for all attempts.
             ConfigurationError: Credentials or certificates cannot be read.
 
         Cancel: nothing stays open.
@@ -192,11 +193,11 @@ class RegistrySource:
     async def resolve_early(
         self, reference: str, platform: Platform, found: Callable[[ImageManifest], None]
     ) -> ResolvedImage:
-        """Find an image as :meth:`resolve` does; ``found`` is told its manifest before the config is asked for.
+        """Find an image as :meth:`resolve` does, and call ``found`` with its manifest before the config is asked for.
 
-        Not where a session was lent. Errors are those of :meth:`resolve`.
+        With a caller's session ``found`` is not called. Errors are those of :meth:`resolve`.
 
-        Cancel: nothing stays open, but what was opened because of ``found``.
+        Cancel: nothing stays open, except blobs that ``found`` has opened.
         """
         self._check_open()
         image = Reference.parse(reference).with_default_tag()
@@ -212,10 +213,10 @@ class RegistrySource:
     ) -> ResolvedImage:
         manifest = await self._image_manifest(image, platform)
         what = f"{image} (manifest {manifest.digest})"
-        # Before the config is fetched, which may be anything where this is no image.
+        # Before the config is fetched: the config of an artifact may be anything.
         check_supported(manifest, what)
         self._kept.put_layers(image, manifest)
-        # A lent session may have few connections: what waits unread there could keep all of them from the config.
+        # A lent session may have few connections, and layers that wait unread could take all of them from the config.
         if self._settings.session is None:
             found(manifest)
         config = await self._config(image, manifest.config)
@@ -233,7 +234,7 @@ class RegistrySource:
         raise UnsupportedImageError(f"{image} ({document.digest})", f"it is an index {_MAX_DEPTH} deep")
 
     async def _tagged(self, image: Reference) -> ImageManifest | ImageIndex:
-        """Return what a tag means now."""
+        """Return the manifest or index that a tag names now."""
         registry, tag, what = self._registry(image), str(image.tag), f"manifest {image}"
         is_digest_enough = self._kept.has_manifests or len(self._places(image)) > 1
 
@@ -271,12 +272,8 @@ class RegistrySource:
     async def _fetch(
         self, image: Reference, what: str, places: Sequence[Place], ask: Callable[[Place], Awaitable[T]]
     ) -> T:
-        try:
+        with _not_found_as(lambda exc: ImageNotFoundError(str(image), f"{exc.url}: {exc.reason}")):
             return await Turns(what, places, self._retries, self._sleep).run(ask)
-        except RegistryError as exc:
-            if exc.status != _NOT_FOUND:
-                raise
-            raise ImageNotFoundError(str(image), f"{exc.url}: {exc.reason}") from exc
 
     async def _config(self, image: Reference, descriptor: Descriptor) -> bytes:
         what = f"config {descriptor.digest} of {image}"
@@ -288,12 +285,8 @@ class RegistrySource:
         async def ask(place: Place) -> bytes:
             return await fetch_config(place, descriptor, what)
 
-        try:
+        with _not_found_as(lambda exc: BlobNotFoundError(descriptor.digest, f"{image.name} ({exc.url})")):
             config = await Turns(what, self._places(image), self._retries, self._sleep).run(ask)
-        except RegistryError as exc:
-            if exc.status != _NOT_FOUND:
-                raise
-            raise BlobNotFoundError(descriptor.digest, f"{image.name} ({exc.url})") from exc
         self._kept.put_config(image, descriptor.digest, config)
         return config
 
@@ -302,26 +295,29 @@ class RegistrySource:
     def open_blob(
         self, descriptor: Descriptor, *, start: int = 0, stop: int | None = None
     ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """Open a layer of an image that was resolved; its bytes from ``start`` up to ``stop`` are iterated in the block.
+        """Open a layer of an image that was resolved; iterate its bytes from ``start`` up to ``stop`` inside the block.
 
-        What breaks off goes on where it broke. Not more bytes are given than ``descriptor`` promises; whether they are
-        the right ones is for the reader to verify.
+        A transfer that breaks off is resumed where it broke. No more bytes are given than ``descriptor`` promises. The
+        reader of the bytes must verify their digest.
+
+        Args:
+            descriptor: The layer, with its size.
+            start: The offset of the first byte.
+            stop: The offset behind the last byte; the end of the layer by default.
 
         Raises:
-            BlobNotFoundError: No repository has it, or no image that was resolved names it.
-            UnsupportedImageError: It is a foreign layer, which the registry does not have.
-            SizeMismatchError: It is longer or shorter than promised.
-            TransferError: It breaks off without end, or the registry sends far too much.
+            BlobNotFoundError: No repository has the layer, or no image that was resolved names it.
+            UnsupportedImageError: The layer is a foreign one, which the registry does not have.
+            SizeMismatchError: The layer is longer or shorter than promised.
+            TransferError: The transfer broke off in every attempt, or the registry sends far too much.
+            InvalidInputError: The size of the layer is not known, or there is no such range of it.
             DockerSaveError: As :meth:`resolve`.
 
         Cancel: nothing stays open.
         """
-        return _Reading(lambda: self._reader(descriptor, Wanted.of(descriptor, start, stop)))
+        return _Reading(lambda: self._open_reader(descriptor, Wanted.of(descriptor, start, stop)))
 
-    def _reader(
-        self, descriptor: Descriptor, wanted: Wanted
-    ) -> tuple[BlobReader, Callable[[], Awaitable[None]]]:
-        """Return what reads a blob, and what opens it."""
+    async def _open_reader(self, descriptor: Descriptor, wanted: Wanted) -> BlobReader:
         self._check_open()
         images = self._kept.repositories(descriptor)
         if not images:
@@ -329,26 +325,28 @@ class RegistrySource:
                 descriptor.digest, "any image that was resolved here; resolve its image first"
             )
         places = [place for image in images for place in self._places(image)]
+        urls = [url for image in images for url in self._own_urls(image)]
         names = ", ".join(image.name for image in images)
         what = f"blob {descriptor.digest} of {names}"
         reader = BlobReader(what, descriptor, wanted, places, self._retries, self._sleep)
-
-        async def open_it() -> None:
-            urls = [url for image in images for url in self._own_urls(image)]
-            with discretion(self._secrets, what, *urls, names):
-                await _open(reader, descriptor, names, self._secrets)
-
-        return reader, open_it
+        missing = partial(_missing_layer, descriptor, names, self._secrets)
+        try:
+            with discretion(self._secrets, what, *urls, names), _not_found_as(missing):
+                await reader.open()
+        except BaseException:
+            reader.close()
+            raise
+        return reader
 
     # ── places ──
 
     def _own_urls(self, image: Reference) -> list[str]:
-        """Return the beginnings of URLs that are made of what the user gave, longer ones first."""
+        """Return the beginnings of the URLs that are made of the user's own words, longer ones first."""
         places = [*(mirror.place(image.repository) for mirror in self._mirrors), self._registry(image)]
         return [place.url + path for path in ("manifests/", "blobs/", "") for place in places]
 
     def _places(self, image: Reference) -> list[Place]:
-        """Return where content is that is named by its digest."""
+        """Return the places of content that is named by its digest: the mirrors, then the registry."""
         mirrors = [mirror.place(image.repository) for mirror in self._mirrors if mirror.is_answering]
         return [*mirrors, self._registry(image)]
 
@@ -360,39 +358,21 @@ class RegistrySource:
                 self._settings,
                 self._credentials,
                 plain_http=self._plain_http,
-                has_authorities=self._ca_file is not None or self._cert_dir is not None,
+                has_authorities=self._contexts.has_authorities,
                 secrets=self._secrets,
             )
         return endpoint.place(image.repository)
 
-    async def _tls(self, host_port: str, is_named: bool) -> ssl.SSLContext | bool:  # noqa: FBT001 - a callback
-        if self._settings.session is not None and self._ca_file is None and self._cert_dir is None:
-            return True  # as the caller's connector is set up
-        context = self._contexts.get((host_port, is_named))
-        if context is None:
-            context = await tls_context(
-                host_port, ca_file=self._ca_file, cert_dir=self._cert_dir, shows_client=is_named
-            )
-            self._contexts.put((host_port, is_named), context)
-        return context
-
 
 class _Reading:
-    """A blob while it is open."""
+    """A blob while it is open; a class and no async generator, for the reason at the head of ``_aio``."""
 
-    # No async generator: up to Python 3.12 one that waits is not told that its coroutine is closed.
-
-    def __init__(self, make: Callable[[], tuple[BlobReader, Callable[[], Awaitable[None]]]]) -> None:
-        self._make = make
+    def __init__(self, open_reader: Callable[[], Awaitable[BlobReader]]) -> None:
+        self._open_reader = open_reader
         self._reader: BlobReader | None = None
 
     async def __aenter__(self) -> BlobReader:
-        self._reader, open_it = self._make()
-        try:
-            await open_it()
-        except BaseException:
-            self._reader.close()
-            raise
+        self._reader = await self._open_reader()
         return self._reader
 
     async def __aexit__(self, *_: object) -> None:
@@ -415,9 +395,6 @@ def _by_digest(digest: Digest) -> Descriptor:
     return Descriptor(_ANY_TYPE, digest, None)
 
 
-_ANY_TYPE = "*/*"
-
-
 def _check_manifest_type(expected: Descriptor, what: str) -> None:
     if expected.media_type not in {*MANIFEST_TYPES, *INDEX_TYPES, _ANY_TYPE}:
         raise UnsupportedImageError(what, f"it is a {cut(expected.media_type)}, not an image")
@@ -431,17 +408,24 @@ def _of_type(
     return document
 
 
-async def _open(reader: BlobReader, descriptor: Descriptor, names: str, secrets: Secrets) -> None:
-    error: DockerSaveError
+@contextmanager
+def _not_found_as(make: Callable[[RegistryError], DockerSaveError]) -> Iterator[None]:
+    """Raise the error that ``make`` returns instead of a registry's 404."""
     try:
-        await reader.open()
+        yield
     except RegistryError as exc:
         if exc.status != _NOT_FOUND:
             raise
-        if descriptor.urls:
-            elsewhere = ", ".join(shown_url(url, secrets=secrets) for url in descriptor.urls[:_MAX_URLS])
-            reason = f"it is a foreign layer, which the registry does not have; it is at {elsewhere}, which is not asked"
-            error = UnsupportedImageError(f"layer {descriptor.digest} of {names} ({exc.url})", reason)
-        else:
-            error = BlobNotFoundError(descriptor.digest, f"{names} ({exc.url})")
-        raise error from exc
+        raise make(exc) from exc
+
+
+def _missing_layer(
+    descriptor: Descriptor, names: str, secrets: Secrets, exc: RegistryError
+) -> DockerSaveError:
+    if not descriptor.urls:
+        return BlobNotFoundError(descriptor.digest, f"{names} ({exc.url})")
+    elsewhere = ", ".join(shown_url(url, secrets=secrets) for url in descriptor.urls[:_MAX_URLS])
+    reason = (
+        f"it is a foreign layer, which the registry does not have; it is at {elsewhere}, which is not asked"
+    )
+    return UnsupportedImageError(f"layer {descriptor.digest} of {names} ({exc.url})", reason)

@@ -1,8 +1,11 @@
-"""One address of a registry: how its URLs are made, which scheme it speaks, and who asks it.
+"""The addresses of a registry: the order in which they are asked, and one of them with its scheme and its login.
 
-Attempts go across the addresses that have the same content. Which is asked next, and when: the decisions are plain functions of what has failed so far; the only thing that waits is :meth:`Turns.failed`. An
-address that *refuses* (404, 403, a wrong size) is asked no more; one that *breaks* (a dropped connection, 429, 5xx) gets
-another turn. There is no wait before an address is asked that has not failed since there was progress last.
+:class:`Turns` goes through the addresses that have the same content. An address that *refuses* (404, 403, a wrong size)
+is not asked again. An address that *breaks off* (a dropped connection, 429, 5xx) gets another turn. The wait comes when
+every address has broken off once since the last progress, so a fresh address is asked at once. The decision is plain code
+(:meth:`Turns.next_turn`); only :meth:`Turns.failed` waits.
+
+:class:`Endpoint` is one address: it makes the URLs, finds out the scheme and logs in.
 """
 
 from __future__ import annotations
@@ -41,6 +44,9 @@ T = TypeVar("T")
 logger = logging.getLogger("aiodockersave")
 
 Sleep = Callable[[float], Awaitable[object]]
+"""Waits for a number of seconds."""
+
+# ── attempts ──
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +54,14 @@ class Retries:
     """The limits on asking a registry again.
 
     Attributes:
-        attempts: Requests in a row, to each address, that bring nothing new; the last one's failure is final.
-        min_delay: The wait before the second attempt, in seconds; it doubles with each further one.
+        attempts: Requests to each address in a row that bring nothing new; the failure of the last one is final.
+        min_delay: The wait before the second attempt, in seconds; the wait doubles with each further attempt.
         max_delay: The longest of these waits, in seconds.
-        retry_after_limit: The longest wait that a registry may ask for, in seconds. One that asks for more
-            is not waited for: :class:`RateLimitedError` is raised at once.
+        retry_after_limit: The longest wait that a registry may ask for, in seconds. A registry that asks for a longer one
+            is not asked again; if no other address is left, its error (:class:`RateLimitedError`) is raised at once.
+
+    Raises:
+        InvalidInputError: There is no attempt, or a delay is negative, or ``min_delay`` is above ``max_delay``.
     """
 
     attempts: int = 5
@@ -65,9 +74,9 @@ class Retries:
             raise InvalidInputError("retries need at least one attempt and delays that are not negative")
 
     def delay(self, rounds: int) -> float:
-        """Return the wait after ``rounds`` fruitless rounds, shortened by up to a quarter at random.
+        """Return the wait after ``rounds`` fruitless rounds, in seconds.
 
-        The chance keeps many clients from coming back in the same moment.
+        The wait is shortened by up to a quarter at random, so that many clients do not come back in the same moment.
         """
         longest = min(self.max_delay, self.min_delay * 2.0 ** min(rounds - 1, 60))
         return longest * random.uniform(0.75, 1.0)  # noqa: S311 - no secret
@@ -77,14 +86,14 @@ class Turns(Generic[P]):
     """The addresses of one content, in the order in which they are asked.
 
     Args:
-        what: What is fetched, for the error.
-        places: The addresses. The refusal of the last one, the registry itself, is the error where no other helps.
-        retries: When to give up.
-        sleep: Waits for seconds.
+        what: The name of the content, for errors.
+        places: The addresses; the last one is the registry itself. The registry's refusal is raised where no address helps.
+        retries: The limits on attempts.
+        sleep: Waits for a number of seconds.
 
     Attributes:
-        failures: How many attempts broke off since there was progress.
-        last_error: What broke off the last one, whether or not there was progress since.
+        failures: The number of attempts that broke off since the last progress.
+        last_error: The error of the last attempt that broke off, whether or not there was progress since.
     """
 
     def __init__(self, what: str, places: Sequence[P], retries: Retries, sleep: Sleep) -> None:
@@ -108,7 +117,9 @@ class Turns(Generic[P]):
         """Ask one place after the other until one answers.
 
         Raises:
-            DockerSaveError: None does.
+            DockerSaveError: No place answers.
+
+        Cancel: ends the request or the wait at once; only a request that had failed before is counted as failed.
         """
         while True:
             try:
@@ -118,15 +129,17 @@ class Turns(Generic[P]):
             await self.failed(fault)
 
     def progressed(self) -> None:
-        """Note that something new came: the count of attempts starts again."""
+        """Note that new content came: the count of attempts starts again."""
         self.failures = 0
         self._wanted_delay = 0.0
 
     async def failed(self, fault: InterruptedTransfer | DockerSaveError) -> None:
-        """Let the next address have its turn, after a wait if need be.
+        """Give the next address its turn, after a wait if need be.
 
         Raises:
-            DockerSaveError: Nobody is left, or the attempts are used up.
+            DockerSaveError: No address is left, or the attempts are used up.
+
+        Cancel: ends the wait; the failure is counted and the next address has its turn.
         """
         delay = self.next_turn(fault)
         logger.info("%s; next attempt in %.1f s", fault, delay)
@@ -134,19 +147,22 @@ class Turns(Generic[P]):
             await self._sleep(delay)
 
     def next_turn(self, fault: InterruptedTransfer | DockerSaveError) -> float:
-        """Decide what :meth:`failed` does; return how long to wait."""
+        """Choose the next address after a failure; return the wait before it is asked, in seconds. Errors as :meth:`failed`."""
+        # 1. An address that refuses, or wants a longer wait than is allowed, is not asked again.
         if isinstance(fault, DockerSaveError):
             return self._drop(fault)
         self.last_error = fault.error
         wanted = fault.retry_after or 0.0
         if wanted > self._retries.retry_after_limit:
             return self._drop(fault.error)
+        # 2. Give up where the attempts are used up. The registry's refusal says more than an address that broke off.
         self.failures += 1
         self._wanted_delay = max(self._wanted_delay, wanted)
         if self.failures >= self._retries.attempts * len(self._places):
             if self._refusal is not None:
                 raise self._refusal
             raise self._given_up(fault) from fault.error if not fault.is_final else None
+        # 3. The next address has its turn; wait only when all of them have had one.
         self._turn = (self._turn + 1) % len(self._places)
         rounds, rest = divmod(self.failures, len(self._places))
         if rest:
@@ -170,12 +186,14 @@ class Turns(Generic[P]):
         return TransferError(self._what, self.failures, str(fault.error))
 
 
+# ── addresses ──
+
 _HUB: Final = {"docker.io": "registry-1.docker.io"}
-"""The host that answers for a registry of another name."""
+"""The hosts that answer for registries of another name."""
 _MAX_LOGINS = 3
-"""Tokens that are tried for one request: one may have expired when it is used, or been used up by others."""
+"""Logins for one request: a token may have expired, or been used up by others, when it is used."""
 _SHUNNED: Final = 60.0
-"""Seconds for which a mirror that cannot be reached is not asked for other content."""
+"""Seconds for which a mirror that broke off is not asked for other content."""
 _UNAUTHORIZED = 401
 
 
@@ -183,16 +201,16 @@ class Endpoint:
     """A registry, or a mirror of it, as the user named it.
 
     Args:
-        name: The name under which credentials and certificates for it are kept.
-        authority: Its host and perhaps port.
-        scheme: ``http`` or ``https``; None where that is found out: https first, http if TLS is refused.
-        settings: What all requests have in common.
-        credentials: Knows credentials.
-        prefix: What stands before the names of repositories at a mirror, such as ``hub/``.
-        secrets: Is told what is sent in confidence.
+        name: The name under which its credentials and certificates are kept.
+        authority: The host and perhaps the port.
+        scheme: ``http`` or ``https``; None to find out: https first, http if TLS is refused.
+        settings: The settings that all requests of the source have in common.
+        credentials: The store of credentials.
+        prefix: The beginning of the names of repositories at a mirror, such as ``hub/``.
+        secrets: The collection to which everything that is sent in confidence is added.
 
     Attributes:
-        secrets: What must not be seen in a message, should the registry repeat it.
+        secrets: The texts that no message may show, should the registry repeat them.
     """
 
     def __init__(
@@ -218,7 +236,7 @@ class Endpoint:
 
     @property
     def is_answering(self) -> bool:
-        """Whether it was not out of reach just now: waiting for a dead mirror anew for every layer helps nobody."""
+        """False for a minute after the address broke off, so that not every layer waits for a dead mirror anew."""
         return time.monotonic() >= self._silent_until
 
     @classmethod
@@ -235,7 +253,7 @@ class Endpoint:
         """Make the endpoint of a registry by its name in references.
 
         Raises:
-            InvalidReferenceError: Docker takes it for a name, but there is no such address or port.
+            InvalidReferenceError: The name is valid for Docker, but no such address or port can exist.
         """
         authority = _HUB.get(name, name)
         found = origin(f"https://{authority}")
@@ -252,44 +270,35 @@ class Endpoint:
     def of_mirror(
         cls, url: str, settings: Settings, credentials: CredentialStore, secrets: Secrets | None = None
     ) -> Endpoint:
-        """Make the endpoint of a mirror by its URL; a path is what stands before the names of repositories.
+        """Make the endpoint of a mirror by its URL, whose path is put before the names of repositories.
 
         Raises:
-            InvalidInputError: It is no URL of a mirror.
+            InvalidInputError: ``url`` is not the URL of a mirror.
         """
         check_mirror(url)
         parts = urlsplit(url)
         path = parts.path.strip("/")
         prefix = f"{path}/" if path else ""
         return cls(
-            parts.netloc,
-            parts.netloc,
-            parts.scheme,
-            settings,
-            credentials,
-            prefix=prefix,
-            secrets=secrets,
+            parts.netloc, parts.netloc, parts.scheme, settings, credentials, prefix=prefix, secrets=secrets
         )
 
     def place(self, repository: str) -> Place:
-        """Return where a repository is at this address."""
+        """Return the place of a repository at this address."""
         return Place(self, self._prefix + repository)
 
     async def aclose(self) -> None:
-        """Close all connections.
-
-        Cancel: ends the wait for their ends, not their closing.
-        """
+        """Close all connections; as :meth:`.Dialler.aclose`."""
         await self._transport.dialler.aclose()
 
     async def open(
         self, what: str, repository: str, path: str, headers: Mapping[str, str], *, is_head: bool = False
     ) -> Response:
-        """Ask for something in a repository, logging in where that is wanted; any status may come back.
+        """Ask for ``path`` in a repository, and log in where the registry asks for a login. Any status may come back.
 
         Raises:
             InterruptedTransfer: Another attempt may help.
-            DockerSaveError: It cannot be asked.
+            DockerSaveError: The request cannot be made, or the login fails.
 
         Cancel: nothing stays open.
         """
@@ -309,7 +318,7 @@ class Endpoint:
         for _ in range(_MAX_LOGINS):
             response = await self._transport.open(request)
             challenges = parse_challenges(response.headers("WWW-Authenticate"))
-            # What is asked for behind a redirect to another host, be it by the registry again, is not ours to give.
+            # A login that is asked for after a redirect to another host, be it by the registry again, is not given.
             is_asked = response.status == _UNAUTHORIZED and response.is_own and challenges
             if not is_asked or (was_fresh and not any(map(_is_expiry, challenges))):
                 return response
@@ -320,10 +329,6 @@ class Endpoint:
             request = replace(request, authorization=header)
         return await self._transport.open(request)
 
-    async def failure(self, response: Response) -> InterruptedTransfer | DockerSaveError:
-        """Return what is to be raised for an answer with a status that is none of success."""
-        return await response.failure()
-
     def url(self, repository: str) -> str:
         """Return the URL of a repository, as it may stand in a message."""
         return f"{self._scheme or 'http'}://{self._authority}/v2/{repository}/"
@@ -333,19 +338,21 @@ class Endpoint:
         if scheme is None:
             speaks_tls = await self._transport.speaks_tls(Request(what, f"https://{self._authority}/v2/"))
             scheme = "https" if speaks_tls else "http"
-            if speaks_tls is not None:  # it may only be about to start
+            if (
+                speaks_tls is not None
+            ):  # None: the registry may only be about to start, so ask again next time
                 self._scheme = scheme
         return f"{scheme}://{self._authority}/v2/"
 
 
 def check_mirror(url: str) -> None:
-    """Look whether a URL can be that of a mirror.
+    """Refuse a URL that cannot be that of a mirror.
 
     Raises:
-        InvalidInputError: It cannot.
+        InvalidInputError: The URL is not absolute, not of HTTP, or has a user, a query or a fragment.
     """
     if origin(url) is None or "?" in url or "#" in url:
-        # What may hold a password is not repeated: where it ends is not sure in what is no URL.
+        # A text with an @ is not repeated: it may hold a password, and nobody knows where in a text that is not a URL.
         given = "; user and password come from the credentials" if "@" in url else f": {shown_url(url)!r}"
         raise InvalidInputError(f"no URL of a mirror, such as https://mirror.example.com{given}")
 
@@ -359,7 +366,10 @@ class Place(NamedTuple):
     async def open(
         self, what: str, path: str, headers: Mapping[str, str], *, is_head: bool = False
     ) -> Response:
-        """Ask for ``path`` in the repository; as :meth:`Endpoint.open`."""
+        """Ask for ``path`` in the repository; as :meth:`Endpoint.open`.
+
+        Cancel: nothing stays open.
+        """
         return await self.endpoint.open(what, self.repository, path, headers, is_head=is_head)
 
     @property
@@ -368,9 +378,9 @@ class Place(NamedTuple):
         return self.endpoint.url(self.repository)
 
     def discretion(self, what: str, path: str) -> AbstractContextManager[None]:
-        """Hide what was sent in confidence in the errors of ours that leave the block.
+        """Hide secrets in the errors of ours that leave the block.
 
-        But not in ``what``, nor in the URL of ``path``: a hole in what the user gave would tell the secret.
+        Nothing is hidden in ``what`` or in the URL of ``path``: a gap in the user's own words would tell the secret.
         """
         return discretion(self.endpoint.secrets, what, self.url + path, self.url)
 

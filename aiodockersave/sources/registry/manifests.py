@@ -1,7 +1,7 @@
-"""Manifests, indexes and configs out of a registry, each verified before it is believed.
+"""Fetch manifests, indexes and configs from a registry, and verify each before anything else is done with it.
 
-A document's digest is that of the bytes that came. What the registry says about it besides, in ``Docker-Content-Digest``
-and ``Content-Type``, may be missing; what is there must agree.
+The digest of a document is computed from the bytes that came. The registry's headers ``Docker-Content-Digest`` and
+``Content-Type`` may be missing; where they are there, they must agree with the document.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ SCHEMA_1_TYPES: Final = frozenset(
         "application/vnd.docker.distribution.manifest.v1+prettyjws",
     }
 )
-# Schema 1 is asked for too, so that a registry that has nothing else says so, instead of "not found".
+# Schema 1 is accepted too, so that a registry that has nothing else sends it, and the error can name the reason.
 _ACCEPT: Final = ", ".join([*sorted(MANIFEST_TYPES | INDEX_TYPES), *sorted(SCHEMA_1_TYPES)])
-# What servers of plain files say of any document: it is no statement about this one.
+# Servers of plain files send these for any document, so they are no statement about this one.
 _VAGUE_TYPES: Final = frozenset({"", "application/json", "application/octet-stream", "text/plain"})
 _KNOWN_TYPES: Final = MANIFEST_TYPES | INDEX_TYPES | SCHEMA_1_TYPES | _VAGUE_TYPES
 _OK = 200
@@ -70,31 +70,35 @@ async def fetch_manifest(
     Args:
         place: The place.
         target: A tag or a digest.
-        what: What it is, for errors.
-        expected: What it must be, as far as that is known.
+        what: The name of the document, for errors.
+        expected: The document's descriptor; None where only a tag is known.
 
     Raises:
         InterruptedTransfer: Another attempt may help.
-        DockerSaveError: It is not there, or not what it must be.
+        DockerSaveError: The document is not there, or is not the expected one.
+
+    Cancel: no connection stays open; a document that is being verified is verified to the end, and dropped.
     """
     path = f"manifests/{target}"
     response = await place.open(what, path, {"Accept": _ACCEPT})
     with place.discretion(what, path):
-        raw = await _read(place, response)
+        raw = await _read(response)
         stated = Stated(response.header("Content-Type"), response.headers("Docker-Content-Digest"))
         return await Worker("aiodockersave-document").run(read_manifest, raw, stated, what, expected)
 
 
 async def fetch_digest(place: Place, tag: str, what: str) -> Digest | None:
-    """Ask which document a tag means, without fetching it.
+    """Ask by HEAD for the digest of the document that a tag names.
 
     Returns:
-        Its digest; None where that is not properly said, or where a HEAD is refused: some registries allow only GET, and
-        why something is refused, only the body of another answer says.
+        The digest. None where the headers do not give exactly one, or where the HEAD is refused: some registries allow only
+        GET, and only the body of an answer to GET tells the reason of a refusal.
 
     Raises:
         InterruptedTransfer: Another attempt may help.
         DockerSaveError: The registry cannot be asked.
+
+    Cancel: no connection stays open.
     """
     try:
         response = await place.open(what, f"manifests/{tag}", {"Accept": _ACCEPT}, is_head=True)
@@ -102,7 +106,7 @@ async def fetch_digest(place: Place, tag: str, what: str) -> Digest | None:
         return None
     with contextlib.closing(response):
         if response.status != _OK:
-            fault = await place.endpoint.failure(response)
+            fault = await response.failure()
             if isinstance(fault, InterruptedTransfer):
                 raise fault
             return None
@@ -118,18 +122,21 @@ def _only_digest(values: Sequence[str]) -> Digest | None:
 
 
 async def fetch_config(place: Place, descriptor: Descriptor, what: str) -> bytes:
-    """Fetch a config from one place; errors as :func:`fetch_manifest`."""
+    """Fetch a config from one place; errors as :func:`fetch_manifest`.
+
+    Cancel: as :func:`fetch_manifest`.
+    """
     path = f"blobs/{descriptor.digest}"
     response = await place.open(what, path, {"Accept": "*/*"})
     with place.discretion(what, path):
-        raw = await _read(place, response)
+        raw = await _read(response)
         await Worker("aiodockersave-document").run(_check_config, raw, descriptor, what)
     return raw
 
 
 def _check_config(raw: bytes, descriptor: Descriptor, what: str) -> None:
     check_document(raw, descriptor, what)
-    # Here, where it is known what an error must not say: whoever reads it later does not know it.
+    # Parsed here, where the secrets that an error must not show are known; later readers of the config do not know them.
     try:
         ImageConfig.parse(raw)
     except InvalidDocumentError as exc:
@@ -139,10 +146,10 @@ def _check_config(raw: bytes, descriptor: Descriptor, what: str) -> None:
     raise fault
 
 
-async def _read(place: Place, response: Response) -> bytes:
+async def _read(response: Response) -> bytes:
     with contextlib.closing(response):
         if response.status != _OK:
-            raise await place.endpoint.failure(response)
+            raise await response.failure()
         encoding = response.header("Content-Encoding") or "identity"
         if encoding.strip().lower() != "identity":
             raise response.error(
@@ -161,14 +168,14 @@ def read_manifest(
 
     Args:
         raw: The bytes that came.
-        stated: What the headers say.
-        what: What it is, for errors.
-        expected: Its digest and, if known, size and media type (else an empty one).
+        stated: The statements of the answer's headers.
+        what: The name of the document, for errors.
+        expected: The document's digest and, if known, its size.
 
     Raises:
-        ContentError: It is another document than was asked for, or than its headers say.
-        UnsupportedImageError: It is of schema 1.
-        InvalidDocumentError: It is no manifest, or not a valid one.
+        ContentError: The document is not the expected one, or not the one that its headers state.
+        UnsupportedImageError: The document is of schema 1.
+        InvalidDocumentError: The document is not a manifest or index, or not a valid one.
     """
     if expected is not None:
         check_document(raw, expected, what)
@@ -176,7 +183,7 @@ def read_manifest(
         _check_stated_digest(raw, text, what)
     claimed = media_type(stated.content_type)
     if claimed not in _KNOWN_TYPES:
-        claimed = (stated.content_type or "").strip()  # as it came, without a part that is taken off
+        claimed = (stated.content_type or "").strip()  # with its parameters, for the error
     if claimed in SCHEMA_1_TYPES:
         raise _schema_1(what)
     try:

@@ -1,36 +1,36 @@
-"""The connections for one address of a registry: its sessions, kept apart by what they may dial.
+"""The connections for one address of a registry: its sessions, kept apart by the addresses that they may dial.
 
 =========  ==================================  ==========================================================
 way        leads to                            which addresses are dialled
 =========  ==================================  ==========================================================
 named      the registry itself                 any: the user named it
-followed   redirects, token servers            public ones, and those of the class of whoever points there
-proxied    whatever the environment sends      the proxy's; a host that is itself an address is checked as
-           through a proxy                     above, a name is the proxy's to resolve
+followed   redirects, token servers            public ones, and those of the class of the host that points there
+proxied    hosts for which the environment     the proxy's; a host that is itself an address is checked as
+           names a proxy                       above, a name is resolved by the proxy
 lent       all of these, where the caller      as for named and followed, but the caller's connector dials:
            gave a session                      names are resolved and checked just before
 =========  ==================================  ==========================================================
 
-Each way has connections of its own, so that one that was opened under a laxer rule is never used under a stricter one.
-So has each class of address that points somewhere.
+Each way has its own connections, so that a connection that was opened under a laxer rule is never used under a stricter
+one. For the same reason "followed" has its own connections for each class of address that points there.
 
-Whoever points somewhere is of the class of the other end of the connection on which that very answer came. A name has
-many addresses, other ones each time if its owner likes, and several are tried at once: what was resolved or tried says
-nothing. Where the other end is not the host itself, behind a proxy, a host that is an address is of its class, and any
-other is public.
+A host that points somewhere is of the class of the other end of the connection on which its answer came. The addresses to
+which its name resolves do not count, since a name may have many, and others each time. Behind a proxy the other end is
+the proxy. There a host that is itself an address is of that address's class, and a name is public.
 
-A caller's session lends its connections only: headers, cookies and settings are ours, and its own are not touched. What
-its connector has dialled is looked at before anything is sent, if it is a plain ``TCPConnector``. With another one, which
-may go through a proxy of its own, a resolver that changes its mind between the check and the connector is not noticed;
-so there, too, only a host that is an address is of its class.
+A caller's session lends its connections only: headers, cookies and settings are ours, and the session's own are not
+touched. If its connector is a plain ``TCPConnector``, the other end of a connection is checked before anything is sent.
+Another connector may go through a proxy of its own. With it, a resolver that changes its answer between our check and
+the dialling is not noticed, and a host has a class only if it is itself an address, as behind a proxy.
 
-aiohttp takes a class for requests and one for responses. Ours look at the connection before anything is sent over it, note
-whose it is (a name says nothing about that, nor does the address that was tried last), and end a wait that aiohttp would
-never end: it reads interim answers (1xx) for as long as somebody sends them.
+aiohttp takes a class for requests and one for responses. Ours (:func:`head_classes`) check the other end of a connection
+before anything is sent, keep its address with the response, and bound the wait for status and headers: aiohttp reads
+interim answers (1xx) for as long as somebody sends them.
 
-The proxy that a request goes through is that of Go's ``httpproxy``, as for Docker and podman. ``HTTP_PROXY`` and ``HTTPS_PROXY`` name the proxy by the scheme of what is asked for, ``NO_PROXY`` what is asked directly:
-``*``, addresses, networks (``10.0.0.0/8``), domains (with what is below them; with a leading dot only what is below), each
-with a port or without. This machine itself is always asked directly.
+Proxies are chosen as by Go's ``httpproxy``, which Docker and podman use. ``HTTP_PROXY`` and ``HTTPS_PROXY`` name the proxy
+for URLs of that scheme. ``NO_PROXY`` lists the hosts that are asked directly: ``*``, addresses, networks (``10.0.0.0/8``)
+and domains (with their subdomains; with a leading dot the subdomains alone), each with a port or without. This machine
+itself is always asked directly.
 """
 
 from __future__ import annotations
@@ -67,17 +67,18 @@ __all__ = [
     "Proxies",
     "Proxy",
     "Settings",
-    "Timeouts",
     "head_classes",
     "peer_of",
 ]
 
+# ── heads ──
+
 MAX_INTERIM: Final = 16
-"""Interim answers before the one that counts. Nothing is asked for that would call for more than one or two."""
+"""Interim answers (1xx) that are read before the final one. None of our requests calls for more than one or two."""
 
 
 class HeadError(Exception):
-    """There is no answer, for a reason of ours; aiohttp passes it on as it is.
+    """The end of a request by a check of :func:`head_classes`; aiohttp passes this error on as it is.
 
     Attributes:
         is_lasting: Whether the same request will fail again.
@@ -92,17 +93,18 @@ def head_classes(check: Callable[[str | None], None], seconds: float) -> tuple[t
     """Make the classes of requests and responses for a session.
 
     Args:
-        check: Is told the address of whom a request is about to be sent to, None where that is not known; raises
-            :class:`HeadError` where it must not be.
-        seconds: How long status and headers may take, from the request on.
+        check: Is called with the address at the other end of a connection (None where it is not known) before a request is
+            sent, and raises :class:`HeadError` where the request must not be sent there.
+        seconds: The limit on status and headers, from the request on.
 
     Returns:
-        The classes. A response has an attribute ``peer``, as :func:`peer_of` gives it.
+        The classes. A response has an attribute ``peer``, the result of :func:`peer_of`.
     """
     library = load_aiohttp()
 
+    # 1. The request checks the other end of its connection, and notes its address on the response.
     class HeadRequest(library.ClientRequest):  # type: ignore[misc, name-defined]
-        """A request that is sent to who may get it."""
+        """A request that is sent only after ``check`` has seen the other end of its connection."""
 
         async def send(self, conn: aiohttp.connector.Connection) -> Any:
             peer = peer_of(conn.transport)
@@ -111,8 +113,9 @@ def head_classes(check: Callable[[str | None], None], seconds: float) -> tuple[t
             response.peer = peer
             return response
 
+    # 2. The response bounds its head: the interim answers by number, and all of it by time.
     class HeadResponse(library.ClientResponse):  # type: ignore[misc, name-defined]
-        """A response whose head ends."""
+        """A response whose status and headers come in time, or not at all."""
 
         peer: str | None = None
 
@@ -128,13 +131,13 @@ def head_classes(check: Callable[[str | None], None], seconds: float) -> tuple[t
                     raise HeadError(reason, is_lasting=True)
                 return await read()
 
-            protocol.read = read_counted  # on this object only, and only while this head is read
+            protocol.read = read_counted  # of this object only, and only until the head is read
             limit = asyncio.timeout(seconds)
             try:
                 async with limit:
                     return await super().start(connection)
             except TimeoutError:
-                if not limit.expired():  # aiohttp's, for silence
+                if not limit.expired():  # a time-out of aiohttp's own, for silence
                     raise
             finally:
                 del protocol.read
@@ -149,12 +152,15 @@ def peer_of(transport: asyncio.BaseTransport | None) -> str | None:
     return peer[0] if isinstance(peer, tuple) and peer else None
 
 
+# ── proxies ──
+
+
 class Proxy(NamedTuple):
     """A proxy.
 
     Attributes:
-        url: Its URL, without user and password.
-        authorization: The header that logs in with them; None where there are none.
+        url: The URL, without user and password.
+        authorization: The header ``Proxy-Authorization`` made of user and password; None where there are none.
     """
 
     url: str
@@ -168,7 +174,7 @@ class Proxies:
     Attributes:
         http: The URL of the proxy for http, or empty.
         https: The URL of the proxy for https, or empty.
-        exceptions: What is asked directly, as ``NO_PROXY`` lists it.
+        exceptions: The rules of ``NO_PROXY`` for hosts that are asked directly.
     """
 
     http: str = field(default="", repr=False)  # may hold a password
@@ -177,32 +183,32 @@ class Proxies:
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> Proxies:
-        """Read the variables, in upper or lower case."""
+        """Read the variables of an environment, in upper or lower case."""
         http, https, exceptions = (
             environment.get(name) or environment.get(name.lower()) or ""
             for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
         )
-        if environment.get("REQUEST_METHOD"):  # a CGI program: a request's header Proxy stands in HTTP_PROXY
+        if environment.get("REQUEST_METHOD"):  # in a CGI program, HTTP_PROXY is the request's header Proxy
             http = ""
         names = [name.strip().lower() for name in exceptions.split(",")]
         return cls(_proxy_url(http), _proxy_url(https), tuple(filter(None, names)))
 
     @property
     def secrets(self) -> Sequence[bytes]:
-        """The logins at the proxies: they must not be seen in a message, should a proxy repeat them."""
+        """The logins at the proxies and their passwords, which no message may show, should a proxy repeat them."""
         found: list[bytes] = []
         for url in filter(None, (self.http, self.https)):
-            with contextlib.suppress(InvalidInputError):  # it is not used either
+            with contextlib.suppress(InvalidInputError):  # no request uses a proxy whose URL is not valid
                 login = _split_login(url).authorization or ""
                 pair = base64.b64decode(login.removeprefix("Basic "))
                 found += [pair, pair.partition(b":")[2]]
         return found
 
     def find(self, origin: Origin) -> Proxy | None:
-        """Return the proxy for requests to an origin; None where it is asked directly.
+        """Return the proxy for requests to an origin; None where the origin is asked directly.
 
         Raises:
-            InvalidInputError: The environment names it by what is no URL.
+            InvalidInputError: The environment's value for the proxy is not a URL.
         """
         scheme, host, port = origin
         proxy = self.https if scheme == "https" else self.http
@@ -214,14 +220,14 @@ class Proxies:
 def _split_login(url: str) -> Proxy:
     try:
         parts = urlsplit(url)
-    except ValueError:  # it is not repeated, as it may hold a password
-        raise InvalidInputError("the environment names a proxy by what is no URL") from None
+    except ValueError:  # the value is not repeated, as it may hold a password
+        raise InvalidInputError("the environment names a proxy by a text that is not a URL") from None
     login, at, host = parts.netloc.rpartition("@")
     bare = urlunsplit(parts._replace(netloc=host))
     if not at:
         return Proxy(bare, None)
     user, _, password = login.partition(":")
-    # Bytes, since what is encoded there, or stands in the environment, need not be UTF-8.
+    # Bytes, since neither the environment nor the percent-encoded login need be UTF-8.
     pair = b":".join(unquote_to_bytes(os.fsencode(part)) for part in (user, password))
     return Proxy(bare, f"Basic {base64.b64encode(pair).decode()}")
 
@@ -269,32 +275,32 @@ def _in_network(host: str, rule: str) -> bool:
         return False
 
 
+# ── connections ──
+
 _READ_BUFFER: Final = 256 << 10
-"""Bytes of one answer that wait for who reads them; aiohttp takes up to twice as much."""
+"""Bytes of one answer that wait to be read; aiohttp buffers up to twice as many. Memory grows with this number most."""
 _SMALL_BODY: Final = 16 << 20
-"""Bytes of a body up to which it comes in small portions: where there are hundreds, what memory is left over grows with them."""
+"""Bytes of a body up to which it is read in small portions: there may be hundreds, and unused memory grows with each."""
 _PORTION: Final = 256 << 10
-"""Bytes that are taken from a connection at once, as asyncio does by itself."""
+"""Bytes that are taken from a connection at once: asyncio's own default."""
 _SMALL_PORTION: Final = 128 << 10
-
-
+"""Bytes that are taken from a connection at once for a small body."""
 _CONNECTS: Final = 3
-"""Times the limit on a connection that all attempts on a host's addresses together may take: it may have hundreds."""
-
+"""Bound on all attempts on the addresses of a host together, in limits on one connection: a host may have hundreds."""
 
 Tls = Callable[[str, bool], Awaitable["ssl.SSLContext | bool"]]
-"""Gives the TLS context for ``HOST`` or ``HOST:PORT``, which shows a client certificate, or not; True for a lent connector's own."""
+"""Returns the TLS context for ``HOST[:PORT]``, with or without a client certificate; True for a lent connector's own."""
 
 
 class Settings(NamedTuple):
     """The settings that all requests of a source have in common.
 
     Attributes:
-        tls: Gives TLS contexts.
+        tls: Returns TLS contexts.
         timeouts: The limits on time.
         guard: The rules for addresses.
         proxies: The proxies of the environment.
-        session: A caller's session, whose connections are used.
+        session: A caller's session, whose connector is used; None for connectors of ours.
     """
 
     tls: Tls
@@ -309,9 +315,9 @@ class Dialler:
 
     Args:
         host: The registry's host, in lower case.
-        port: Its port; None for that of the scheme.
-        settings: What holds for all.
-        name: What the user calls it, under which certificates for it are kept; by default host and port.
+        port: The registry's port; None for the default of the scheme.
+        settings: The settings that all requests of the source have in common.
+        name: The user's name for the registry, under which its certificates are kept; by default host and port.
     """
 
     def __init__(self, host: str, port: int | None, settings: Settings, name: str = "") -> None:
@@ -324,27 +330,33 @@ class Dialler:
         self._is_closed = False
 
     async def aclose(self) -> None:
-        """Close all connections. A cancel ends the wait for their ends, not their closing."""
+        """Close all connections, except those of a caller's session.
+
+        Cancel: the connections are closed all the same, but their ends are not waited for.
+        """
         self._is_closed = True
         sessions, self._sessions = list(self._sessions.values()), {}
-        # One after the other, in this task: a task of its own might be cancelled before it starts.
+        # One after the other, in this task: a separate task might be cancelled before it starts.
         await close_all(session.close for session in sessions)
 
     async def options(self, target: Origin, *, is_own: bool = True) -> dict[str, Any]:
-        """Return the options of requests to an origin: its proxy, its certificates, and headers for the proxy.
+        """Return aiohttp's options for requests to an origin: the proxy, the TLS context, and headers for the proxy.
 
         Args:
             target: The origin.
-            is_own: Whether nobody else has led there, so that a client certificate may be shown if it is the registry.
+            is_own: Whether no other host has led there. Only then may a client certificate be shown to the registry.
 
         Raises:
-            DockerSaveError: The certificates cannot be used.
+            DockerSaveError: The certificates or the proxy cannot be used.
+
+        Cancel: a TLS context that is being made is finished and dropped.
         """
         options: dict[str, Any] = {}
         proxy = self._settings.proxies.find(target)
         login = {"Proxy-Authorization": proxy.authorization} if proxy and proxy.authorization else {}
         if proxy is not None:
             if not proxy.url.startswith(("http://", "https://")):
+                # The URL is not repeated, as it may hold a password.
                 raise InvalidInputError(
                     "only proxies by http and https are known; the environment names another"
                 )
@@ -354,7 +366,7 @@ class Dialler:
             name = (is_named and self._name) or _host_port(target)
             options["ssl"] = await self._settings.tls(name, is_named and is_own)
             options["proxy_headers"] = login
-        else:  # a request by http is the proxy's to read
+        else:  # the proxy itself reads a request by http, so its login is a header of the request
             options["headers"] = login
         return options
 
@@ -363,11 +375,13 @@ class Dialler:
 
         Args:
             target: The origin.
-            by: The class of whoever points there; None for what the user named.
+            by: The class of the host that points there; None if the user named the origin.
 
         Raises:
-            AddressRefusedError: It may not point there.
+            AddressRefusedError: That host may not point there.
             OSError: The name cannot be resolved.
+
+        Cancel: no session was made; a look-up ends as the guard's resolver ends it.
         """
         if self._is_closed:
             raise RuntimeError("the source is closed")
@@ -385,15 +399,17 @@ class Dialler:
         return self._session("named") if self.is_named(target) else self._session("followed", by)
 
     async def speaks_tls(self) -> bool | None:
-        """Find out by a handshake whether the registry takes TLS at all.
+        """Find out by a handshake whether the registry speaks TLS at all.
 
-        Nothing is asked over it, so whose certificate it shows does not matter yet, and authorities need not be read.
+        No request is sent over the connection, so the registry's certificate need not be checked yet.
 
         Returns:
-            Whether it does; None where it closed the connection and said nothing.
+            Whether it speaks TLS; None if it closed the connection without a word, which tells neither.
 
         Raises:
             OSError: There is no connection.
+
+        Cancel: no connection stays open.
         """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -403,7 +419,7 @@ class Dialler:
             try:
                 async with asyncio.timeout(self._settings.timeouts.connect):
                     _, writer = await asyncio.open_connection(address, port, ssl=context)
-            except ssl.SSLError as exc:  # an alert is TLS; "wrong version number" is how HTTP looks to it
+            except ssl.SSLError as exc:  # an alert is TLS; an answer of HTTP is "wrong version number"
                 return "ALERT" in (exc.reason or "")
             except ConnectionResetError:
                 return None
@@ -419,24 +435,31 @@ class Dialler:
         raise fault
 
     def set_portion(self, connection: aiohttp.connector.Connection | None, size: int | None) -> None:
-        """Set how much of a body of so many bytes is taken from its connection at once."""
-        if connection is None or self._settings.session is not None:  # all is there, or it is not ours
+        """Set how much of a body is taken from its connection at once.
+
+        Args:
+            connection: The connection; None where the whole body has come.
+            size: The size of the body in bytes; None where it is not known.
+        """
+        if (
+            connection is None or self._settings.session is not None
+        ):  # a lent connection is not ours to change
             return
         transport: Any = connection.transport
-        if hasattr(transport, "max_size"):  # one of asyncio's, without TLS
+        if hasattr(transport, "max_size"):  # asyncio's transports without TLS have it
             is_small = size is not None and size <= _SMALL_BODY
             transport.max_size = _SMALL_PORTION if is_small else _PORTION
 
     # ── what may be dialled ──
 
     def is_named(self, target: Origin) -> bool:
-        """Tell whether this is the host and port that the user named."""
+        """Tell whether an origin has the host and port that the user named."""
         default = 443 if target[0] == "https" else 80
         return target[1:] == (self._host, self._port or default)
 
     @property
     def class_by_name(self) -> AddressClass:
-        """The class of address that the registry is of by its very name; public where that says nothing."""
+        """The class of address of the registry by its very name; public where the name does not tell."""
         return self._class_by_name(self._host)
 
     def _class_by_name(self, host: str) -> AddressClass:
@@ -444,7 +467,7 @@ class Dialler:
         return AddressClass.PUBLIC if address is None else self._settings.guard.classify(address)
 
     def class_of(self, target: Origin, peer: str | None) -> AddressClass:
-        """Tell the class of whoever has answered a request to an origin.
+        """Return the class of the host that has answered a request to an origin.
 
         Args:
             target: The origin.
@@ -463,15 +486,17 @@ class Dialler:
         if self._settings.proxies.find(target) is not None:
             return False
         lender = self._settings.session
-        # One of another class may go through a proxy of its own, as those for SOCKS do.
+        # A connector of another class may go through a proxy of its own, as those for SOCKS do.
         return lender is None or type(lender.connector) is load_aiohttp().TCPConnector
 
     async def check(self, target: Origin, by: AddressClass) -> None:
-        """Refuse a host that whoever is of the class ``by`` may not point at, before anything is prepared for it.
+        """Refuse an origin that a host of the class ``by`` may not point at, before anything is prepared for it.
 
         Raises:
-            AddressRefusedError: It is one.
+            AddressRefusedError: The host may not point there.
             OSError: The name cannot be resolved.
+
+        Cancel: a look-up ends as the guard's resolver ends it.
         """
         guard = self._settings.guard
         if self.is_named(target):
@@ -483,10 +508,10 @@ class Dialler:
                 guard.check(address, by)
 
     async def _look_up_registry(self) -> None:
-        """Look up which class the registry is of where a caller's connector dials it, by a resolver of its own perhaps.
+        """Look up the class of the registry where a caller's connector dials it, perhaps by another resolver.
 
-        It is not believed alone: the other end of the connection must be of that class too. A resolver of the caller's may
-        know the name where the system does not; then the registry is taken to be public.
+        This class alone does not count: the other end of the connection must be of it too. Where only the caller's
+        resolver knows the name, the registry is taken to be public.
         """
         if self._settings.session is not None and self._looked_up is None:
             try:
@@ -504,7 +529,7 @@ class Dialler:
             raise OSError(errno.ETIMEDOUT, "the resolver does not answer") from None
 
     async def _resolve_followed(self, by: AddressClass, host: str, port: int) -> Sequence[str]:
-        """Resolve to what may be dialled; that is checked once more when it is."""
+        """Resolve a host to the addresses that may be dialled; each is checked once more when it is dialled."""
         guard = self._settings.guard
         addresses = await self._resolve(host, port)
         allowed = [address for address in addresses if guard.may_follow(address, by)]
@@ -517,7 +542,7 @@ class Dialler:
         return _new_socket(info)
 
     def _check_peer(self, by: AddressClass | None, peer: str | None) -> None:
-        """Refuse to send anything over a connection to where nobody may point."""
+        """Refuse to send a request over a connection to an address that a host of the class ``by`` may not point at."""
         if by is None or peer is None:
             return
         try:
@@ -538,7 +563,7 @@ class Dialler:
         lender = self._settings.session
         timeouts = self._settings.timeouts
         for_request, for_response = head_classes(partial(self._check_peer, by), timeouts.longest_head)
-        # What a proxy says to CONNECT is timed by nothing else.
+        # Nothing else limits a proxy's answer to CONNECT, so behind a proxy the limit is that of one connection.
         all_connects = timeouts.connect * (1 if way == "proxied" else _CONNECTS)
         session: aiohttp.ClientSession = library.ClientSession(
             connector=self._new_connector(by) if lender is None else lender.connector,
@@ -546,7 +571,8 @@ class Dialler:
             cookie_jar=library.DummyCookieJar(),
             timeout=library.ClientTimeout(
                 total=None,
-                # It would time the wait for a lent connection too, so there it is timed from when one is made.
+                # aiohttp counts the wait for a free connection too. In a lent session that may be long, so there
+                # `_timing` counts from the start of a new connection.
                 connect=all_connects if lender is None else None,
                 sock_connect=timeouts.connect,
                 sock_read=timeouts.silence,
@@ -565,8 +591,8 @@ class Dialler:
         if by is not None:
             resolve, new_socket = partial(self._resolve_followed, by), partial(self._followed_socket, by)
         connector: aiohttp.TCPConnector = load_aiohttp().TCPConnector(
-            limit=0,  # who asks decides how much at once
-            use_dns_cache=False,  # its look-ups are tasks of the connector's own, which outlive a cancelled request
+            limit=0,  # the callers limit how many requests run at once
+            use_dns_cache=False,  # with a cache, look-ups are the connector's own tasks, which outlive a cancel
             resolver=_resolver(resolve),
             socket_factory=new_socket,
         )
@@ -574,7 +600,7 @@ class Dialler:
 
 
 def _timing(seconds: float) -> aiohttp.TraceConfig:
-    """Time the making of a connection by the time-out that a request brings as its ``trace_request_ctx``."""
+    """Make the trace that starts a request's time-out, its ``trace_request_ctx``, while a connection is made."""
 
     async def begin(_: object, context: SimpleNamespace, __: object) -> None:
         context.trace_request_ctx.reschedule(asyncio.get_running_loop().time() + seconds)
@@ -593,7 +619,7 @@ def _new_socket(info: Any) -> socket.socket:
 
 
 def _resolver(resolve: Callable[[str, int], Awaitable[Sequence[str]]]) -> Any:
-    """Make a resolver of aiohttp's kind. It is not asked for what is an address already."""
+    """Make a resolver of aiohttp's class, which aiohttp does not ask for hosts that are addresses."""
     from aiohttp.abc import AbstractResolver, ResolveResult  # noqa: PLC0415 - loaded late
 
     class Resolver(AbstractResolver):

@@ -8,22 +8,22 @@ from typing import Final, NamedTuple
 __all__ = ["Timeouts"]
 
 _LONGER: Final = 1.25
-"""Times that the other limits are longer than silence, at least."""
+"""Least ratio of the limits on heads and documents to ``silence``: silence must end first, so that its error says so."""
 
 
 class Timeouts(NamedTuple):
-    """Limits on time. A layer has no limit on the whole, since it may be of any size: only on silence.
+    """Limits on time. A layer may be of any size, so only ``silence`` limits its transfer, not the whole time.
 
     Attributes:
-        connect: For a connection, TLS included, in seconds. Where a host has several addresses that do not answer, three
-            times as long for all of them.
-        silence: Between two pieces of an answer, in seconds.
-        head: For an answer's status and headers in all, interim answers (1xx) included, in seconds.
-        document: For the body of a manifest, config, token or error in all, in seconds.
-        document_rate: How fast such a body must come on average, in bytes per second, after a first time that is as long
-            as silence may be; 0 for any rate.
+        connect: Limit on one connection, TLS included, in seconds. All attempts on the addresses of one host together may
+            take three times as long.
+        silence: Limit between two pieces of an answer, in seconds.
+        head: Limit on an answer's status and headers in all, interim answers (1xx) included, in seconds.
+        document: Limit on the body of a manifest, config, token or error in all, in seconds.
+        document_rate: The least average rate of such a body, in bytes per second, after a first time of a quarter more
+            than ``silence``; 0 for any rate.
 
-    Where ``silence`` is longer than the limits on heads and documents, these are a quarter longer than it.
+    The limits on heads and documents are at least a quarter longer than ``silence``.
     """
 
     connect: float = 10.0
@@ -35,11 +35,15 @@ class Timeouts(NamedTuple):
 
     @property
     def longest_head(self) -> float:
-        """The limit on a head, in seconds: longer than silence, so that silence is called so."""
+        """The limit on status and headers, in seconds; longer than ``silence``, so that silence is reported as such."""
         return max(self.head, _LONGER * self.silence)
 
     def longest_document(self, size: int) -> float:
-        """Return how long a document of which ``size`` bytes have come may take until there are more, in seconds."""
+        """Return the limit on the time from the start of a document to its next byte, in seconds.
+
+        Args:
+            size: Bytes of the document that have come.
+        """
         earned = size / self.document_rate if self.document_rate > 0 else math.inf
         first = _LONGER * self.silence
         return min(first + earned, max(self.document, first))

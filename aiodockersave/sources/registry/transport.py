@@ -1,7 +1,7 @@
-"""One request and its redirects: what is sent to whom.
+"""Send one request and follow its redirects.
 
-Redirects are followed here and not by aiohttp, so that the headers of every hop are made anew: what gives access goes to
-the origin (scheme, host, port) that it is for, and nowhere else.
+Redirects are followed here and not by aiohttp, so that the headers of every hop are made anew: a header that gives access
+is sent to its own origin (scheme, host, port) alone.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from .answers import (
     redirect_target,
     retry_after,
 )
-from .session_pool import Dialler, HeadError, Settings, Timeouts
+from .session_pool import Dialler, HeadError, Settings
+from .timeouts import Timeouts
 
 if TYPE_CHECKING:
     import aiohttp
@@ -46,27 +47,28 @@ __all__ = ["Request", "Response", "Transport"]
 T = TypeVar("T")
 
 MAX_REDIRECTS: Final = 10
+"""Redirects that are followed for one request (containerd has the same limit)."""
 MAX_ERROR_BODY: Final = 1 << 20
 """Bytes of an error's body that are read (containers/image has the same limit)."""
 _QUICK_BODY = 4 << 10
-"""Bytes of an error's body that are read at once, without a thread: under a millisecond, whatever they are."""
+"""Bytes of an error's body that are parsed without a thread: this takes under a millisecond, whatever they are."""
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _DRAINED = 16 << 10
-"""A body that is not wanted is read if it is not larger, which is cheaper than a new connection."""
+"""Bytes of an unwanted body that are read, so that its connection can be used again: cheaper than a new connection."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request, as the user or a registry wants it.
+    """A request.
 
     Attributes:
-        what: What it is about, for errors.
+        what: The name of the content that it asks for, for errors.
         url: An absolute URL, percent-encoded.
         headers: Headers that every host on the way may see.
         authorization: The header that only the origin of ``url`` may see.
-        form: The body of a POST; None for a GET. It may hold secrets, so a redirect of it is not followed.
+        form: The body of a POST; None for a GET. The form may hold secrets, so its redirects are not followed.
         is_head: Whether only status and headers are wanted, by HEAD instead of GET.
-        secrets: What must not be seen in a message, should an answer repeat it.
+        secrets: The texts that no message may show, should an answer repeat them.
         is_told: Whether a registry named the URL, and not the user.
     """
 
@@ -81,31 +83,31 @@ class Request:
 
     @property
     def method(self) -> str:
-        """The method of HTTP."""
+        """The HTTP method."""
         if self.form is not None:
             return "POST"
         return "HEAD" if self.is_head else "GET"
 
     def error(self, reason: str, *, at: str = "") -> RegistryError:
-        """Return the error that this request fails with, at ``at`` where a redirect led elsewhere."""
+        """Return the error of this request; ``at`` is the URL at which it failed, if a redirect led elsewhere."""
         return RegistryError(self.what, reason, url=self.shown(at or self.url))
 
     def shown(self, url: str) -> str:
-        """Return the URL of a hop as it may stand in a message."""
+        """Return the URL of a hop for a message, without secrets unless it is the user's own URL."""
         is_own = url == self.url and not self.is_told
         return shown_url(url) if is_own else shown_url(url, secrets=self.secrets)
 
 
 class Response:
-    """An answer of which status and headers are there. Close it; closing before its end cuts the connection.
+    """An answer whose status and headers have come. Close it; closing before the body's end cuts the connection.
 
     Attributes:
         status: The status.
-        url: Where it came from, after redirects.
-        is_own: Whether it is from the origin that was asked, and no redirect has left that on the way: after one, what is
-            asked there is a stranger's choice.
-        by: The class of address by which is decided where it may point: that of the other end of the connection on which
-            it came, as far as that is known; public where answers on its way here came from another class.
+        url: The URL that it came from, after redirects.
+        is_own: Whether it came from the origin that was asked, and no redirect on the way led to another origin. After one,
+            another host chose the URL, so no login is given for it.
+        by: The class of address that decides where the answer may point. It is that of the other end of the connection, as
+            far as that is known, and public where the redirects on the way came from another class.
     """
 
     def __init__(
@@ -137,34 +139,36 @@ class Response:
 
     @property
     def content_length(self) -> int | None:
-        """The announced size of the body, in bytes; None where there is none."""
+        """The announced size of the body, in bytes; None where it is not announced."""
         return number((self.header("Content-Length") or "").strip())
 
     def error(self, reason: str) -> RegistryError:
-        """Return the error that this answer is."""
+        """Return an error with a reason and this answer's status and URL."""
         return RegistryError(self._what, reason, url=self.place, status=self.status)
 
     @property
     def secrets(self) -> Secrets:
-        """The secrets that it may repeat."""
+        """The secrets that the answer may repeat."""
         return self._request.secrets
 
     @property
     def place(self) -> str:
-        """The URL that it came from, as it may stand in a message."""
+        """The URL that the answer came from, for a message."""
         return self._request.shown(self.url)
 
     async def chunk(self) -> bytes:
-        """Return what came since the last call; empty at the end.
+        """Return the next piece of the body; empty at its end.
 
         Raises:
             InterruptedTransfer: The body broke off.
+
+        Cancel: no byte is lost, and the answer stays open.
         """
         return await self._receive(_next_chunk)
 
     async def _receive(self, read: Callable[[aiohttp.StreamReader], Awaitable[bytes]]) -> bytes:
         try:
-            # aiohttp's own limit ends where it gives up on the framing of a body, whose reader it then does not wake.
+            # aiohttp has a limit on silence too. But where the framing of a body is broken, it does not wake the reader.
             async with asyncio.timeout(self._timeouts.silence):
                 return await read(self._raw.content)
         except fault_kinds() as exc:
@@ -172,15 +176,17 @@ class Response:
         raise fault  # outside of the handler, so that it has no context
 
     async def read(self, limit: int, *, seconds: float | None = None) -> bytes:
-        """Read the whole body. Its bytes are counted, whatever its headers say, and so is the time that it takes.
+        """Read the whole body. The limits hold for the bytes and the time themselves, whatever the headers announce.
 
         Args:
-            limit: How many bytes it may have.
-            seconds: How long it may take; by default as long as a document may.
+            limit: The largest body, in bytes.
+            seconds: The limit on the time, in seconds; that of :meth:`.Timeouts.longest_document` by default.
 
         Raises:
-            ContentTooLargeError: It has more than ``limit`` bytes.
-            InterruptedTransfer: It broke off, or is too slow.
+            ContentTooLargeError: The body has more than ``limit`` bytes.
+            InterruptedTransfer: The body broke off, or is too slow.
+
+        Cancel: the bytes that came are lost; the answer stays open.
         """
         parts: list[bytes] = []
         size = 0
@@ -191,7 +197,7 @@ class Response:
                 while True:
                     longest = self._timeouts.longest_document(size) if seconds is None else seconds
                     end.reschedule(begun + longest)
-                    # All that has come at once: HTTP's chunks may have a byte each, of which 10^5 would hold the loop up.
+                    # Read all that has come at once: HTTP's chunks may have one byte each, and 10^5 of them block the loop.
                     chunk = await self._receive(_read_any)
                     if not chunk:
                         return b"".join(parts)
@@ -199,16 +205,22 @@ class Response:
                     if size > limit:
                         raise ContentTooLargeError(limit, what=f"{self._what} from {self.place}")
                     parts.append(chunk)
-        except TimeoutError:  # not of silence, which is told as an interruption
+        except TimeoutError:  # of `end`: silence is an InterruptedTransfer
             pass
         raise InterruptedTransfer(self.error(f"it is too slow: {size} bytes came in {clock() - begun:.3g} s"))
 
     async def failure(self) -> InterruptedTransfer | DockerSaveError:
-        """Read the body of an answer that is none, and return what is to be raised."""
+        """Read the body of an answer with a status of failure, close the answer, and return the error to raise.
+
+        Returns:
+            An :class:`.InterruptedTransfer` where another attempt may help.
+
+        Cancel: the answer is closed; a body that is being parsed is parsed to its end, and dropped.
+        """
         try:
             body = await self.read(MAX_ERROR_BODY)
         except (InterruptedTransfer, ContentTooLargeError):
-            body = b""  # the status says enough
+            body = b""  # the status alone makes an error
         finally:
             self.close()
         delay = retry_after(self.header("Retry-After"), time.time())
@@ -216,19 +228,22 @@ class Response:
         return explain_status(self.status, said, what=self._what, url=self.place, retry_after=delay)
 
     async def discard(self) -> None:
-        """Finish with a body that is not wanted; the connection is kept where that is cheap."""
+        """Close an answer whose body is not wanted; read a small body first, so that its connection can be used again.
+
+        Cancel: the answer is closed.
+        """
         length = self.content_length
         try:
             if length is not None and length <= _DRAINED:
-                # A new connection takes no longer.
+                # Not longer than a new connection would take.
                 await self.read(_DRAINED, seconds=self._timeouts.connect)
         except (InterruptedTransfer, ContentTooLargeError):
-            pass  # what was needed of this answer is known
+            pass  # nothing of the body is needed
         finally:
             self.close()
 
     def close(self) -> None:
-        """Close it; its connection is used again if the body was read to its end."""
+        """Close the answer; its connection is used again if the body was read to its end."""
         self._raw.close()
 
 
@@ -236,7 +251,7 @@ class Transport:
     """Requests on behalf of one address of a registry.
 
     Attributes:
-        dialler: Its connections.
+        dialler: The connections of that address.
     """
 
     def __init__(self, host: str, port: int | None, settings: Settings, name: str = "") -> None:
@@ -244,10 +259,12 @@ class Transport:
         self._timeouts = settings.timeouts
 
     async def speaks_tls(self, request: Request) -> bool | None:
-        """Find out whether the registry takes TLS connections at all; None where it did not say.
+        """Find out whether the registry speaks TLS, as :meth:`.Dialler.speaks_tls` does.
 
         Raises:
-            InterruptedTransfer: It cannot be reached.
+            InterruptedTransfer: The registry cannot be reached.
+
+        Cancel: no connection stays open; an import of aiohttp that runs is waited for.
         """
         try:
             return await _while_importing(self.dialler.speaks_tls())
@@ -256,15 +273,15 @@ class Transport:
         raise fault  # outside of the handler, so that it has no context
 
     async def open(self, request: Request, by: AddressClass | None = None) -> Response:
-        """Send a request and follow its redirects; return the last answer, of which status and headers are there.
+        """Send a request and follow its redirects; return the last answer, whose status and headers have come.
 
         Args:
             request: The request.
-            by: The class of whoever said that this should be asked; None where that is the user.
+            by: The class of the host that named the URL; None where the user named it.
 
         Raises:
             InterruptedTransfer: The connection failed; another attempt may help.
-            RegistryError: It failed for good, or leads where we do not go.
+            RegistryError: The request failed for good, or was redirected to a URL that must not be asked.
 
         Cancel: nothing stays open.
         """
@@ -276,7 +293,7 @@ class Transport:
             location = response.header("Location")
             await response.discard()
             url, by = self._next_hop(request, url, location, response.by), response.by
-            # For good: whoever is asked elsewhere may lead back, to a path of its own choice.
+            # Once left, the origin counts as left for good: another host may lead back to a path of its own choice.
             is_own = is_own and origin(url) == origin(request.url)
         raise request.error(f"there are more than {MAX_REDIRECTS} redirects", at=url)
 
@@ -284,7 +301,7 @@ class Transport:
         target = redirect_target(url, location)
         found = origin(target) if target else None
         if target is None or found is None:
-            raise request.error("it redirects to no proper URL", at=url)
+            raise request.error("it redirects to a text that is not a proper URL", at=url)
         if request.form is not None:
             raise request.error("it redirects a request that holds a secret", at=url)
         if found[0] == "http" and urlsplit(url).scheme == "https" and not _may_be_plain(found, by):
@@ -310,15 +327,17 @@ class Transport:
     async def _send(
         self, request: Request, url: str, headers: Mapping[str, str], *, is_own: bool, by: AddressClass | None
     ) -> Response:
+        # 1. Headers, and the options of the connection. The caller's connector makes a connection under `making`.
         target = origin(url)
         if target is None:
-            raise request.error("this is no proper URL", at=url)
+            raise request.error("this is not a proper URL", at=url)
         own = {"Accept-Encoding": "identity", "User-Agent": f"aiodockersave/{__version__}"}
         if request.form is not None:
             own["Content-Type"] = "application/x-www-form-urlencoded"
         options = await _while_importing(self.dialler.options(target, is_own=is_own))
         kinds = fault_kinds()
-        making = asyncio.timeout(None)  # set for as long as a caller's connector makes a connection
+        making = asyncio.timeout(None)  # it has a limit only while a caller's connector makes a connection
+        # 2. Send, and wait for status and headers.
         try:
             session = await self.dialler.choose(target, by)
             async with making:
@@ -331,16 +350,20 @@ class Transport:
                     trace_request_ctx=making,
                     **options,
                 )
+        # 3. Turn a fault into ours. aiohttp's is not chained, since it may hold a whole URL.
         except HeadError as exc:
             is_refusal = False
-            fault = _own_fault(request.error(str(exc), at=url), is_lasting=exc.is_lasting)
+            error = request.error(str(exc), at=url)
+            fault: InterruptedTransfer | DockerSaveError
+            fault = error if exc.is_lasting else InterruptedTransfer(error)
         except kinds as exc:
             is_refusal = target[0] == "https" and is_tls_refusal(exc)
             if making.expired():
                 error = request.error("the caller's session makes no connection in time", at=url)
-                fault = _own_fault(error, is_lasting=False)
+                fault = InterruptedTransfer(error)
             else:
                 fault = explain(exc, what=request.what, url=request.shown(url), timeouts=self._timeouts)
+        # 4. Judge the answer by its own connection. Two classes on the way here make it public.
         else:
             kind = self.dialler.class_of(target, raw.peer)
             by = kind if by in (None, kind) else AddressClass.PUBLIC
@@ -348,10 +371,6 @@ class Transport:
             self.dialler.set_portion(raw.connection, response.content_length)
             return response
         raise _TlsRefusal if is_refusal else fault  # outside of the handler, so that it has no context
-
-
-def _own_fault(error: RegistryError, *, is_lasting: bool) -> InterruptedTransfer | DockerSaveError:
-    return error if is_lasting else InterruptedTransfer(error)
 
 
 def _may_be_plain(target: Origin, by: AddressClass) -> bool:
@@ -366,10 +385,10 @@ async def _error_body(body: bytes, secrets: Secrets) -> ErrorBody:
 
 
 async def _next_chunk(content: aiohttp.StreamReader) -> bytes:
-    """Return what came in one piece, as it came: ``readany`` would copy all that has come into one."""
+    """Return the next piece as it came from the connection: ``readany`` would copy all pieces into one."""
     while True:
         chunk, _ = await content.readchunk()
-        if chunk or content.at_eof():  # empty where only the end of one of HTTP's chunks came
+        if chunk or content.at_eof():  # a piece is empty where only the end of one of HTTP's chunks came
             return chunk
 
 
@@ -378,7 +397,7 @@ async def _read_any(content: aiohttp.StreamReader) -> bytes:
 
 
 async def _while_importing(awaitable: Awaitable[T]) -> T:
-    """Await something while aiohttp is imported, which takes long, in a thread."""
+    """Await something, and meanwhile import aiohttp in a thread, which takes about 150 ms."""
     if "aiohttp" in sys.modules:
         return await awaitable
     async with Beside("aiodockersave-import") as importing:

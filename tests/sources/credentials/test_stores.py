@@ -1,4 +1,4 @@
-"""The credential table: what Docker and podman write, and what comes out of it here.
+"""The credentials that come out of the files of Docker and podman, as a table.
 
 Each row says where its outcome is documented. *man* is containers-auth.json(5); *c/image* the package
 pkg/docker/config of containers/image, which is podman's and skopeo's; *docker* the packages cli/config/configfile and
@@ -67,7 +67,7 @@ def user(username: str) -> Credentials:
 
 
 def saying(answer: str | Mapping[str, object], *, status: int = 0) -> str:
-    """A helper that answers; ``$server`` in the answer is what it was asked for."""
+    """Return a helper's script with an answer; ``$server`` in it is the server that was asked for."""
     text = (answer if isinstance(answer, str) else json.dumps(answer)).replace('"', '\\"')
     return f'read -r server; [ "$1" = get ] && printf %s "{text}"; exit {status}'
 
@@ -282,12 +282,12 @@ ENTRIES = [
             ("no colon", {"auth": b64(SECRET)}, '"auth" is not the base64 of username:password'),
             ("no user", {"auth": b64(f":{SECRET}")}, '"auth" is not the base64 of username:password'),
             ("not UTF-8", {"auth": b64(b"me:\xff" + SECRET.encode())}, '"auth" is not UTF-8'),
-            ("auth of a wrong type", {"auth": [SECRET]}, '"auth" is no text'),
-            ("token of a wrong type", {"identitytoken": 5}, '"identitytoken" is no text'),
+            ("auth of a wrong type", {"auth": [SECRET]}, '"auth" is not a text'),
+            ("token of a wrong type", {"identitytoken": 5}, '"identitytoken" is not a text'),
             ("token with line ends", {"registrytoken": f"a\r\n{SECRET}"}, '"registrytoken" has characters'),
-            ("half a surrogate pair", {"username": "\ud800", "password": SECRET}, '"username" is no text'),
-            ("a list", [SECRET], "it is no object"),
-            ("a text", SECRET, "it is no object"),
+            ("half a surrogate pair", {"username": "\ud800", "password": SECRET}, '"username" is not a text'),
+            ("a list", [SECRET], "it is not an object"),
+            ("a text", SECRET, "it is not an object"),
         ]
     ),
     Case(
@@ -527,14 +527,14 @@ HELPERS = [
             ("fails and answers", saying({"Username": "a", "Secret": SECRET}, status=1), "it fails with exit status 1"),
             ("fails and complains", f"echo error with {SECRET} >&2; exit 2", "it fails with exit status 2"),
             ("is killed", "kill -9 $$", "it fails with signal 9"),
-            ("answers a text", saying(f"hello {SECRET}"), "it answers something that is no JSON object"),
-            ("answers nothing", "exit 0", "it answers something that is no JSON object"),
-            ("answers that there is nothing, and succeeds", saying(NOT_FOUND), "it answers something that is no JSON object"),
-            ("answers a list", saying(f'[\\"{SECRET}\\"]'.replace("\\", "")), "it answers something that is no JSON object"),
-            ("answers bytes", r"printf '\377\376'", "it answers something that is no JSON object"),
-            ("answers cut off", saying(f'{{"Username":"a","Secret":"{SECRET}'), "it answers something that is no JSON object"),
-            ("answers a number", saying({"Username": "a", "Secret": 5}), "its Username or Secret is no text"),
-            ("answers half a surrogate pair", r"""printf '{"Username":"\\ud800","Secret":"x"}'""", "its Username or Secret is no text"),
+            ("answers a text", saying(f"hello {SECRET}"), "it answers with something that is not a JSON object"),
+            ("answers nothing", "exit 0", "it answers with something that is not a JSON object"),
+            ("answers that there is nothing, and succeeds", saying(NOT_FOUND), "it answers with something that is not a JSON object"),
+            ("answers a list", saying(f'[\\"{SECRET}\\"]'.replace("\\", "")), "it answers with something that is not a JSON object"),
+            ("answers bytes", r"printf '\377\376'", "it answers with something that is not a JSON object"),
+            ("answers cut off", saying(f'{{"Username":"a","Secret":"{SECRET}'), "it answers with something that is not a JSON object"),
+            ("answers a number", saying({"Username": "a", "Secret": 5}), "its Username or Secret is not a text"),
+            ("answers half a surrogate pair", r"""printf '{"Username":"\\ud800","Secret":"x"}'""", "its Username or Secret is not a text"),
             ("answers without end", "while :; do printf %01000d 7; done", "it answers with more than 1048576 bytes"),
             ("cannot start", "#!/nonexistent/interpreter", "it cannot be started: No such file or directory"),
         ]
@@ -680,18 +680,18 @@ class BrokenFile:
 
 BROKEN = [
     BrokenFile("no JSON", b'{"auths": {"quay.io": {"auth": "' + SECRET.encode(), "it is not JSON"),
-    BrokenFile("no object", f'["{SECRET}"]'.encode(), "it is no JSON object"),
+    BrokenFile("no object", f'["{SECRET}"]'.encode(), "it is not a JSON object"),
     BrokenFile("not UTF-8", b'{"auths": {"\xff": "' + SECRET.encode() + b'"}}', "it is not UTF-8"),
     BrokenFile("byte order mark", b"\xef\xbb\xbf{}", "it is not JSON"),
     BrokenFile("nested", b'{"auths":' + b"[" * 100_000, "it is nested too deeply"),
     BrokenFile("too large", SECRET.encode() * (1 << 18), "it is larger than 1048576 bytes"),
     BrokenFile("docker's", b"{", "it is not JSON", DOCKER_JSON),
-    BrokenFile("dockercfg", b"[]", "it is no JSON object", DOCKERCFG),
+    BrokenFile("dockercfg", b"[]", "it is not a JSON object", DOCKERCFG),
 ]
 
 
 def chain(error: BaseException | None) -> list[BaseException]:
-    """An error and all that hang on it, shown or not."""
+    """Return an error with all its causes and contexts."""
     return [] if error is None else [error, *chain(error.__cause__), *chain(error.__context__)]
 
 
@@ -726,7 +726,7 @@ def test_names_in_a_file_are_matched_as_go_matches_them(text: str, username: str
     assert (found and found.username) == username
 
 
-async def test_files_behind_the_first_that_has_some_are_not_read(computer: Computer) -> None:
+async def test_files_after_the_first_with_credentials_are_not_read(computer: Computer) -> None:
     computer.write(AUTH_JSON, auths(**{"quay.io": entry("me")}))
     computer.write(DOCKER_JSON, b"broken")
     assert await computer.credentials().get("quay.io", "team/app") == user("me")
@@ -749,7 +749,7 @@ async def test_the_named_file_must_be_there(computer: Computer, kind: str) -> No
 
 @pytest.mark.parametrize("registry", ["quay.io\nb.example", "quay io", "quày.io"])
 async def test_a_registry_with_strange_characters_is_refused(computer: Computer, registry: str) -> None:
-    with pytest.raises(InvalidInputError, match="no name of a registry"):
+    with pytest.raises(InvalidInputError, match="not the name of a registry"):
         await computer.credentials().get(registry, "team/app")
 
 
@@ -777,7 +777,7 @@ ROOT_TAIL = ["/h/.config/containers/auth.json", "/h/.docker/config.json", "/h/.d
         pytest.param(0, {"REGISTRY_AUTH_FILE": "/f"}, ["/f"], id="named"),
     ],
 )
-def test_places_of_a_user(
+def test_order_of_places(
     monkeypatch: pytest.MonkeyPatch, uid: int, environ: dict[str, str], expected: list[str]
 ) -> None:
     """containers-auth.json(5): the system's file is root's, preferred "inside systemd", else last."""
@@ -790,7 +790,7 @@ def test_places_of_a_user(
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o604])
-async def test_the_systems_file_is_private(
+async def test_the_system_file_must_be_private(
     computer: Computer, monkeypatch: pytest.MonkeyPatch, mode: int
 ) -> None:
     """containers-auth.json(5): it must not be readable by others, "or a fatal error will occur"."""
@@ -807,7 +807,7 @@ async def test_the_systems_file_is_private(
             await getting
 
 
-async def test_by_default_it_is_this_processs_environment_and_the_log(
+async def test_defaults_are_the_environment_of_the_process_and_the_log(
     computer: Computer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     computer.write(AUTH_JSON, auths(**{"quay.io": entry("me"), "a.example": 5}))
@@ -823,7 +823,7 @@ async def test_by_default_it_is_this_processs_environment_and_the_log(
     assert "a.example is not used" in record.getMessage()
 
 
-async def test_who_logs_in_meanwhile_is_noticed(computer: Computer) -> None:
+async def test_a_login_between_two_calls_is_noticed(computer: Computer) -> None:
     credentials = computer.credentials()
     assert await credentials.get("quay.io", "team/app") is None
     computer.write(AUTH_JSON, auths(**{"quay.io": entry("me")}))
@@ -843,7 +843,7 @@ HANGING = [
 
 
 class Waiting:
-    """A helper that tells by a FIFO which process hangs, itself or a child of its."""
+    """A helper that hangs, and tells by a FIFO the process that does: itself or its child."""
 
     def __init__(self, computer: Computer, script: str) -> None:
         self._fifo = computer.folder / "fifo"
@@ -852,7 +852,7 @@ class Waiting:
         computer.install("x", script.format(fifo=self._fifo))
 
     async def started(self) -> int:
-        """Wait until it runs; return the number of what hangs."""
+        """Wait until the helper runs; return the number of the process that hangs."""
         loop = asyncio.get_running_loop()
         readable = asyncio.Event()
         fd = os.open(self._fifo, os.O_RDONLY | os.O_NONBLOCK)
@@ -866,7 +866,7 @@ class Waiting:
 
 
 async def is_gone(pid: int) -> bool:
-    """Tell whether a process ends; one that nobody has reaped yet has ended."""
+    """Wait until a process has ended, reaped or not; return False if it does not."""
     deadline = time.monotonic() + LIMIT
     while time.monotonic() < deadline:
         try:
@@ -950,7 +950,7 @@ async def test_cancelled_at_every_suspension_nothing_is_left(
 
 @types.coroutine
 def interrupted(coroutine: Coroutine[Any, Any, object], at: int) -> Generator[Any, Any, object]:
-    """Run a coroutine in which a signal handler raises at its so many'th suspension."""
+    """Run a coroutine and interrupt it at its n-th suspension, as a signal handler would."""
     step: Callable[[], Any] = partial(coroutine.send, None)
     while True:
         try:
@@ -966,7 +966,7 @@ def interrupted(coroutine: Coroutine[Any, Any, object], at: int) -> Generator[An
 
 
 async def test_interrupted_at_every_suspension_nothing_is_left(computer: Computer) -> None:
-    """Also while the helper is only being started, which nobody else would wait for."""
+    """An interrupt may also come while the helper is being started."""
     computer.write(AUTH_JSON, FOR_QUAY)
     computer.install("x", "exec /bin/sleep 600")
     credentials = computer.credentials(helper_timeout=0.1)  # not a verdict: it never answers
@@ -1004,7 +1004,7 @@ async def test_static_credentials_are_for_every_registry() -> None:
         ("b.example", "a", "url"),
     ],
 )
-async def test_mapped_credentials_are_found_as_in_files(
+async def test_mapping_credentials_match_as_files_do(
     registry: str, repository: str, expected: str | None
 ) -> None:
     keys = {

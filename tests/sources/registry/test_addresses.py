@@ -171,17 +171,17 @@ BORDERS = [
 
 
 @pytest.mark.parametrize(("number", "version"), BORDERS)
-def test_borders_are_those_that_python_knows(number: int, version: int) -> None:
+def test_borders_of_networks_agree_with_python(number: int, version: int) -> None:
     check_like_python(number, version)
 
 
 @given(strategies.integers(0, 2**32 - 1))
-def test_any_ipv4_address_as_python_has_it(number: int) -> None:
+def test_any_ipv4_address_agrees_with_python(number: int) -> None:
     check_like_python(number, 4)
 
 
 @given(strategies.integers(0, 2**128 - 1))
-def test_any_ipv6_address_as_python_has_it(number: int) -> None:
+def test_any_ipv6_address_agrees_with_python(number: int) -> None:
     check_like_python(number, 6)
 
 
@@ -203,7 +203,7 @@ EMBEDDINGS: dict[str, tuple[str, int]] = {
 
 @pytest.mark.parametrize("name", EMBEDDINGS)
 @given(v4=V4, rest=strategies.integers(0, 2**80 - 1))
-def test_an_address_in_an_address_counts_as_itself(name: str, v4: ipaddress.IPv4Address, rest: int) -> None:
+def test_an_embedded_ipv4_address_gives_the_class(name: str, v4: ipaddress.IPv4Address, rest: int) -> None:
     prefix, shift = EMBEDDINGS[name]
     assume(name != "compatible" or int(v4) > 1)  # which are :: and ::1
     whole = int(ipaddress.IPv6Address(prefix)) | int(v4) << shift | (rest if shift else 0)
@@ -211,9 +211,7 @@ def test_an_address_in_an_address_counts_as_itself(name: str, v4: ipaddress.IPv4
 
 
 @given(v4=V4, behind=strategies.sampled_from([48, 56, 64, 96]), subnet=strategies.integers(0, 2**16 - 1))
-def test_an_address_for_a_networks_own_translator_is_not_public(
-    v4: ipaddress.IPv4Address, behind: int, subnet: int
-) -> None:
+def test_a_local_nat64_address_is_never_public(v4: ipaddress.IPv4Address, behind: int, subnet: int) -> None:
     prefix = (int(ipaddress.IPv6Address("64:ff9b:1::")) | subnet << 64) >> (128 - behind) << (128 - behind)
     bits = f"{int(prefix):0128b}"[:behind] + f"{int(v4):032b}"
     if behind < 96:
@@ -255,12 +253,12 @@ def test_hosts_that_are_addresses(host: str, address: str | None) -> None:
 @pytest.mark.parametrize(
     "host", ["localhost", "LOCALHOST", "localhost.", "127.0.0.1", "127.1", "::1", "::ffff:127.0.0.1"]
 )
-def test_this_machine(host: str) -> None:
+def test_loopback_names(host: str) -> None:
     assert is_loopback_name(host)
 
 
 @pytest.mark.parametrize("host", ["localhost.example.com", "example.com", "10.0.0.1", "0.0.0.0"])
-def test_not_this_machine(host: str) -> None:
+def test_names_that_are_not_loopback(host: str) -> None:
     assert not is_loopback_name(host)
 
 
@@ -278,7 +276,7 @@ def test_a_registry_points_at_public_addresses_and_its_own_kind(address: str, re
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.1", "10.0.0.1", "0x0a000001"])
-def test_hosts_that_say_what_they_are_are_refused_without_a_resolver(host: str) -> None:
+def test_literal_addresses_are_refused_without_a_resolver(host: str) -> None:
     with pytest.raises(AddressRefusedError):
         DialGuard().check_literal(host, PUBLIC)
 
@@ -288,7 +286,7 @@ def test_names_are_left_to_the_resolver(host: str) -> None:
     DialGuard().check_literal(host, PUBLIC)
 
 
-async def test_the_system_resolves() -> None:
+async def test_the_system_resolver() -> None:
     assert await resolve_by_system("127.0.0.1", 80) == ["127.0.0.1"]
     with pytest.raises(socket.gaierror):
         await resolve_by_system("no-such-host.invalid", 80)
@@ -357,12 +355,12 @@ def test_no_proxy(environment: dict[str, str]) -> None:
     assert Proxies.read(environment).find(("https", "registry.example.com", 443)) is None
 
 
-def test_a_network_that_is_none_excepts_nothing() -> None:
+def test_an_invalid_network_in_no_proxy_matches_nothing() -> None:
     proxies = Proxies.read({"HTTP_PROXY": "http://p", "NO_PROXY": "10.0.0.0/99"})
     assert proxies.find(("http", "10.0.0.1", 80)) == Proxy("http://p", None)
 
 
-def test_a_request_of_a_web_server_does_not_choose_our_proxy() -> None:
+def test_in_cgi_http_proxy_is_ignored() -> None:
     environment = {"HTTP_PROXY": "http://evil", "REQUEST_METHOD": "GET"}  # httpoxy, CVE-2016-5386
     assert Proxies.read(environment).find(("http", "registry.example.com", 80)) is None
 

@@ -1,4 +1,4 @@
-"""The answers of registries: read without belief, and shown without harm."""
+"""Reading the headers and bodies of registries, and showing their texts in messages."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def cost_of(call: Callable[[], object]) -> float:
 
 
 @pytest.mark.parametrize("name", HOSTILE_BODIES)
-def test_the_body_of_an_error_costs_little(name: str) -> None:
+def test_parsing_an_error_body_is_cheap(name: str) -> None:
     body = HOSTILE_BODIES[name]()
     secrets = Secrets(f"secret-{i:040d}" for i in range(512))
     assert cost_of(lambda: parse_error_body(body, secrets)) < MOST_SECONDS
@@ -171,7 +171,7 @@ def test_the_first_entries_of_an_error_count_whatever_its_size(size: int) -> Non
     assert parse_error_body(body) == ErrorBody(("A", "B"), "a (A); B")
 
 
-def test_challenges_have_an_end() -> None:
+def test_the_number_of_challenges_is_bounded() -> None:
     assert len(parse_challenges(["Basic, " * 100] * 100)) == 32
     assert parse_challenges(["x " * 8192, 'Basic realm="late"'])[-1].parameters == {}
 
@@ -212,12 +212,12 @@ READERS: dict[str, Callable[[str], object]] = {
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("name", HOSTILE_HEADERS)
-def test_a_header_costs_little(name: str, reader: str) -> None:
+def test_parsing_challenges_is_cheap(name: str, reader: str) -> None:
     assert cost_of(lambda: READERS[reader](HOSTILE_HEADERS[name])) < MOST_SECONDS
 
 
-def test_many_secrets_cost_little() -> None:
-    """Also of a token server that gives tokens of one beginning, and of a text that is made of it."""
+def test_hiding_many_secrets_is_cheap() -> None:
+    """Also where all tokens begin alike, and the text consists of that beginning."""
     secrets = Secrets(f"eyJhbGciOiJSUzI1NiIsInR5cCI6{i:040d}" for i in range(2000))
 
     def read() -> None:
@@ -237,7 +237,7 @@ def test_numbers(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "-1", "+1", " 1", "1_0", "١", "0x1", "9" * 20, "1.0"])
-def test_no_numbers(text: str) -> None:
+def test_texts_that_are_not_numbers(text: str) -> None:
     assert number(text) is None
 
 

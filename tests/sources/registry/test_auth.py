@@ -1,4 +1,4 @@
-"""Challenges, realms and tokens; and who is shown credentials, by servers that note it."""
+"""Challenges, realms and tokens; servers that record requests show who gets credentials."""
 
 from __future__ import annotations
 
@@ -98,19 +98,19 @@ REALMS: list[tuple[str, str | None]] = [
     ("http://auth.example/token", "is not https"),
     ("http://r.example/token", "is not https"),
     ("http://localhost/token", "is not https"),
-    ("https://user@auth.example/token", "is no proper URL"),
-    ("https://user:pw@auth.example/token", "is no proper URL"),
-    ("https://auth.example/token#x", "is no proper URL"),
-    ("https://auth.example:99999/", "is no proper URL"),
-    ("ftp://auth.example/", "is no proper URL"),
-    ("//auth.example/", "is no proper URL"),
-    ("/token", "is no proper URL"),
-    ("auth.example", "is no proper URL"),
-    ("https://", "is no proper URL"),
-    ("https://bücher.example/", "is no proper URL"),
-    ("https://auth.example/to ken", "is no proper URL"),
-    ("\x01https://auth.example/token", "is no proper URL"),
-    ("", "is no proper URL"),
+    ("https://user@auth.example/token", "is not a proper URL"),
+    ("https://user:pw@auth.example/token", "is not a proper URL"),
+    ("https://auth.example/token#x", "is not a proper URL"),
+    ("https://auth.example:99999/", "is not a proper URL"),
+    ("ftp://auth.example/", "is not a proper URL"),
+    ("//auth.example/", "is not a proper URL"),
+    ("/token", "is not a proper URL"),
+    ("auth.example", "is not a proper URL"),
+    ("https://", "is not a proper URL"),
+    ("https://bücher.example/", "is not a proper URL"),
+    ("https://auth.example/to ken", "is not a proper URL"),
+    ("\x01https://auth.example/token", "is not a proper URL"),
+    ("", "is not a proper URL"),
 ]
 
 
@@ -221,7 +221,7 @@ def test_tokens(body: bytes, expected: Token | None) -> None:
 
 @dataclass
 class Keyring:
-    """Knows one login, and notes who asked for it."""
+    """A store of one login that records who asked for it."""
 
     credentials: Credentials | None = None
     asked: list[tuple[str, str]] = field(default_factory=list)
@@ -233,7 +233,7 @@ class Keyring:
 
 @dataclass
 class TokenService:
-    """Answers requests for tokens as told, and notes them with their bodies."""
+    """A token server with given answers that records requests and their bodies."""
 
     answers: list[web.Response] = field(default_factory=list)
     asks: list[tuple[str, str, str, str | None]] = field(default_factory=list)
@@ -317,7 +317,7 @@ async def test_a_token_is_kept_until_it_expires(service: TokenService) -> None:
 
 
 async def test_a_realm_is_judged_by_the_answer_that_named_it(service: TokenService) -> None:
-    """Also when the token has expired, whatever was connected to meanwhile; and by the name where that is all there is."""
+    """Also when the token has expired, whatever was connected to meanwhile; and by the registry's name if no answer named it."""
     clock = Clock()
     transport = Transport("registry.example", 5000, Settings(tls=no_tls))
     ask = Request("manifest app", "http://registry.example:5000/v2/app/manifests/1")
@@ -352,7 +352,7 @@ async def test_a_token_that_is_refused_is_fetched_anew(service: TokenService) ->
         assert GORDON.password in auth.secrets
 
 
-async def test_one_fetch_serves_all(service: TokenService) -> None:
+async def test_concurrent_requests_share_one_token_fetch(service: TokenService) -> None:
     service.gate = asyncio.Event()
     async with authorizer(Keyring()) as auth, asyncio.TaskGroup() as group:
         tasks = [
@@ -421,7 +421,7 @@ async def test_bearer_wins_over_basic(service: TokenService) -> None:
         (Challenge("basic", {}), None, "a password is needed for r.example"),
         (Challenge("basic", {}), IDENTITY, "a password is needed for r.example"),
         (Challenge("negotiate", {}), GORDON, "asks for negotiate"),
-        (Challenge("bearer", {}), GORDON, "is no proper URL"),
+        (Challenge("bearer", {}), GORDON, "is not a proper URL"),
         (
             Challenge("bearer", {"realm": "http://auth.example/?token=abc"}),
             GORDON,
@@ -438,9 +438,7 @@ async def test_bearer_wins_over_basic(service: TokenService) -> None:
     ],
     ids=range(9),
 )
-async def test_access_that_cannot_be_had(
-    challenge: Challenge, credentials: Credentials | None, message: str
-) -> None:
+async def test_logins_that_fail(challenge: Challenge, credentials: Credentials | None, message: str) -> None:
     keyring = Keyring(credentials)
     async with authorizer(keyring) as auth:
         with pytest.raises(AuthenticationError, match=message) as caught:

@@ -1,4 +1,4 @@
-"""A blob across attempts, addresses and ranges: the decisions as tables, the reading against registries that fail."""
+"""A blob across attempts, addresses and ranges: decisions as tables, transfers against registries that fail."""
 
 from __future__ import annotations
 
@@ -64,13 +64,13 @@ VERDICTS: dict[str, Row] = {
         WHOLE,
         200,
         {"length": "1e2"},
-        Verdict(refusal="its Content-Length is no number"),
+        Verdict(refusal="its Content-Length is not a number"),
     ),
     "200 with negative length": (
         WHOLE,
         200,
         {"length": "-1"},
-        Verdict(refusal="its Content-Length is no number"),
+        Verdict(refusal="its Content-Length is not a number"),
     ),
     "identity": (WHOLE, 200, {"encoding": " Identity "}, Verdict(0, 100)),
     "gzip": (
@@ -102,19 +102,19 @@ VERDICTS: dict[str, Row] = {
         REST,
         206,
         ranges("bytes 40-99/*"),
-        Verdict(refusal="it answers a range without saying properly which"),
+        Verdict(refusal="it answers a range without a proper Content-Range"),
     ),
     "206 without range": (
         REST,
         206,
         ranges(),
-        Verdict(refusal="it answers a range without saying properly which"),
+        Verdict(refusal="it answers a range without a proper Content-Range"),
     ),
     "206 with two ranges": (
         REST,
         206,
         ranges("bytes 40-99/100", "bytes 40-99/100"),
-        Verdict(refusal="it answers a range without saying properly which"),
+        Verdict(refusal="it answers a range without a proper Content-Range"),
     ),
     "206 in parts": (
         REST,
@@ -173,7 +173,7 @@ AMD64 = Platform("linux", "amd64")
 
 
 class Naps:
-    """Stands for sleep, and notes how long."""
+    """A replacement for sleep that records the delays."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -245,7 +245,7 @@ async def scenes() -> AsyncIterator[Any]:
     ],
 )
 @pytest.mark.parametrize("ranges_work", [True, False])
-async def test_any_part(scenes: Any, start: int, stop: int | None, ranges_work: bool) -> None:
+async def test_any_range_is_read(scenes: Any, start: int, stop: int | None, ranges_work: bool) -> None:
     scene: Scene = await scenes()
     scene.registry.faults = [] if ranges_work else [ignore_range()]
     assert await scene.read(start, stop) == BLOB[start:stop]
@@ -253,13 +253,13 @@ async def test_any_part(scenes: Any, start: int, stop: int | None, ranges_work: 
 
 
 @pytest.mark.parametrize(("start", "stop"), [(-1, None), (3, 2), (SIZE + 1, None)])
-async def test_no_part(scenes: Any, start: int, stop: int | None) -> None:
+async def test_impossible_ranges_are_refused(scenes: Any, start: int, stop: int | None) -> None:
     scene: Scene = await scenes()
     with pytest.raises(InvalidInputError):
         await scene.read(start, stop)
 
 
-async def test_it_goes_on_where_it_broke(scenes: Any) -> None:
+async def test_a_transfer_is_resumed_where_it_broke(scenes: Any) -> None:
     scene: Scene = await scenes()
     scene.registry.faults = [drop(0.5, "close").often(10)]
     assert await scene.read() == BLOB
@@ -273,7 +273,7 @@ async def test_it_goes_on_where_it_broke(scenes: Any) -> None:
 
 
 @pytest.mark.parametrize("fault", [ignore_range(), start_at(-1000), start_at(-SIZE)], ids=str)
-async def test_what_is_there_already_is_skipped(scenes: Any, fault: Any) -> None:
+async def test_bytes_that_were_read_already_are_skipped(scenes: Any, fault: Any) -> None:
     scene: Scene = await scenes()
     scene.registry.faults = [drop(0.7, "close").often(1), fault]
     assert await scene.read() == BLOB
@@ -301,7 +301,7 @@ async def test_a_registry_without_ranges_is_not_read_for_ever(scenes: Any) -> No
     ],
     ids=str,
 )
-async def test_what_brings_nothing_is_given_up(scenes: Any, fault: Any) -> None:
+async def test_attempts_without_progress_are_bounded(scenes: Any, fault: Any) -> None:
     scene: Scene = await scenes()
     scene.registry.faults = [fault]
     with pytest.raises((TransferError, RegistryError)) as caught:
@@ -321,7 +321,7 @@ async def test_an_orderly_end_before_the_end_is_a_wrong_size(scenes: Any) -> Non
 
 @pytest.mark.parametrize("has_length", [True, False])
 @pytest.mark.parametrize("by", [1, 100_000])
-async def test_never_more_than_was_promised(scenes: Any, has_length: bool, by: int) -> None:
+async def test_no_more_bytes_than_the_descriptor_promises(scenes: Any, has_length: bool, by: int) -> None:
     scene: Scene = await scenes()
     scene.registry.faults = [resize(by, has_length=has_length)]
     data = b""
@@ -333,7 +333,7 @@ async def test_never_more_than_was_promised(scenes: Any, has_length: bool, by: i
 
 
 class TwoPieces:
-    """Stands for a place whose answer has one piece too many; the reader has all that it wants with the first."""
+    """A place whose answer has a second piece, though the first has the whole range."""
 
     def __init__(self, *pieces: bytes) -> None:
         self.status = 200
@@ -357,7 +357,7 @@ class TwoPieces:
         self.is_closed = True
 
 
-async def test_a_piece_too_many_is_noticed() -> None:
+async def test_excess_bytes_are_noticed() -> None:
     place: Any = TwoPieces(b"12345", b"6")
     descriptor = Descriptor(LAYER.media_type, LAYER.digest, 5)
     reader = BlobReader("blob", descriptor, Wanted(0, 5, 5), [place], Retries(), Naps().sleep)
@@ -409,7 +409,7 @@ async def test_a_blob_is_read_only_inside_its_block(scenes: Any) -> None:
         await anext(chunks)
 
 
-async def test_who_leaves_early_leaves_no_connection(scenes: Any) -> None:
+async def test_leaving_the_block_early_closes_the_connection(scenes: Any) -> None:
     scene: Scene = await scenes()
     async with scene.source.open_blob(LAYER) as chunks:
         assert await anext(chunks)
@@ -448,7 +448,7 @@ async def test_mirrors_are_asked_first_and_in_order(scenes: Any) -> None:
     assert [len(registry.asks) for registry in (*scene.mirrors, scene.registry)] == [1, 1, 0]
 
 
-async def test_another_address_goes_on_in_the_middle(scenes: Any) -> None:
+async def test_another_address_resumes_in_the_middle(scenes: Any) -> None:
     scene: Scene = await scenes(
         mirror(drop(0.25, "close").of("blob")), mirror(drop(0.5, "close").of("blob").often(1))
     )
@@ -486,7 +486,7 @@ async def test_the_registrys_own_refusal_counts(scenes: Any) -> None:
         await scene.read()
 
 
-async def test_a_wrong_byte_is_for_the_reader_to_find(scenes: Any) -> None:
+async def test_wrong_bytes_are_passed_on_to_the_reader(scenes: Any) -> None:
     scene: Scene = await scenes()
     scene.registry.faults = [flip(0.5)]
     data = await scene.read()

@@ -49,7 +49,7 @@ PODMAN_PLACE = ".config/containers/certs.d"
 
 @dataclass(frozen=True)
 class Keys:
-    """An authority, a server it signed, and clients."""
+    """An authority, a server whose certificate it signed, and clients."""
 
     authority: trustme.CA
     server: trustme.LeafCert
@@ -70,7 +70,7 @@ def keys() -> Keys:
 
 @contextlib.asynccontextmanager
 async def registry(keys: Keys, **settings: Any) -> AsyncIterator[int]:
-    """A TLS server that says who its client is; give its port."""
+    """Run a TLS server that tells its clients their names; yield its port."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     keys.server.configure_cert(context)
     keys.authority.configure_trust(context)
@@ -91,7 +91,7 @@ async def registry(keys: Keys, **settings: Any) -> AsyncIterator[int]:
 
 
 async def client_at(port: int, context: ssl.SSLContext, host: str = HOST) -> str:
-    """The client that the server takes us for."""
+    """Return the name by which the server knows us."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname=host)
     try:
         return (await asyncio.wait_for(reader.read(), 60)).decode()
@@ -174,7 +174,7 @@ async def only_old(keys: Keys, context: ssl.SSLContext) -> None:
 
 
 async def test_an_intermediate_authority_is_trusted_alone(home: Path, tmp_path: Path) -> None:
-    """As Go does: what stands in ca.crt is trusted, whoever signed it."""
+    """As with Go, a certificate in ca.crt is trusted, whoever signed it."""
     root = trustme.CA()
     middle = root.create_child_ca()
     keys = Keys(
@@ -226,7 +226,7 @@ def signed(keys: Keys, folder: Path, *names: x509.GeneralName, common_name: str)
 
 @contextlib.asynccontextmanager
 async def talking_tls(context: ssl.SSLContext) -> AsyncIterator[int]:
-    """A server that closes what it accepts; give its port."""
+    """Run a server that closes every connection; yield its port."""
     server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=context)
     async with server:
         yield server.sockets[0].getsockname()[1]
@@ -269,7 +269,7 @@ NAMED = [
 async def test_which_names_of_a_certificate_count(
     keys: Keys, home: Path, tmp_path: Path, case: Named
 ) -> None:
-    """As Go's clients, that is Docker and podman, decide."""
+    """The expected results are those of Go's clients, Docker and podman."""
     server = signed(keys, tmp_path, *case.names, common_name=case.common_name)
     context = await tls_context(HOST, ca_file=write_authority(keys, tmp_path / "ca.pem"), home=home)
     async with talking_tls(server) as port:
@@ -337,7 +337,7 @@ async def test_the_default_places(
 async def test_the_first_directory_counts_alone(
     keys: Keys, home: Path, system: tuple[Path, Path], first: str, later: str
 ) -> None:
-    """containers/image dockerCertDir: the first that is there."""
+    """containers/image dockerCertDir: the first directory that exists."""
     for place, client in ((first, keys.client), (later, keys.other_client)):
         directory = directory_in(place, HOST, home, system)
         write_authority(keys, directory / "any.crt")
@@ -358,10 +358,10 @@ async def test_a_named_directory_counts_alone(
         assert await client_at(port, context) == "client"
 
 
-async def test_a_client_certificate_is_not_shown_where_it_should_not(
+async def test_a_client_certificate_is_shown_to_the_registry_alone(
     keys: Keys, home: Path, tmp_path: Path
 ) -> None:
-    """A host that a registry redirects to is trusted by the same authorities, and told nothing."""
+    """A host that a registry redirects to is verified by the same authorities, and is shown no client certificate."""
     write_authority(keys, tmp_path / "certs" / "ca.crt")
     write_client(keys.client, tmp_path / "certs")
     context = await tls_context(HOST, cert_dir=tmp_path / "certs", home=home, shows_client=False)
@@ -378,7 +378,7 @@ async def test_the_home_directory_is_the_users(
         assert await client_at(port, await tls_context(HOST)) == ANONYMOUS
 
 
-async def test_the_first_client_certificate_is_used_and_the_others_are_said(
+async def test_the_first_client_certificate_is_used_and_the_others_are_reported(
     keys: Keys, home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Docker tries them "in alphabetical order"."""
@@ -422,7 +422,7 @@ def encrypted(leaf: trustme.LeafCert) -> bytes:
 
 
 def rsa_key() -> bytes:
-    """A key that is of no certificate here: trustme's are of elliptic curves."""
+    """Return a key of no certificate here: trustme's keys are of elliptic curves."""
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
@@ -464,9 +464,9 @@ FAULTS = [
     Fault("authority: a directory", lambda keys, folder: (folder / "b.crt").mkdir(), "b.crt", "not a regular file"),
     Fault("authority: a FIFO", lambda keys, folder: os.mkfifo(folder / "b.crt"), "b.crt", "not a regular file"),
     Fault("certificate: no PEM", writing("client.cert", b"hello"), "client.cert", "not made of valid certificates"),
-    Fault("key: no PEM", writing("client.key", b"hello"), "client.key", "no valid private key"),
-    Fault("key: empty", writing("client.key", b""), "client.key", "no valid private key"),
-    Fault("key: a certificate", writing("client.key", BAD_PEM), "client.key", "no valid private key"),
+    Fault("key: no PEM", writing("client.key", b"hello"), "client.key", "not a valid private key"),
+    Fault("key: empty", writing("client.key", b""), "client.key", "not a valid private key"),
+    Fault("key: a certificate", writing("client.key", BAD_PEM), "client.key", "not a valid private key"),
     Fault("key: a directory", replacing_by_a_directory("client.key"), "client.key", "not a regular file"),
     Fault("key: another's", lambda keys, folder: (folder / "client.key").write_bytes(keys.other_client.private_key_pem.bytes()), "client.key", "belongs to another certificate"),
     Fault("key: of another algorithm", lambda keys, folder: (folder / "client.key").write_bytes(rsa_key()), "client.key", "belongs to another certificate"),
@@ -476,7 +476,7 @@ FAULTS = [
 
 @pytest.mark.parametrize("place", ["named", "default"])
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.id)
-async def test_what_cannot_be_used_is_named(
+async def test_errors_name_the_unusable_file(
     keys: Keys, home: Path, tmp_path: Path, fault: Fault, place: str
 ) -> None:
     folder = home / PODMAN_PLACE / HOST
@@ -503,8 +503,8 @@ async def test_a_named_file_or_directory_must_be_there(home: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     "name", ["", "..", ".", "../x", "a/b", "a b", "a\0b", "-a", "a:", "a:b", "a:1:2", "[::1", "a\n"]
 )
-async def test_what_is_no_registry_becomes_no_path(home: Path, name: str) -> None:
-    with pytest.raises(InvalidInputError, match="no name of a registry"):
+async def test_an_invalid_registry_name_never_becomes_a_path(home: Path, name: str) -> None:
+    with pytest.raises(InvalidInputError, match="not the name of a registry"):
         await tls_context(name, home=home)
 
 
@@ -524,10 +524,10 @@ async def test_what_is_no_registry_becomes_no_path(home: Path, name: str) -> Non
         ("quay.io", ("https", "quay.io", 8443), "quay.io:8443", False),
     ],
 )
-async def test_by_the_name_in_the_reference(
+async def test_directories_are_found_by_the_name_in_the_reference(
     registry: str, asked: Origin, name: str, shows_client: bool
 ) -> None:
-    """As Docker and podman do it; what a registry points at has no name but its own."""
+    """As with Docker and podman; a host that a registry points at has directories under its own name."""
     names = []
 
     async def tls(registry: str, is_named: bool) -> bool:

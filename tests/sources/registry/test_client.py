@@ -1,4 +1,4 @@
-"""Images out of registries: what a reference means, which documents are believed, and what is asked of whom."""
+"""Images out of registries: references, documents that are accepted, and the requests that are sent."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ OTHER = make_image(make_layer({"c": b"c"}))
 
 
 async def no_sleep(seconds: float) -> None:
-    """Stand for sleep."""
+    """Replace sleep: return at once."""
 
 
 Build = Callable[..., Awaitable[tuple[FaultyRegistry, RegistrySource]]]
@@ -98,7 +98,7 @@ async def build() -> AsyncIterator[Build]:
 
 
 def paths(registry: FaultyRegistry) -> list[str]:
-    """Return what was asked for, without what all have in common."""
+    """Return the paths of all requests, without their common beginning."""
     return [ask.path.removeprefix("/v2/team/app/") for ask in registry.asks]
 
 
@@ -136,7 +136,7 @@ async def test_references(build: Build, suffix: str, asked: str, tags: list[str]
 
 
 @pytest.mark.parametrize("reference", ["", "app/UPPER", "docker://alpine", "alpine@sha256:abc", "a b"])
-async def test_no_references(build: Build, reference: str) -> None:
+async def test_invalid_references(build: Build, reference: str) -> None:
     registry, source = await build()
     with pytest.raises(InvalidReferenceError):
         await source.resolve(reference, AMD64)
@@ -182,7 +182,7 @@ async def test_all_kinds_of_manifests_are_accepted(build: Build) -> None:
     ],
     ids=["unknown", "no name", "401", "403", "400", "500"],
 )
-async def test_no_image(
+async def test_refusals_of_a_manifest(
     build: Build, faults: list[Fault], error: type[DockerSaveError], message: str
 ) -> None:
     registry, source = await build({}, *faults)
@@ -193,7 +193,7 @@ async def test_no_image(
     assert f"{registry.address}/team/app:1" in str(caught.value)
 
 
-async def test_no_config(build: Build) -> None:
+async def test_a_config_that_is_not_there(build: Build) -> None:
     registry, source = await build()
     registry.blobs.clear()
     with pytest.raises(BlobNotFoundError, match=registry.address) as caught:
@@ -406,7 +406,7 @@ LAYER = to_document(IMAGE.layers[0].descriptor)
     ],
     ids=["config", "layer", "encrypted", "huge config"],
 )
-async def test_what_is_no_image(
+async def test_artifacts_are_refused(
     build: Build, manifest: bytes, error: type[DockerSaveError], message: str
 ) -> None:
     registry, source = await build()
@@ -461,7 +461,7 @@ async def test_a_blob_is_looked_for_wherever_it_may_be(build: Build) -> None:
 
 
 def only_in(repository: str, *digests: Digest) -> Fault:
-    """Have these documents and blobs in one repository alone, as a registry does."""
+    """Serve these documents and blobs in one repository alone."""
     wanted = tuple(map(str, digests))
     return Fault(
         f"only in {repository}",
@@ -490,7 +490,7 @@ def names_layers_of(image: Image, *, twice: bool = False) -> Image:
 
 @pytest.mark.parametrize("what", ["manifest", "index", "index in an index", "config"])
 async def test_a_digest_is_no_key_to_another_repository(build: Build, what: str) -> None:
-    """Somebody who may read one repository must not be given what another has, because somebody asked for that before."""
+    """A reader of one repository must not get a document of another that somebody asked for before."""
     index = to_json({"schemaVersion": 2, "manifests": [to_document(IMAGE.manifest.descriptor)]})
     outer = to_json(
         {"schemaVersion": 2, "manifests": [to_document(Descriptor(OCI_INDEX, Digest.of(index), len(index)))]}
@@ -532,7 +532,7 @@ async def test_another_registry_is_not_answered_for(build: Build) -> None:
 async def test_a_manifest_that_names_the_layers_of_another_repository_does_not_get_them(
     build: Build, tmp_path: Path, is_first: bool, twice: bool
 ) -> None:
-    """The layer is looked for in the repository of the manifest alone, and the other's readers are not disturbed."""
+    """The layer is looked for in the manifest's repository alone, and readers of the other repository still get it."""
     secret = [layer.descriptor.digest for layer in IMAGE.layers]
     strange = names_layers_of(IMAGE, twice=twice)
     registry, source = await build({}, only_in("team/private", *secret))
@@ -554,8 +554,8 @@ async def test_a_manifest_that_names_the_layers_of_another_repository_does_not_g
 
 
 @pytest.mark.parametrize("other", ["1", "2"], ids=["the same, read twice", "another"])
-async def test_nor_where_another_manifest_of_the_repository_names_them_too(build: Build, other: str) -> None:
-    """Of the one that was resolved before, it must not be forgotten where it is from."""
+async def test_layers_in_two_manifests_of_a_repository_keep_their_origin(build: Build, other: str) -> None:
+    """The second manifest must not erase the origin that the first one gave to its layers."""
     secret = [layer.descriptor.digest for layer in IMAGE.layers]
     registry, source = await build({}, only_in("team/private", *secret))
     registry.add("team/private:1", IMAGE)
@@ -589,8 +589,8 @@ def test_where_a_layer_is_from_is_known_as_long_as_its_descriptor_lives() -> Non
     assert len(kept._origins) == len(IMAGE.layers), "those that were put last are keys of what is kept"
 
 
-def test_an_object_is_not_taken_for_one_that_was_at_its_place_before() -> None:
-    """Where an interrupt kept that from taking its entry along."""
+def test_a_stale_entry_does_not_match_a_new_object_with_the_same_id() -> None:
+    """An interrupt may keep the entry of a dead object, and a new object may get its ``id``."""
     kept = Kept()
     private, public = (Reference("registry.example", f"team/{name}") for name in ("private", "public"))
     kept.put_layers(private, ImageManifest.parse(IMAGE.manifest_bytes))
@@ -606,8 +606,8 @@ def test_an_object_is_not_taken_for_one_that_was_at_its_place_before() -> None:
         assert kept.repositories(layer) == [private, public], "as of a descriptor that the caller has made"
 
 
-def test_what_is_kept_goes_with_its_source() -> None:
-    """At once, and not when the garbage collector comes to it."""
+def test_the_cache_is_freed_with_its_source() -> None:
+    """It is freed at once, without the garbage collector."""
     kept = Kept()
     manifest = ImageManifest.parse(IMAGE.manifest_bytes)
     kept.put_layers(Reference("registry.example", "team/app"), manifest)
@@ -758,7 +758,7 @@ async def test_a_mirror_is_asked_for_digests_only(build: Build) -> None:
         "https://m.example/?a=secret",
     ],
 )
-def test_no_mirrors(url: str) -> None:
+def test_invalid_mirrors_are_refused(url: str) -> None:
     with pytest.raises(InvalidInputError, match="no URL of a mirror") as caught:
         RegistrySource(mirrors=[url])
     assert "secret" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""A registry repeats what it was sent in confidence: no message, attribute, note, log or pickle of ours may have it.
+"""A registry may repeat secrets that it was sent: no message, attribute, note, log or pickle of ours may show them.
 
 Each place in an answer that a message of ours quotes is tried with each form that others give a secret. A place is good for
 the test only if its text gets into the message at all, which is seen by a text that is no secret.
@@ -195,7 +195,7 @@ def log(caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
 
 
 class Keyring:
-    """The same credentials for everybody who asks."""
+    """A store with the same credentials for every registry."""
 
     def __init__(self, credentials: Credentials) -> None:
         self._credentials = credentials
@@ -205,7 +205,7 @@ class Keyring:
 
 
 def login(challenge: str) -> Fault:
-    """Ask everybody to log in; whoever has shown anything is in."""
+    """Make a fault by which a registry wants a login, and accepts any."""
     return Fault(
         "login",
         lambda ask, _: Answer(401).saying(
@@ -265,7 +265,7 @@ async def repeating(
 
 
 def all_that_is_said(error: BaseException) -> str:
-    """Return what an error shows to anybody, also to who reads its pickle."""
+    """Return every text of an error, its pickle included."""
     pickled = pickle.loads(pickle.dumps(error))
     return everything(error) + "\n" + everything(pickled)
 
@@ -274,8 +274,8 @@ LOGIN = Credentials(USER, PASSWORD)
 
 
 @pytest.mark.parametrize("name", [name for name in PLACES if name != "Location with a query"])
-async def test_what_is_no_secret_is_shown(name: str, tmp_path: Path) -> None:
-    """Else the place would prove nothing."""
+async def test_texts_that_are_not_secrets_are_shown(name: str, tmp_path: Path) -> None:
+    """Otherwise the place would prove nothing."""
     error = await repeating(name, HARMLESS, tmp_path / "app.tar", LOGIN)
     assert HARMLESS in str(error) + str(error.__cause__), everything(error)
 
@@ -321,7 +321,9 @@ async def test_a_token_is_not_repeated(
 @pytest.mark.parametrize(
     "name", ["message of a 404", "mediaType", "config's type", "Content-Encoding", "platform"]
 )
-async def test_nor_is_a_part_that_was_left_by_a_cut(name: str, padding: int, tmp_path: Path) -> None:
+async def test_a_part_of_a_secret_left_by_a_cut_is_not_repeated(
+    name: str, padding: int, tmp_path: Path
+) -> None:
     error = await repeating(name, "x" * padding + PASSWORD, tmp_path / "app.tar", LOGIN)
     assert "hunt" not in everything(error).lower()
 
@@ -341,7 +343,7 @@ async def test_passwords_that_a_url_would_be_cut_at(name: str, password: str, tm
 async def test_the_platform_of_a_config(
     secret: str, is_allowed: bool, tmp_path: Path, log: Callable[[], str]
 ) -> None:
-    """It is quoted when no request runs any more, by who knows no registry."""
+    """It is quoted after the last request, by code that knows no registry."""
     image = make_image(IMAGE.layers[0], architecture=secret)
     async with FaultyRegistry({"team/app:1": image}) as registry:
         registry.faults = [login('Basic realm="x"')]
@@ -375,16 +377,14 @@ async def test_the_platform_of_a_config(
     ],
 )
 @pytest.mark.parametrize("word", ["team", "manifests", "blobs", "127.0.0.1"])
-async def test_a_password_that_is_a_word_of_the_url_is_not_told_by_a_hole_in_it(
-    name: str, word: str, tmp_path: Path
-) -> None:
+async def test_a_password_in_the_url_is_not_revealed_by_a_gap(name: str, word: str, tmp_path: Path) -> None:
     error = await repeating(name, HARMLESS, tmp_path / "app.tar", Credentials(USER, word))
     said = everything(error)
     assert "***" not in said
 
 
 async def test_the_name_of_the_image_stays(tmp_path: Path) -> None:
-    """A hole in what the user wrote would tell the password to everybody who reads the message."""
+    """A gap in the user's own words would tell the password to every reader of the message."""
     error = await repeating(
         "message of a 404", "no team here", tmp_path / "app.tar", Credentials(USER, "team")
     )
@@ -392,8 +392,8 @@ async def test_the_name_of_the_image_stays(tmp_path: Path) -> None:
     assert "no *** here" in str(error)
 
 
-async def test_a_token_of_before_is_not_repeated_either(tmp_path: Path) -> None:
-    """It may be good for some minutes yet."""
+async def test_an_earlier_token_is_not_repeated(tmp_path: Path) -> None:
+    """An earlier token may still be valid for some minutes."""
     tokens = iter(f"Token-number-{number}" for number in range(9))
     given: list[str] = []
 
@@ -425,9 +425,7 @@ async def test_a_token_of_before_is_not_repeated_either(tmp_path: Path) -> None:
     assert "Token-number" not in everything(error)
 
 
-async def test_what_logs_in_at_a_proxy_is_not_repeated(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_login_at_a_proxy_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = body(404, message="you are *")
     texts = iter([PASSWORD, encoded(PAIR), quote(PASSWORD, safe="")])
     fault = Fault(
@@ -467,7 +465,7 @@ def test_secrets_are_hidden(text: str, expected: str) -> None:
     assert Secrets(["abcd1234", "12345678", "Größe-1", "ÄRGER-2", "abc"]).hide(text) == expected
 
 
-def test_what_is_not_the_registrys_stays() -> None:
+def test_texts_of_the_user_stay() -> None:
     secrets = Secrets(["team", "h/v2"])
     assert secrets.hide("team/app: http://h/v2/team/x team", own=("team/app", "http://h/v2/")) == (
         "team/app: http://h/v2/***/x ***"
@@ -506,7 +504,7 @@ def test_urls_are_looked_through_before_they_are_cut() -> None:
     assert shown_url("http://h/pass?x=1", secrets=Secrets(["pass#1"])) == "http://h/pass"
 
 
-def test_the_secrets_that_were_used_last_are_kept() -> None:
+def test_the_secrets_used_last_are_kept() -> None:
     secrets = Secrets(["in use"])
     for number in range(2000):
         secrets.add(f"token-{number}")

@@ -1,6 +1,6 @@
-"""Answers that never end, though something always comes: heads and documents have limits, layers have none.
+"""Answers that never end, though bytes keep coming: heads and documents have limits, layers have none.
 
-What drips here comes often enough for every limit on silence.
+The servers here send often enough for every limit on silence.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ async def test_a_head_ends_whatever_was_asked_for(led: Led, kind: Kind) -> None:
 
 
 async def test_a_head_ends_where_nothing_else_was_asked_for(led: Led) -> None:
-    """HEAD is what a source asks that keeps something already."""
+    """A source with documents in its cache asks by HEAD."""
     registry, source = await led(Drip(b"", EARLY), "manifest")
     leading, registry.faults = registry.faults, []
     await source.resolve(f"{registry.address}/team/app:1", AMD64)
@@ -191,7 +191,7 @@ async def test_a_layers_head_ends(led: Led) -> None:
                 pass
 
 
-async def test_a_few_interim_answers_are_no_harm(led: Led) -> None:
+async def test_a_few_interim_answers_are_allowed(led: Led) -> None:
     answer = OK + b"Content-Type: %b\r\nContent-Length: %d\r\n\r\n" % (
         IMAGE.manifest.media_type.encode(),
         len(MANIFEST),
@@ -202,7 +202,7 @@ async def test_a_few_interim_answers_are_no_harm(led: Led) -> None:
     assert image.manifest == IMAGE.manifest
 
 
-async def test_who_waits_longer_for_something_waits_for_a_head_too(led: Led) -> None:
+async def test_a_longer_limit_on_silence_raises_that_on_heads(led: Led) -> None:
     """A limit on silence that was set higher than the default one on heads counts for both."""
     answer = b"200 OK\r\nContent-Type: %b\r\nContent-Length: %d\r\n\r\n" % (
         IMAGE.manifest.media_type.encode(),
@@ -270,7 +270,7 @@ async def test_a_document_ends(led: Led, drip: Drip, kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", DOCUMENTS)
 async def test_a_document_has_a_lowest_rate(led: Led, kind: Kind) -> None:
-    """However long it may take if it is faster."""
+    """The limit on the whole time does not matter then."""
     registry, source = await led(Drip(OK + LONG, b"x"), kind, timeouts=TIMEOUTS._replace(document=1000))
     assert TOO_SLOW in str(await error_of(source, registry))
 
@@ -304,7 +304,7 @@ async def test_how_slow_a_document_may_be(led: Led) -> None:
 @pytest.mark.parametrize("status", [404, 503])
 @pytest.mark.parametrize("kind", DOCUMENTS)
 async def test_the_body_of_an_error_ends(led: Led, kind: Kind, status: int) -> None:
-    """The status says enough."""
+    """The status alone makes the error."""
     registry, source = await led(Drip(b"HTTP/1.1 %d No\r\n" % status + LONG, b"x"), kind)
     said = f"status {status}" if (kind, status) != ("config", 404) else "not found"
     assert said in str(await error_of(source, registry))
@@ -324,7 +324,7 @@ async def test_the_body_of_a_redirect_is_not_waited_for(stack: AsyncExitStack, l
     assert registry.asks
 
 
-async def test_tiny_chunks_do_not_hold_the_loop_up(led: Led) -> None:
+async def test_tiny_chunks_do_not_block_the_loop(led: Led) -> None:
     """A body may be cut into as many chunks as it has bytes, and all may be there at once."""
 
     async def tiny(writer: asyncio.StreamWriter) -> None:
@@ -357,7 +357,7 @@ async def test_tiny_chunks_do_not_hold_the_loop_up(led: Led) -> None:
 
 
 async def test_a_layer_may_take_as_long_as_it_likes(stack: AsyncExitStack, led: Led) -> None:
-    """As long as something comes."""
+    """A layer is read for as long as bytes come."""
     layer = IMAGE.layers[0]
     piece = len(layer.blob) // 12 + 1
 
@@ -379,7 +379,7 @@ async def test_a_layer_may_take_as_long_as_it_likes(stack: AsyncExitStack, led: 
 
 @pytest.mark.parametrize("has_authority", [False, True], ids=["is TLS spoken?", "a request"])
 async def test_a_handshake_ends(tmp_path: Path, has_authority: bool) -> None:
-    """The head of a long record of TLS, and its bytes one by one."""
+    """The server sends the head of a long TLS record, and then its bytes one by one."""
     ca = tmp_path / "ca.pem"
     trustme.CA().cert_pem.write_to_path(str(ca))
     async with (
@@ -394,7 +394,7 @@ async def test_a_handshake_ends(tmp_path: Path, has_authority: bool) -> None:
 
 
 async def test_a_name_with_very_many_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """None of which answers: the attempts on all of them together have a limit."""
+    """No address answers, and the attempts on all of them together have a limit."""
     connect = selector_events.BaseSelectorEventLoop.sock_connect
 
     async def connect_or_not(loop: Any, sock: Any, address: Any) -> None:

@@ -1,4 +1,4 @@
-"""Three hundred saves from a registry that fails: what can be recovered from ends in the right archive, the rest in its error.
+"""Three hundred saves from a failing registry: recoverable faults end in the right archive, others in their error.
 
 The seed of a run decides everything in it; ``pytest -k 'test_run and [137]'`` repeats one. Back-off is counted, not
 waited for, and a clock is put forward where the registry is silent, so that all of them together take less than a minute.
@@ -243,7 +243,7 @@ PINNED = {"manifest flipped", "manifest longer"}
 
 @dataclass(frozen=True)
 class Run:
-    """All that a seed decides.
+    """The choices of one seed.
 
     Attributes:
         errors: Those that it may end in; none where it must end in the right archive.
@@ -304,7 +304,7 @@ async def archive_from_memory(image: str, layers: Layers) -> bytes:
 
 
 class Naps:
-    """Stands for ``asyncio.sleep``: notes how long, and waits not at all."""
+    """A replacement for ``asyncio.sleep`` that records the delays and does not wait."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -322,7 +322,7 @@ async def closed(registry: FaultyRegistry, but: int = 0) -> None:
 
 
 def in_all(error: BaseException | None) -> str:
-    """Return all that an error and its causes say."""
+    """Return the texts of an error and its causes."""
     parts, cause = [], error
     while cause is not None:
         parts += [str(cause), repr(cause), *getattr(cause, "__notes__", ())]
@@ -331,7 +331,7 @@ def in_all(error: BaseException | None) -> str:
 
 
 class LateSource(RegistrySource):
-    """Is not asked for layers before all of an image is known, so that each fault comes where it is meant to."""
+    """A source without early layers, so that each fault meets the request that it is meant for."""
 
     async def resolve(self, reference: str, platform: Platform | None = None) -> ResolvedImage:
         return await super().resolve(reference, platform)
@@ -344,7 +344,7 @@ async def attempt(
     naps: Naps,
     new_source: type[RegistrySource] = LateSource,
 ) -> BaseException | None:
-    """Save once; return what it ends in."""
+    """Save once; return the outcome."""
     image = IMAGES[run.image]
     suffix = f"@{image.manifest.digest}" if run.pinned else ":1"
     source = new_source(
@@ -401,7 +401,7 @@ async def test_run(seed: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(0, RUNS, 3))
 async def test_run_where_layers_are_asked_for_early(seed: int, tmp_path: Path) -> None:
-    """No order says which request meets which fault, so a fault that was to be fatal may not have happened."""
+    """The order of requests is not fixed, so a fault that was to be fatal may not happen."""
     end = await ended(seed, tmp_path, RegistrySource)
     if end.error is None and not all(fault.fired for fault in end.run.faults):
         assert end.target.read_bytes() == await archive_from_memory(end.run.image, end.run.layers), end.told
@@ -496,7 +496,7 @@ async def each_suspension(
 async def test_cancelled_anywhere(
     registry: FaultyRegistry, tmp_path: Path, way: Way, twice: bool, faults: Callable[[], list[Fault]]
 ) -> None:
-    """No connection, task or file is left."""
+    """A cancel leaves no connection, task or file."""
     target, expected = tmp_path / "app.tar", await archive_of([SMALL.tagged(NAME)])
     tasks = tasks_but_the_servers()
 
@@ -521,7 +521,7 @@ async def test_cancelled_anywhere(
 async def test_the_callers_session_still_works(
     registry: FaultyRegistry, tmp_path: Path, way: Way, faults: Callable[[], list[Fault]]
 ) -> None:
-    """Its pool has one place: one connection that is not given back, and nobody gets one again."""
+    """The pool has one connection; if it were not given back, the next request would wait for ever."""
     target, expected = tmp_path / "app.tar", await archive_of([SMALL.tagged(NAME)])
 
     def prepare() -> None:

@@ -1,4 +1,4 @@
-"""The text of others is cut where it gets into a message: whatever a registry or a layout says, a message is one short line."""
+"""Foreign text is cut in messages: whatever a registry or a layout sends, a message is one short line."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ LETTERS = {
 
 @pytest.mark.parametrize("letters", LETTERS)
 @pytest.mark.parametrize("name", PLACES)
-async def test_a_registry_that_says_much(name: str, letters: str, tmp_path: Path) -> None:
+async def test_long_texts_of_a_registry(name: str, letters: str, tmp_path: Path) -> None:
     place, unit = PLACES[name], LETTERS[letters]
     is_header = "header" in place.make.__qualname__
     text = unit * ((6000 if is_header else 300_000) // len(unit))
@@ -123,7 +123,7 @@ INDEXES: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("name", INDEXES)
-async def test_an_index_that_says_much(name: str, tmp_path: Path) -> None:
+async def test_long_texts_of_an_index(name: str, tmp_path: Path) -> None:
     raw = INDEXES[name]()
     async with FaultyRegistry({"team/app:1": make_image(make_layer({"a": b""}))}) as registry:
         registry.add_document("team/app:1", raw, OCI_INDEX)
@@ -157,7 +157,7 @@ LAYOUTS: dict[str, tuple[str, Callable[[], bytes]]] = {
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-async def test_a_layout_that_says_much(name: str, tmp_path: Path) -> None:
+async def test_long_texts_of_a_layout(name: str, tmp_path: Path) -> None:
     folder = write_layout(tmp_path / "layout", {"latest": make_image(make_layer({"a": b""}))})
     file, make = LAYOUTS[name]
     (folder / file).write_bytes(make())
@@ -167,7 +167,7 @@ async def test_a_layout_that_says_much(name: str, tmp_path: Path) -> None:
         check_lines(caught.value)
 
 
-async def test_a_config_that_says_much(tmp_path: Path) -> None:
+async def test_long_texts_of_a_config(tmp_path: Path) -> None:
     image = make_image(make_layer({"a": b""}))
     config = make_config([]).replace(b'"diff_ids":[]', b'"diff_ids":["%s"]' % LONG.encode())
     fields = json.loads(image.manifest_bytes)
@@ -225,7 +225,7 @@ def test_every_class_has_the_limit() -> None:
 # ── the pieces ──
 
 
-def test_what_is_cut_says_so() -> None:
+def test_a_cut_is_marked() -> None:
     assert cut("x" * 10, 10) == "x" * 10
     assert cut("x" * 11, 10) == "x" * 9 + "…"
     assert quoted("x") == "'x'"
@@ -240,7 +240,7 @@ def test_what_is_cut_says_so() -> None:
     assert listed([f"{i}{'x' * 300}" for i in range(9)], 200).endswith("x… and 6 more")
 
 
-def test_a_value_that_has_no_end_has_a_word() -> None:
+def test_a_value_that_repr_cannot_show_gets_a_word() -> None:
     """``repr`` would give up on it, with an error of its own."""
     deep: list[Any] = []
     for _ in range(100_000):
@@ -248,7 +248,7 @@ def test_a_value_that_has_no_end_has_a_word() -> None:
     assert quoted(deep) == "a list"
 
 
-def test_the_faults_of_a_file_have_an_end() -> None:
+def test_the_faults_of_a_file_are_bounded() -> None:
     text = to_json({"auths": {f"host-{i}": 5 for i in range(10_000)}}).decode()
     file = AuthPlace("$VARIABLE", text=text).read()
     assert len(file.faults) == 21
@@ -268,7 +268,7 @@ def test_the_faults_of_a_file_have_an_end() -> None:
     ],
     ids=range(5),
 )
-def test_arguments_that_say_much(text: str) -> None:
+def test_long_arguments(text: str) -> None:
     try:
         parse_image(text, lambda _: True)
     except InvalidInputError as error:

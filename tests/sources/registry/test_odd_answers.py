@@ -1,4 +1,4 @@
-"""Registries, mirrors and proxies that go wrong where a client does not look: in framing, in names, after the end."""
+"""Registries, mirrors and proxies that fail in unusual places: in framing, in names, after the end."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ from aiodockersave.sources.credentials import StaticCredentials
 from aiodockersave.sources.registry.addresses import AddressClass, DialGuard, resolve_by_system
 from aiodockersave.sources.registry.answers import InterruptedTransfer
 from aiodockersave.sources.registry.endpoint import Retries, Turns
-from aiodockersave.sources.registry.session_pool import Proxies, Settings, Timeouts
+from aiodockersave.sources.registry.session_pool import Proxies, Settings
+from aiodockersave.sources.registry.timeouts import Timeouts
 from aiodockersave.sources.registry.transport import Request, Transport
 from tests.support.clock import LoopClock
 from tests.support.faulty_registry import (
@@ -58,7 +59,7 @@ SILENCE = 10.0  # seconds of a clock that is put forward where somebody falls si
 
 
 async def no_sleep(seconds: float) -> None:
-    """Stand for sleep."""
+    """Replace sleep: return at once."""
 
 
 def source_of(*mirrors: FaultyRegistry, **options: Any) -> RegistrySource:
@@ -141,8 +142,8 @@ def parser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.usefixtures("parser")
 @pytest.mark.parametrize("size", [1000, len(BLOB)], ids=["inside", "behind the last byte"])
-async def test_a_body_whose_framing_breaks_is_gone_on_with(size: int) -> None:
-    """The compiled parser leaves the reader of such a body waiting for ever, the other raises what is no client's error."""
+async def test_a_body_with_broken_framing_is_resumed(size: int) -> None:
+    """aiohttp's compiled parser never wakes the reader of such a body; the other one raises no ``ClientError``."""
     data = b""
     clock = LoopClock()
     async with (
@@ -228,7 +229,7 @@ async def test_from_https_to_http_however_it_is_written() -> None:
     ["localhost:0", "localhost:65536", "registry.example:" + "9" * 5000, "[1]:5000", "[1::2::3]", "[:::::]"],
     ids=lambda name: name[:24],
 )
-async def test_registries_that_cannot_be(registry: str) -> None:
+async def test_impossible_registry_names(registry: str) -> None:
     async with source_of(plain_http=False) as source:
         with pytest.raises(InvalidReferenceError, match=re.escape(registry[:20])):
             await source.resolve(f"{registry}/app:1", AMD64)
@@ -247,7 +248,7 @@ async def test_an_address_is_not_looked_up(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("fault", [drop_at_once(), refuse(503), refuse(429)], ids=str)
-async def test_that_the_registry_has_it_not_says_more_than_a_broken_mirror(fault: Fault) -> None:
+async def test_the_registrys_404_wins_over_a_broken_mirror(fault: Fault) -> None:
     wanted = f"team/app@{IMAGE.manifest.digest}"
     async with FaultyRegistry({"team/app:1": IMAGE}, [fault.of("manifest", "blob")]) as mirror:
         async with FaultyRegistry() as empty, source_of(mirror) as source:
@@ -289,7 +290,7 @@ async def test_a_source_that_was_closed_connects_nowhere() -> None:
         assert registry.asks == []
 
 
-async def test_a_source_that_was_closed_does_not_remember() -> None:
+async def test_a_closed_source_answers_nothing_from_its_cache() -> None:
     async with FaultyRegistry({"team/app:1": IMAGE}) as registry, source_of() as source:
         await source.resolve(f"{registry.address}/team/app:1", AMD64)
         await source.aclose()
@@ -303,7 +304,7 @@ async def test_a_source_that_was_closed_does_not_remember() -> None:
 
 
 class OwnResolver(AbstractResolver):
-    """Knows a name that the system does not."""
+    """A resolver with a name that the system's does not have."""
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
@@ -324,7 +325,7 @@ async def test_a_lent_session_may_know_names_that_the_system_does_not() -> None:
         assert (await source.resolve(name, AMD64)).manifest == IMAGE.manifest
 
 
-async def test_what_watches_a_lent_session_sees_no_credentials(caplog: pytest.LogCaptureFixture) -> None:
+async def test_traces_of_a_lent_session_see_no_credentials(caplog: pytest.LogCaptureFixture) -> None:
     async def log(
         session: aiohttp.ClientSession, context: SimpleNamespace, started: aiohttp.TraceRequestStartParams
     ) -> None:
@@ -347,8 +348,8 @@ async def test_what_watches_a_lent_session_sees_no_credentials(caplog: pytest.Lo
 
 
 @pytest.mark.parametrize("is_lent", [True, False], ids=["lent", "own"])
-async def test_after_many_cancels_every_connection_can_be_had(is_lent: bool) -> None:
-    """The pool is used to its limit, and whoever waits, connects, logs in or reads is cancelled."""
+async def test_after_many_cancels_the_pool_is_whole(is_lent: bool) -> None:
+    """The pool is used to its limit, and requests are cancelled while they wait, connect, log in and read."""
     layers = [make_layer({f"{number}": random.Random(number).randbytes(100_000)}) for number in range(12)]
     choose = random.Random(5)
     async with (

@@ -1,4 +1,4 @@
-"""Logging in and connecting where others behave within their rights, but not as one expects."""
+"""Logins and connections where the other side behaves correctly, but not as expected."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from aiodockersave.sources.credentials import Credentials
 from aiodockersave.sources.registry.answers import InterruptedTransfer
 from aiodockersave.sources.registry.auth import Authorizer, Challenge
 from aiodockersave.sources.registry.certificates import tls_context
-from aiodockersave.sources.registry.session_pool import Proxies, Settings, Timeouts
+from aiodockersave.sources.registry.session_pool import Proxies, Settings
+from aiodockersave.sources.registry.timeouts import Timeouts
 from aiodockersave.sources.registry.transport import Request, Transport
 from tests.support.http import serving
 
@@ -23,14 +24,14 @@ NO_PROXIES = Proxies()
 
 
 class Nobody:
-    """Knows no credentials."""
+    """A store without credentials."""
 
     async def get(self, registry: str, repository: str) -> Credentials | None:
         return None
 
 
 class Clock:
-    """Tells the seconds that it is set to."""
+    """A clock that the test sets."""
 
     now = 0.0
 
@@ -64,7 +65,7 @@ ASK = Request("manifest app", "http://127.0.0.1:5000/v2/app/manifests/1")
 
 
 async def test_a_token_server_may_give_the_same_token_again() -> None:
-    """It outlives what it says, or does not say, and no registry has refused it."""
+    """The token lives longer than its stated lifetime, and no registry has refused it."""
     asks = []
 
     async def give(request: web.Request) -> web.Response:

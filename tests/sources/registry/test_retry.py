@@ -1,4 +1,4 @@
-"""The order in which addresses are asked, and when."""
+"""The order in which addresses are asked, and the waits between attempts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def interrupted(*, retry_after: float | None = None, is_final: bool = False) -> 
 
 
 class Naps:
-    """Stands for sleep, and notes how long."""
+    """A replacement for sleep that records the delays."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -46,7 +46,7 @@ def test_delays_of_many_rounds_are_finite() -> None:
     [{"attempts": 0}, {"min_delay": -1}, {"min_delay": 2, "max_delay": 1}, {"retry_after_limit": -1}],
     ids=str,
 )
-def test_retries_that_cannot_be(options: dict[str, float]) -> None:
+def test_invalid_retries(options: dict[str, float]) -> None:
     with pytest.raises(InvalidInputError):
         Retries(**options)  # type: ignore[arg-type]
 
@@ -71,7 +71,7 @@ def test_progress_starts_the_count_again() -> None:
     assert order.last_error is BROKEN
 
 
-def test_every_place_has_its_turn_before_anybody_waits() -> None:
+def test_every_place_is_asked_before_the_first_wait() -> None:
     order = turns("one", "two", "three")
     asked, delays = [], []
     for _ in range(8):
@@ -83,7 +83,7 @@ def test_every_place_has_its_turn_before_anybody_waits() -> None:
         order.next_turn(interrupted())
 
 
-def test_who_refuses_is_not_asked_again_and_the_last_refusal_counts() -> None:
+def test_a_place_that_refuses_is_not_asked_again() -> None:
     order = turns("mirror", "other", "registry")
     refusal = RegistryError("blob", "gone", url="https://r.example", status=404)
     assert order.next_turn(refusal) == 0
@@ -126,7 +126,7 @@ def test_an_error_that_says_more_is_raised_itself(fault: InterruptedTransfer) ->
     assert caught.value is fault.error
 
 
-async def test_run_asks_until_somebody_answers() -> None:
+async def test_run_asks_until_a_place_answers() -> None:
     naps = Naps()
     order = Turns("blob", ["one", "two"], RETRIES, naps.sleep)
     faults: list[InterruptedTransfer | DockerSaveError] = [interrupted(), interrupted(), BROKEN]
@@ -154,7 +154,7 @@ async def test_run_lets_foreign_errors_through() -> None:
 # ── a dictionary that forgets ──
 
 
-def test_what_was_not_used_for_longest_is_forgotten() -> None:
+def test_recent_forgets_the_least_recently_used_value() -> None:
     recent: Recent[str, int] = Recent(2)
     recent.put("a", 1)
     recent.put("b", 2)
@@ -164,7 +164,7 @@ def test_what_was_not_used_for_longest_is_forgotten() -> None:
     assert recent.values() == [1, 3]
 
 
-def test_weights_are_counted() -> None:
+def test_recent_counts_weights() -> None:
     recent: Recent[str, bytes] = Recent(10, len)
     recent.put("a", bytes(6))
     recent.put("a", bytes(4))

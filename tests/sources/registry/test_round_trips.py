@@ -1,4 +1,4 @@
-"""The few questions to a registry: requests before the first byte of an archive, and bytes of blobs."""
+"""The number of requests before the first byte of an archive, and of bytes of blobs."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def index_of(image: Image) -> bytes:
 
 @dataclass
 class Counter:
-    """Counts the bytes that a registry gives of each blob; changes nothing."""
+    """A fault that changes nothing and counts the bytes that a registry sends of each blob."""
 
     given: dict[str, int] = field(default_factory=dict)
 
@@ -85,7 +85,7 @@ async def start() -> AsyncIterator[Start]:
 
 
 async def no_sleep(seconds: float) -> None:
-    """Stand for sleep."""
+    """Replace sleep: return at once."""
 
 
 def new_source(**options: Any) -> RegistrySource:
@@ -94,7 +94,7 @@ def new_source(**options: Any) -> RegistrySource:
 
 
 def taken(registry: FaultyRegistry) -> list[str]:
-    """Return what was asked since the last call, without what all have in common."""
+    """Return the requests since the last call, without the common beginning of their paths."""
     shown = [
         f"{ask.method} {ask.path.partition('?')[0].removeprefix('/v2/team/app/').replace(DIGEST, 'IMAGE')}"
         for ask in registry.asks
@@ -117,7 +117,7 @@ BLOB = f"GET blobs/{IMAGE.layers[0].descriptor.digest}"
 
 
 async def first_bytes(source: RegistrySource, reference: str, registry: FaultyRegistry) -> list[str]:
-    """Begin with an archive; return what was asked until then."""
+    """Read the first bytes of an archive; return the requests until then."""
     image = await source.resolve(reference, AMD64)
     async with stream_plan(plan_of(image), source.open_blob) as chunks:
         assert await anext(chunks)
@@ -136,7 +136,7 @@ LOGIN = {"none": [], "basic": ["401"], "bearer": ["401", "GET /token"]}
     [("1", [BY_TAG, CONFIG]), ("index", ["GET manifests/index", BY_DIGEST, CONFIG])],
     ids=["manifest", "index"],
 )
-async def test_nothing_is_kept(start: Start, auth: Auth, tag: str, requests: list[str]) -> None:
+async def test_requests_with_an_empty_cache(start: Start, auth: Auth, tag: str, requests: list[str]) -> None:
     registry = await start(auth=auth)
     async with new_source() as source:
         asked = await first_bytes(source, f"{registry.address}/team/app:{tag}", registry)
@@ -148,7 +148,7 @@ async def test_nothing_is_kept(start: Start, auth: Auth, tag: str, requests: lis
 
 
 @pytest.mark.parametrize("tag", ["1", "index"])
-async def test_all_is_kept(start: Start, tag: str) -> None:
+async def test_requests_with_all_in_the_cache(start: Start, tag: str) -> None:
     registry = await start(auth="bearer")
     async with new_source() as source:
         name = f"{registry.address}/team/app:{tag}"
@@ -158,7 +158,7 @@ async def test_all_is_kept(start: Start, tag: str) -> None:
             assert await first_bytes(source, name, registry) == [f"HEAD manifests/{tag}"]
 
 
-async def test_a_digest_that_is_kept_costs_nothing(start: Start) -> None:
+async def test_a_cached_digest_needs_no_request(start: Start) -> None:
     registry = await start()
     async with new_source() as source:
         await source.resolve(f"{registry.address}/team/app:1", AMD64)
@@ -174,7 +174,7 @@ async def test_a_digest_that_is_kept_costs_nothing(start: Start) -> None:
     ],
     ids=["manifest", "index"],
 )
-async def test_something_else_is_kept(start: Start, tag: str, requests: list[str]) -> None:
+async def test_requests_with_another_image_in_the_cache(start: Start, tag: str, requests: list[str]) -> None:
     registry = await start()
     registry.add("team/app:other", OTHER)
     async with new_source() as source:
@@ -196,7 +196,7 @@ async def test_a_tag_that_moves(start: Start) -> None:
 
 
 async def test_a_mirror_gives_what_the_tag_means(start: Start) -> None:
-    """The registry is not asked for more than the meaning, so that no pull counts there."""
+    """The registry is asked only for the digest of the tag, so that no pull is counted there."""
     registry, mirror = await start(), await start(prefix="hub/")
     async with new_source(mirrors=[f"{mirror.here.url}/hub"]) as source:
         await source.resolve(f"{registry.address}/team/app:index", AMD64)
@@ -216,7 +216,7 @@ def of_head(fault: Fault) -> Fault:
 
 
 def two_digests() -> Fault:
-    """Say two digests, of which one is right."""
+    """Answer with two digests, one of them right."""
 
     def change(_: Ask, answer: Answer) -> Answer:
         headers = answer.headers.copy()
@@ -257,8 +257,8 @@ async def test_the_document_is_fetched_by_its_tag(start: Start, fault: Fault, re
 
 
 @pytest.mark.parametrize("auth", ["basic", "bearer"])
-async def test_a_login_that_is_not_for_head(start: Start, auth: Auth) -> None:
-    """A registry that refuses HEAD whoever asks."""
+async def test_a_registry_that_refuses_head(start: Start, auth: Auth) -> None:
+    """The registry refuses HEAD with and without a login."""
     challenge = 'Basic realm="x"' if auth == "basic" else 'Bearer realm="{}/token",service="x"'
     registry = await start(auth=auth)
     refusal = Answer(401).saying(WWW_Authenticate=challenge.format(registry.here.url))
@@ -270,8 +270,8 @@ async def test_a_login_that_is_not_for_head(start: Start, auth: Auth) -> None:
     assert [each for each in taken(registry) if each != "GET /token"][-1] == BY_TAG
 
 
-async def test_head_says_what_a_tag_means(start: Start) -> None:
-    """It may have moved since: then another document is fetched, or is kept already."""
+async def test_head_gives_the_digest_of_a_tag(start: Start) -> None:
+    """The tag may have moved: then another document is fetched, or taken from the cache."""
     registry = await start()
     registry.add("team/app:other", OTHER)
     registry.faults.append(of_head(digest_header(str(OTHER.manifest.digest))))
@@ -285,7 +285,7 @@ async def test_head_says_what_a_tag_means(start: Start) -> None:
     ("status", "error"), [(404, ImageNotFoundError), (403, AuthenticationError)], ids=["404", "403"]
 )
 async def test_the_error_is_that_of_get(start: Start, status: int, error: type[Exception]) -> None:
-    """An answer to HEAD has no body that says why."""
+    """An answer to HEAD has no body with the reason."""
     registry = await start()
     async with new_source() as source:
         name = f"{registry.address}/team/app:1"
@@ -331,7 +331,7 @@ async def test_a_range_costs_no_more_than_its_bytes(start: Start, begin: int, en
     assert counter.given == expected
 
 
-async def test_a_range_that_breaks_off_costs_what_was_lost(start: Start) -> None:
+async def test_a_resumed_range_costs_only_the_lost_bytes(start: Start) -> None:
     """The bytes that came before the break are not asked for again."""
     counter = Counter()
     registry = await start(drop(0.5).often(1), counter.fault())
@@ -343,8 +343,8 @@ async def test_a_range_that_breaks_off_costs_what_was_lost(start: Start) -> None
     assert sum(counter.given.values()) <= 150_000
 
 
-async def test_counting_can_fail(start: Start) -> None:
-    """A registry without ranges gives more, and that is seen."""
+async def test_the_counter_notices_excess_bytes(start: Start) -> None:
+    """A registry without ranges sends more bytes, and the counter shows them."""
     counter = Counter()
     registry = await start(ignore_range(), counter.fault())
     async with new_source() as source:

@@ -1,4 +1,4 @@
-"""The attacks of others' histories, against a registry source: where a client goes, and whom it shows credentials.
+"""Known attacks on registry clients, against a registry source: dialled hosts, and credentials.
 
 ======  =========================================================================================================
 S1      A header reaches only its own origin: scheme, host, port.
@@ -133,7 +133,7 @@ class Town:
         )
 
     def strangers(self) -> list[Ask]:
-        """Return what came to anybody but the registry, by the name that it was called."""
+        """Return the requests to hosts other than the registry, by the names under which they were asked."""
         elsewhere = [
             self.registry.other,
             self.second.here,
@@ -247,7 +247,7 @@ def check_origins(town: Town) -> None:
 @pytest.mark.parametrize("auth", ["none", "basic", "bearer"])
 @pytest.mark.parametrize("scheme", ["Basic", "Bearer"])
 async def test_s1_origin_of_a_challenge(tmp_path: Path, scheme: str, auth: Auth) -> None:
-    """A redirect leads to somebody who asks for credentials; they are not his (CVE-2020-15157)."""
+    """A redirect leads to another host that asks for credentials; they are not for that host (CVE-2020-15157)."""
     registry = FaultyRegistry({"team/app:1": IMAGE}, auth=auth)
     async with registry:
         wanted = Answer(401).saying(
@@ -262,7 +262,7 @@ async def test_s1_origin_of_a_challenge(tmp_path: Path, scheme: str, auth: Auth)
 
 
 def away_and_back(registry: FaultyRegistry, *kinds: Kind) -> list[Fault]:
-    """Lead to the other host, which leads back, to what it likes."""
+    """Redirect to the other host, which redirects back to a path of its choice."""
     return [
         Fault(
             "away",
@@ -282,7 +282,7 @@ def away_and_back(registry: FaultyRegistry, *kinds: Kind) -> list[Fault]:
 @pytest.mark.parametrize("kind", DOCUMENTS)
 @pytest.mark.parametrize("auth", ["none", "basic", "bearer"])
 async def test_s1_origin_that_was_left(tmp_path: Path, auth: Auth, kind: Kind) -> None:
-    """A path that a stranger leads back to gets no credentials, and is given none when it asks for them."""
+    """A path to which another host leads back gets no credentials, also not when it asks for them."""
     registry = FaultyRegistry({"team/app:1": IMAGE}, auth=auth)
     async with registry:
         registry.faults = away_and_back(registry, kind)
@@ -297,7 +297,7 @@ async def test_s1_origin_that_was_left(tmp_path: Path, auth: Auth, kind: Kind) -
 
 @pytest.mark.parametrize("auth", ["none", "bearer"])
 async def test_s1_origin_of_a_challenge_after_coming_back(tmp_path: Path, auth: Auth) -> None:
-    """Nor does it choose who is shown the password."""
+    """A host that leads back to the registry does not choose the token server either."""
     registry = FaultyRegistry({"team/app:1": IMAGE}, auth=auth)
     async with registry:
         realm = f'Bearer realm="{registry.other.url}/token",service="s"'
@@ -331,7 +331,7 @@ async def test_s1_origin_of_a_token_server_that_was_left(tmp_path: Path) -> None
 
 
 async def test_s1_origin_is_asked_anew_for_the_rest_of_a_layer(tmp_path: Path) -> None:
-    """With credentials, which the host that it redirects to does not get, whatever breaks off there."""
+    """The credentials go to the registry alone, also when a transfer from the host that it redirects to breaks off."""
     registry = FaultyRegistry({"team/app:1": IMAGE}, auth="bearer")
     async with registry:
         at_other = replace(
@@ -348,7 +348,7 @@ async def test_s1_origin_is_asked_anew_for_the_rest_of_a_layer(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("hops", "works"), [(10, True), (11, False), (None, False)], ids=["10", "11", "loop"]
 )
-async def test_s1_origin_so_many_hops(town: Any, tmp_path: Path, hops: int | None, works: bool) -> None:
+async def test_s1_origin_number_of_hops(town: Any, tmp_path: Path, hops: int | None, works: bool) -> None:
     built: Town = await town("basic")
     built.registry.faults = [redirect("{path}").often(hops)]
     error = await attempt(
@@ -360,10 +360,10 @@ async def test_s1_origin_so_many_hops(town: Any, tmp_path: Path, hops: int | Non
 
 
 @pytest.mark.parametrize("kind", DOCUMENTS)
-async def test_s1_origin_no_step_down_from_https(
+async def test_s1_origin_no_redirect_from_https_to_http(
     town: Any, authority: Authority, tmp_path: Path, kind: Kind
 ) -> None:
-    """Not even without credentials: what is read over plain HTTP may be anybody's."""
+    """Also without credentials: anybody may change an answer over plain HTTP."""
     built: Town = await town("none")
     built.secure.faults = [redirect(f"http://registry.test:{built.second.here.port}{{path}}").of(kind)]
     error = await attempt(
@@ -520,7 +520,7 @@ async def test_s2_realm(
 async def test_s2_realm_that_redirects(
     authority: Authority, keyring: Keyring, tmp_path: Path, dials: list[tuple[str, int]], to: str, status: int
 ) -> None:
-    """The token server sees the password; nobody that it points at does."""
+    """The token server sees the password; a host that it points at does not."""
     registry = FaultyRegistry({"team/app:1": IMAGE}, auth="bearer", ip=PUBLIC, elsewhere=PUBLIC_TOO)
     await registry.start(authority.server)
     try:
@@ -553,7 +553,7 @@ async def test_s2_realm_that_redirects(
     "value", ["a&account=root", "a#b", "a b", "a%26b", "ä", "a&scope=repository:other:push"]
 )
 async def test_s2_realm_parameters_are_values(keyring: Keyring, tmp_path: Path, value: str) -> None:
-    """The name that a registry gives its service is one value of the query, whatever stands in it."""
+    """The name of a registry's service is one value of the query, whatever characters it has."""
     registry = FaultyRegistry({"team/app:1": IMAGE}, auth="bearer")
     async with registry:
         header = (
@@ -639,7 +639,7 @@ async def test_s3_dial(
     answers: str,
     way: str,
 ) -> None:
-    """Whatever a resolver says, and when: only the registry and public addresses are dialled."""
+    """Only the registry and public addresses are dialled, whatever a resolver returns, and when."""
     names = Names(NAMES | {"evil.test": DANGEROUS[answers]})
     url = f"https://evil.test:{public_registry.other.port}"
     error, _ = await led_astray(public_registry, authority, names, way, url, tmp_path / "app.tar")
@@ -657,7 +657,7 @@ async def test_s3_dial_of_an_address(
     host: str,
     way: str,
 ) -> None:
-    """An address may pass by the resolver; it does not pass by the check."""
+    """A literal address skips the resolver, but not the check."""
     url = f"https://{host}:{public_registry.other.port}"
     error, _ = await led_astray(public_registry, authority, Names(NAMES), way, url, tmp_path / "app.tar")
     assert (error is None) == (way == "Link"), everything(error)
@@ -669,7 +669,7 @@ async def test_s3_dial_of_an_address(
 async def test_s3_dial_of_a_name_with_addresses_of_two_classes(
     monkeypatch: pytest.MonkeyPatch, keyring: Keyring, tmp_path: Path, is_public_first: bool, way: str
 ) -> None:
-    """Addresses are tried side by side, if the first takes its time. What was tried does not count, but what answers."""
+    """Addresses are tried side by side. The address that answers counts, and not those that were tried."""
     connect, tried = selector_events.BaseSelectorEventLoop.sock_connect, asyncio.Event()
     dead = "127.0.0.9"  # nobody listens there
 
@@ -702,8 +702,8 @@ async def test_s3_dial_of_a_name_with_addresses_of_two_classes(
     assert keyring.asked == [], "credentials were looked up for it"
 
 
-async def test_s3_dial_of_what_the_user_names(dials: list[tuple[str, int]], tmp_path: Path) -> None:
-    """A registry at a private or loopback address is where it is; it may point within its network."""
+async def test_s3_dial_of_the_users_own_registry(dials: list[tuple[str, int]], tmp_path: Path) -> None:
+    """A registry may be at a private or loopback address, and may point within its network."""
     for host, ip, elsewhere in (
         ("private.test", PRIVATE, PRIVATE_TOO),
         ("loopback.test", "127.0.0.1", "127.0.0.2"),
@@ -722,7 +722,7 @@ async def test_s3_dial_of_what_the_user_names(dials: list[tuple[str, int]], tmp_
 async def test_s3_dial_urls_are_not_asked_at_all(
     public_registry: FaultyRegistry, authority: Authority, dials: list[tuple[str, int]], tmp_path: Path
 ) -> None:
-    """Not even where they are public and would answer: a manifest does not say whom to dial."""
+    """Not even public URLs that would answer are asked: a manifest does not choose whom to dial."""
     url = f"https://auth.test:{public_registry.other.port}"
     error, _ = await led_astray(public_registry, authority, Names(NAMES), "urls", url, tmp_path / "app.tar")
     assert isinstance(error, SourceError)

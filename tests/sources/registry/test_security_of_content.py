@@ -1,4 +1,4 @@
-"""The attacks of others' histories, against a registry source: what it sends, and what it says.
+"""Known attacks on registry clients, against a registry source: content and texts.
 
 ======  =========================================================================================================
 S4      No bytes but those that a digest names reach a committed archive.
@@ -164,7 +164,7 @@ LIES = {
 @pytest.mark.parametrize("kind", DOCUMENTS)
 @pytest.mark.parametrize("name", OTHER_BYTES)
 async def test_s4_digest_of_other_bytes(tmp_path: Path, name: str, kind: Kind, lie: str) -> None:
-    """Whatever a header says: the digest is that of the bytes. The image is pinned, so all bytes are known."""
+    """The digest is computed from the bytes, whatever a header says. The image is pinned, so all bytes are known."""
     reference = f"team/app@{IMAGE.manifest.digest}"
     faults = [OTHER_BYTES[name].of(kind).often(None), change(lie, LIES[lie]).of(kind)]
     async with FaultyRegistry({"team/app:1": IMAGE}, faults) as registry:
@@ -277,7 +277,7 @@ async def test_s5_kinds(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("content_type", [OCI_INDEX, DOCKER_MANIFEST, "text/html", None])
 async def test_s5_kinds_not_by_the_header(tmp_path: Path, content_type: str | None) -> None:
-    """A header makes nothing else of bytes that say what they are: the image, or an error."""
+    """A header cannot change the kind of a document that states it: the result is the image, or an error."""
     fault = change("Content-Type", lambda answer: answer.saying(Content_Type=content_type)).of("manifest")
     async with FaultyRegistry({"team/app:1": IMAGE}, [fault]) as registry:
         error = await attempt(f"{registry.address}/team/app:1", tmp_path / "app.tar")
@@ -301,7 +301,7 @@ async def test_s5_kinds_index_in_index(tmp_path: Path) -> None:
 
 
 async def test_s5_kinds_a_cycle(tmp_path: Path) -> None:
-    """An index that leads to itself under another digest's name is found out by that digest."""
+    """An index that leads to itself under another digest does not have that digest."""
     raw = index_of(b"", media_type=OCI_INDEX)
     async with FaultyRegistry() as registry:
         registry.add_document("team/app:1", raw, OCI_INDEX)
@@ -357,7 +357,7 @@ async def test_s6_size_in_a_manifest(tmp_path: Path, size: str, where: str) -> N
 @pytest.mark.parametrize("size", [2**62, 2**40, LAYER.descriptor.size or 0 + 1])
 @pytest.mark.parametrize("layers", ["keep", "decompress"])
 async def test_s6_size_that_is_only_promised(tmp_path: Path, size: int, layers: Layers) -> None:
-    """A petabyte on paper costs nothing before it comes."""
+    """A stated size of a petabyte costs no memory."""
     size += size == LAYER.descriptor.size
     layer = replace(LAYER, descriptor=replace(LAYER.descriptor, size=size))
     async with FaultyRegistry({"team/app:1": make_image(layer)}) as registry:
@@ -395,7 +395,7 @@ async def test_s6_size_of_documents(
 
 @pytest.mark.parametrize("kind", ["manifest", "config", "blob", "token"])
 async def test_s6_size_without_an_end(tmp_path: Path, kind: Kind) -> None:
-    """An answer that does not end is left soon, whatever it is."""
+    """An answer that does not end is closed soon, whatever it is."""
     flood = Fault(
         "flood",
         lambda _, answer: replace(answer, body=b" " * 65536, has_length=False, ending="endless"),
@@ -434,7 +434,7 @@ async def test_s6_size_of_errors(tmp_path: Path, kind: Kind, status: int) -> Non
 
 
 async def test_s6_size_ten_thousand_layers(tmp_path: Path) -> None:
-    """Bounded by the manifest's size; they are one layer here, which is fetched once."""
+    """The manifest's size bounds their number. Here all are the same layer, which is fetched once."""
     layers = [LAYER] * 10_000
     async with FaultyRegistry({"team/app:1": make_image(*layers)}) as registry:
         with memory_below(256 * MEBIBYTE):
@@ -471,7 +471,7 @@ async def test_s6_size_of_headers(tmp_path: Path, headers: CIMultiDict[str]) -> 
 
 
 async def test_s6_size_endless_pages(tmp_path: Path) -> None:
-    """No list is asked for, so none can be endless; an index has all of its manifests."""
+    """No paged list is asked for, since an index has all of its manifests."""
     pages = Fault(
         "a next page",
         lambda ask, answer: answer.saying(Link=f'<{ask.path}?last=x>; rel="next"'),
@@ -539,7 +539,7 @@ async def test_s7_bombs(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["gzip", "zstd", "many gzip members", "empty gzip members"])
-async def test_s7_bombs_are_no_matter_where_nothing_is_opened(tmp_path: Path, name: str) -> None:
+async def test_s7_bombs_are_kept_where_layers_are_not_decompressed(tmp_path: Path, name: str) -> None:
     image = image_of_blob(*(TOO_LARGE | ODD)[name]())
     async with FaultyRegistry({"team/app:1": image}) as registry:
         with memory_below(BOMB_MEMORY):
@@ -597,7 +597,7 @@ def check_text(text: str) -> None:
 
 
 def check_error(error: BaseException | None) -> None:
-    """Check what an error says, and that not even a ``repr`` in a traceback has a secret."""
+    """Check the text of an error, and that no ``repr`` in its traceback has a secret."""
     assert error is not None
     while error is not None:
         if isinstance(error, DockerSaveError):
@@ -627,7 +627,7 @@ def error_body(where: str, text: str) -> bytes:
 
 
 def latin(text: str) -> str:
-    """Return what of a text can stand in a header at all."""
+    """Return the characters of a text that a header can have."""
     return "".join(c for c in text if ord(c) < 256 and c not in "\r\n\0")[:6000]
 
 
@@ -648,7 +648,7 @@ async def test_s10_text_of_errors(
 
 @pytest.mark.parametrize("text", [*NASTY.values(), TELLTALE["a signed URL"]], ids=[*NASTY, "a signed URL"])
 async def test_s10_text_of_challenges(tmp_path: Path, logged: pytest.LogCaptureFixture, text: str) -> None:
-    """Not even the URL of a token server is shown as it came."""
+    """The URL of a token server is not shown as it came either."""
     quoted = latin(text).replace('"', "")
     for header in (
         f'Bearer realm="{quoted}"',
@@ -691,7 +691,7 @@ async def test_s10_text_of_manifests(
 
 
 async def test_s10_text_of_a_foreign_layers_url(tmp_path: Path) -> None:
-    """The error says where the layer could be had, without what gives access."""
+    """The error names the layer's URL without the parts that give access."""
     document = json.loads(IMAGE.manifest_bytes)
     url = "https://user:hunter2@example.com/x?X-Signature=abcdef123#frag"
     IN_MANIFEST["layer's URLs"](document, url)
@@ -704,7 +704,7 @@ async def test_s10_text_of_a_foreign_layers_url(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", NASTY.values(), ids=NASTY)
 async def test_s10_text_of_platforms(tmp_path: Path, logged: pytest.LogCaptureFixture, text: str) -> None:
-    """The platforms that there are, as an error lists them."""
+    """The platforms of an index, as an error lists them."""
     document = json.loads(index_of(IMAGE.manifest_bytes, IMAGE.manifest_bytes))
     for manifest in document["manifests"]:
         manifest["platform"] = {"os": text, "architecture": text, "variant": text}
@@ -756,7 +756,7 @@ async def test_s10_text_of_headers(
 
 
 async def test_s10_text_of_a_location(tmp_path: Path, logged: pytest.LogCaptureFixture) -> None:
-    """A signed URL gives access to who reads it."""
+    """A signed URL gives access to everybody who reads it."""
     url = "http://127.0.0.2:{port}/x?X-Signature=abcdef123&token=token-1"
     async with FaultyRegistry({"team/app:1": IMAGE}) as registry:
         registry.faults = [redirect(url.format(port=registry.other.port))]
@@ -784,7 +784,7 @@ async def test_s10_text_of_tags(tmp_path: Path, text: str) -> None:
     check_error(error)
 
 
-def test_s10_text_of_what_holds_secrets() -> None:
+def test_s10_text_of_objects_with_secrets() -> None:
     for thing in (
         Credentials(USER, PASSWORD),
         Credentials("", "", identity_token="token-1", registry_token="token-2"),

@@ -1,4 +1,4 @@
-"""One request and its redirects, against real servers: what is sent to whom, and what faults of a connection mean."""
+"""One request and its redirects against real servers: headers for each host, and errors for faults of a connection."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ from aiodockersave import (
 )
 from aiodockersave.sources.registry.addresses import AddressClass, DialGuard, classify
 from aiodockersave.sources.registry.answers import InterruptedTransfer
-from aiodockersave.sources.registry.session_pool import Proxies, Settings, Timeouts
+from aiodockersave.sources.registry.session_pool import Proxies, Settings
+from aiodockersave.sources.registry.timeouts import Timeouts
 from aiodockersave.sources.registry.transport import MAX_REDIRECTS, Request, Response, Transport
 
 PATIENT = Timeouts(connect=60, silence=60)
@@ -41,7 +42,7 @@ AUTHORIZATION = "Bearer the-token"
 
 @dataclass
 class Server:
-    """Answers as told, and notes what it was asked.
+    """A server with given answers that records its requests.
 
     Attributes:
         answer: What is answered.
@@ -196,7 +197,7 @@ async def test_credentials_stay_at_their_origin(stack: AsyncExitStack, connect: 
 async def test_credentials_are_gone_once_their_origin_was_left(
     stack: AsyncExitStack, connect: Connect, status: int, hops: int
 ) -> None:
-    """Whoever is asked elsewhere chooses what is asked when it leads back."""
+    """A host that leads back chooses the URL that is asked there."""
     other = await stack.enter_async_context(serving(Server()))
     server = await stack.enter_async_context(serving(Server()))
     away = redirect(f"{other.url}/x", status)
@@ -222,10 +223,10 @@ async def test_cookies_are_not_kept(stack: AsyncExitStack, connect: Connect) -> 
 @pytest.mark.parametrize(
     ("location", "message"),
     [
-        ("", "redirects to no proper URL"),
-        ("ftp://127.0.0.1/", "redirects to no proper URL"),
-        ("http://user:pw@127.0.0.1/", "redirects to no proper URL"),
-        ("http://8.8.8.8:0/", "redirects to no proper URL"),
+        ("", "redirects to a text that is not a proper URL"),
+        ("ftp://127.0.0.1/", "redirects to a text that is not a proper URL"),
+        ("http://user:pw@127.0.0.1/", "redirects to a text that is not a proper URL"),
+        ("http://8.8.8.8:0/", "redirects to a text that is not a proper URL"),
         ("/again?token=abc", "more than 10 redirects"),
         ("http://10.0.0.1/", "the private address 10.0.0.1 is not dialled"),
         ("http://169.254.169.254/latest", "the link-local address 169.254.169.254 is not dialled"),
@@ -247,7 +248,7 @@ async def test_redirects_that_are_not_followed(
 
 async def test_a_redirect_without_location(stack: AsyncExitStack, connect: Connect) -> None:
     server = await stack.enter_async_context(serving(Server(lambda _: web.Response(status=302))))
-    with pytest.raises(RegistryError, match="no proper URL"):
+    with pytest.raises(RegistryError, match="not a proper URL"):
         await fetch(connect(server.url), server.url)
 
 
@@ -328,7 +329,7 @@ async def test_a_registry_leads_to_itself_whatever_its_address(
 
 @dataclass
 class Held(Server):
-    """Answers when it is let.
+    """A server that answers only when the test lets it.
 
     Attributes:
         is_asked: Set when a request has come.
@@ -382,7 +383,7 @@ NOT_DIALLED = r"the loopback address 127\.0\.0\.1 is not dialled"
 async def test_each_answer_is_judged_by_its_own_connection(
     stack: AsyncExitStack, connect: Connect, is_public_last: bool
 ) -> None:
-    """A name is at a public address and in this machine: only what answers from in here may point in here."""
+    """A name has a public address and one in this machine: only an answer from this machine may point into it."""
     inner = await stack.enter_async_context(serving(Server()))
     public, loopback = Held(host="127.0.0.2"), Held(host="127.0.0.3")
     await serve_at_one_port(stack, public, loopback)
@@ -421,7 +422,7 @@ CHAINS = {
 async def test_chains_of_redirects(
     stack: AsyncExitStack, connect: Connect, hosts: Sequence[str], works: bool
 ) -> None:
-    """Each may point where all before it may."""
+    """Each host may point where all hosts before it may."""
     servers = [await stack.enter_async_context(serving(Server(host=host))) for host in hosts]
     for server, following in itertools.pairwise(servers):
         server.answer = redirect(following.url)
@@ -437,7 +438,7 @@ async def test_chains_of_redirects(
 async def test_a_registry_that_moves_inside_does_not_point_inside(
     stack: AsyncExitStack, connect: Connect
 ) -> None:
-    """It redirects to itself, and then its name is that of this machine: that answer is a stranger's too."""
+    """The registry redirects to its own name, which now resolves to this machine: that answer counts as public too."""
     inner = await stack.enter_async_context(serving(Server()))
     outside, inside = Server(host="127.0.0.2"), Server(host="127.0.0.3")
     await serve_at_one_port(stack, outside, inside)
@@ -451,7 +452,7 @@ async def test_a_registry_that_moves_inside_does_not_point_inside(
 
 
 class TableResolver(AbstractResolver):
-    """A caller's resolver, which says the same of every name."""
+    """A caller's resolver that gives every name the same addresses."""
 
     def __init__(self, address: str) -> None:
         self._address = address
@@ -488,7 +489,7 @@ async def test_where_a_registry_may_point_over_a_lent_session(
     kind: type[aiohttp.TCPConnector],
     works: bool,
 ) -> None:
-    """A name server may tell us one thing, and the caller's connector another."""
+    """A resolver may give us one address, and the caller's connector another."""
     inner = await stack.enter_async_context(serving(Server()))
     server = await stack.enter_async_context(serving(Server(redirect(inner.url), host=theirs)))
     session = aiohttp.ClientSession(connector=kind(resolver=TableResolver(theirs)))
@@ -503,7 +504,9 @@ async def test_where_a_registry_may_point_over_a_lent_session(
     assert (len(server.asks), len(inner.asks)) == (1, 0)
 
 
-async def test_an_address_is_what_it_is_over_any_connector(stack: AsyncExitStack, connect: Connect) -> None:
+async def test_a_literal_address_has_its_class_over_any_connector(
+    stack: AsyncExitStack, connect: Connect
+) -> None:
     inner = await stack.enter_async_context(serving(Server()))
     server = await stack.enter_async_context(serving(Server(redirect(inner.url), host="127.0.0.3")))
     session = await stack.enter_async_context(aiohttp.ClientSession(connector=OwnConnector()))
@@ -513,7 +516,7 @@ async def test_an_address_is_what_it_is_over_any_connector(stack: AsyncExitStack
 async def test_over_a_lent_session_nothing_is_sent_to_where_a_name_has_moved(
     stack: AsyncExitStack, connect: Connect
 ) -> None:
-    """It was public when it was checked. The caller's connector asks once more, and dials."""
+    """The name was public when it was checked. The caller's connector resolves it again, and dials."""
     inner = await stack.enter_async_context(serving(Server()))
     server = await stack.enter_async_context(serving(Server(host="127.0.0.2")))
     server.answer = redirect(f"http://rebound.example:{inner.port}/")
@@ -526,7 +529,7 @@ async def test_over_a_lent_session_nothing_is_sent_to_where_a_name_has_moved(
 
 
 async def test_a_proxy_is_not_the_registry(stack: AsyncExitStack, connect: Connect) -> None:
-    """It is in this machine, and so is the registry by its name; whoever answers is behind it."""
+    """The proxy is in this machine, and so is the registry by its name; but the answer comes from behind the proxy."""
     inner = await stack.enter_async_context(serving(Server()))
     proxy = await stack.enter_async_context(serving(Server(redirect(inner.url))))
     url = "http://registry.example:80"
@@ -573,7 +576,7 @@ async def test_nothing_of_a_lent_session_is_used_but_its_connections(
 async def test_small_bodies_come_in_small_portions(
     stack: AsyncExitStack, connect: Connect, is_lent: bool
 ) -> None:
-    """On one connection after the other; not on one that is the caller's."""
+    """Also when a connection is used again; never on a caller's connection."""
     server = await stack.enter_async_context(serving(Server()))
     session = await stack.enter_async_context(aiohttp.ClientSession()) if is_lent else None
     transport = connect(server.url, session=session)
@@ -617,7 +620,7 @@ async def test_a_closed_transport(connect: Connect) -> None:
 # ── proxies ──
 
 
-async def test_a_proxy_is_told_what_is_for_it(stack: AsyncExitStack, connect: Connect) -> None:
+async def test_the_login_at_a_proxy_goes_to_the_proxy(stack: AsyncExitStack, connect: Connect) -> None:
     proxy = await stack.enter_async_context(serving(Server()))
     login = f"http://user:p%40ss@{proxy.url.removeprefix('http://')}"
     transport = connect("http://registry.example:80", proxies=Proxies.read({"HTTP_PROXY": login}))
@@ -639,7 +642,7 @@ async def test_a_proxy_resolves_the_names_of_redirects(stack: AsyncExitStack, co
 
 
 @pytest.mark.parametrize("host", ["10.0.0.1", "169.254.169.254"])
-async def test_a_proxy_is_not_made_to_dial_what_we_would_not(
+async def test_a_proxy_is_not_asked_to_dial_refused_addresses(
     stack: AsyncExitStack, connect: Connect, host: str
 ) -> None:
     proxy = await stack.enter_async_context(serving(Server(redirect(f"http://{host}/"))))
@@ -673,12 +676,10 @@ async def test_a_proxy_that_does_not_connect(
         ("http://127.0.0.1:1", InterruptedTransfer, "the proxy cannot be reached"),
         ("HTTP://127.0.0.1:1", InterruptedTransfer, "the proxy cannot be reached"),
         ("socks5://127.0.0.1:1", InvalidInputError, "only proxies by http and https"),
-        ("http://[::1", InvalidInputError, "a proxy by what is no URL$"),
+        ("http://[::1", InvalidInputError, "a proxy by a text that is not a URL$"),
     ],
 )
-async def test_a_proxy_that_is_none(
-    connect: Connect, proxy: str, error: type[Exception], message: str
-) -> None:
+async def test_invalid_proxies(connect: Connect, proxy: str, error: type[Exception], message: str) -> None:
     transport = connect("https://registry.example:443", proxies=Proxies.read({"HTTPS_PROXY": proxy}))
     with pytest.raises(error, match=message):
         await fetch(transport, "https://registry.example/")
@@ -710,7 +711,7 @@ async def test_certificates_are_checked(stack: AsyncExitStack, connect: Connect,
         await fetch(connect(other.url, tls=trusting(ca)), other.url)
 
 
-async def test_who_speaks_tls(stack: AsyncExitStack, connect: Connect, ca: trustme.CA) -> None:
+async def test_speaks_tls(stack: AsyncExitStack, connect: Connect, ca: trustme.CA) -> None:
     secure = await stack.enter_async_context(serving(Server(), certified(ca, "127.0.0.1")))
     plain = await stack.enter_async_context(serving(Server()))
     closing = await stack.enter_async_context(answering_raw(b""))
@@ -721,7 +722,7 @@ async def test_who_speaks_tls(stack: AsyncExitStack, connect: Connect, ca: trust
         await fetch(connect(plain.url), plain.url.replace("http", "https"))
 
 
-async def test_tls_with_a_fault_is_tls(stack: AsyncExitStack, connect: Connect) -> None:
+async def test_speaks_tls_with_an_alert(stack: AsyncExitStack, connect: Connect) -> None:
     alert = bytes([0x15, 3, 3, 0, 2, 2, 70])  # fatal: protocol version
     url = (await stack.enter_async_context(answering_raw(alert, then_wait=True))).replace("http", "https")
     assert await connect(url).speaks_tls(Request("probe", url))
@@ -729,14 +730,14 @@ async def test_tls_with_a_fault_is_tls(stack: AsyncExitStack, connect: Connect) 
         await fetch(connect(url), url)
 
 
-async def test_who_cannot_be_reached_speaks_nothing(connect: Connect) -> None:
+async def test_speaks_tls_of_an_unreachable_host(connect: Connect) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         url = f"https://127.0.0.1:{closed.getsockname()[1]}"
     with pytest.raises(InterruptedTransfer, match=r"cannot be reached: .*(refused|Connect call failed)"):
         await connect(url).speaks_tls(Request("probe", url))
 
 
-async def test_who_says_nothing_speaks_nothing(connect: Connect) -> None:
+async def test_speaks_tls_of_a_silent_host(connect: Connect) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"https://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(InterruptedTransfer, match=r"no connection within 0\.3 s"):
@@ -829,7 +830,7 @@ async def test_faults(
     assert caught.value.__context__ is None, "aiohttp's errors hold whole URLs"
 
 
-async def test_nobody_listens(connect: Connect) -> None:
+async def test_connection_refused(connect: Connect) -> None:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{sock.getsockname()[1]}"
@@ -837,7 +838,7 @@ async def test_nobody_listens(connect: Connect) -> None:
             await fetch(connect(url), url)
 
 
-async def test_nobody_answers_the_call(connect: Connect) -> None:
+async def test_connection_times_out(connect: Connect) -> None:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         sock.listen(0)
@@ -849,13 +850,13 @@ async def test_nobody_answers_the_call(connect: Connect) -> None:
                 await fetch(connect(url, timeouts=NOTHING), url)
 
 
-async def test_the_resolver_does_not_know(connect: Connect) -> None:
+async def test_unknown_host(connect: Connect) -> None:
     with pytest.raises(RegistryError, match="there is no such host"):
         await fetch(connect("http://gone.example:80", guard=small_world()), "http://gone.example/")
 
 
 @pytest.mark.parametrize("is_lent", [False, True], ids=["own session", "lent session"])
-async def test_the_resolver_does_not_answer(stack: AsyncExitStack, connect: Connect, is_lent: bool) -> None:
+async def test_silent_resolver(stack: AsyncExitStack, connect: Connect, is_lent: bool) -> None:
     async def resolve(host: str, port: int) -> Sequence[str]:
         await asyncio.Event().wait()
         return []
@@ -867,7 +868,7 @@ async def test_the_resolver_does_not_answer(stack: AsyncExitStack, connect: Conn
         await fetch(transport, "http://slow.example/")
 
 
-async def test_faults_of_our_own_settings_stay_as_they_are(connect: Connect) -> None:
+async def test_configuration_errors_are_passed_on(connect: Connect) -> None:
     class SettingsError(DockerSaveError):
         """Certificates cannot be read."""
 
@@ -876,11 +877,11 @@ async def test_faults_of_our_own_settings_stay_as_they_are(connect: Connect) -> 
 
     with pytest.raises(SettingsError):
         await fetch(connect("https://registry.example:443", tls=tls), "https://registry.example/")
-    with pytest.raises(RegistryError, match="no proper URL"):
+    with pytest.raises(RegistryError, match="not a proper URL"):
         await fetch(connect("https://registry.example:443"), "https://user@registry.example/")
 
 
-async def test_without_the_extra_it_says_what_to_install(
+async def test_without_aiohttp_the_error_names_the_extra(
     connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "aiohttp", None)
@@ -905,7 +906,7 @@ async def test_bodies_are_counted(stack: AsyncExitStack, connect: Connect) -> No
         await response.read(1000)
 
 
-async def test_what_is_not_wanted_is_read_if_that_is_cheap(stack: AsyncExitStack, connect: Connect) -> None:
+async def test_discard_reads_small_bodies(stack: AsyncExitStack, connect: Connect) -> None:
     server = await stack.enter_async_context(serving(Server(lambda _: web.Response(body=bytes(1000)))))
     transport = connect(server.url)
     for _ in range(2):
@@ -917,7 +918,7 @@ async def test_what_is_not_wanted_is_read_if_that_is_cheap(stack: AsyncExitStack
     assert server.asks[2].transport is not server.asks[3].transport
 
 
-async def test_what_is_not_wanted_may_break_off(stack: AsyncExitStack, connect: Connect) -> None:
+async def test_discard_ignores_a_body_that_breaks_off(stack: AsyncExitStack, connect: Connect) -> None:
     url = await stack.enter_async_context(answering_raw(b"HTTP/1.1 401 No\r\nContent-Length: 9\r\n\r\nabc"))
     response = await connect(url).open(Request("blob", url))
     await response.discard()

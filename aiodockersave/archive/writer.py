@@ -23,16 +23,14 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, ParamSpec, Self, TypedDict, TypeVar, Unpack
+from typing import ParamSpec, Self, TypedDict, TypeVar, Unpack
 
 from aiodockersave._aio import closing, running_task
 from aiodockersave.blobs.calls import Call
 from aiodockersave.blobs.content import Content, OpenContent
 from aiodockersave.blobs.space import SharedExpansion
 from aiodockersave.blobs.staging import Memory, Stage, check_bytes
-from aiodockersave.blobs.transfer import Transfer
 from aiodockersave.core import tar
 from aiodockersave.core.docker_archive import Addition, new_builder, read_image
 from aiodockersave.core.documents import ImageManifest
@@ -43,22 +41,18 @@ from aiodockersave.core.model import (
     Format,
     Layers,
     Limits,
-    Share,
     check_choice,
     check_limits,
 )
 from aiodockersave.core.plan import Report
-from aiodockersave.core.verify import Verifier, new_plain_hash
 from aiodockersave.sinks.adapters import AnySink
 from aiodockersave.sinks.atomic_file import Target
 
 from .layers import LayerWriter
+from .receiver import Receiver
 from .stored_layers import Ledger, Wanted
 from .transaction import Output, Transaction, check_promise
 from .turns import Turns
-
-if TYPE_CHECKING:
-    from aiodockersave.blobs.space import Space
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -133,15 +127,20 @@ class ArchiveWriter:
         self._memory = Memory(check_bytes("stage_memory", stage_memory))
         self._stage_dir = stage_dir
         check_limits(max_plain_size=max_plain_size, max_expansion=max_expansion)
-        self._max_plain_size = max_plain_size
-        self._max_expansion, self._expansion = max_expansion, SharedExpansion()
         self._verifies = verify_diff_ids and not self._decompress
         self._ledger = Ledger()
+        limits = Limits(max_plain_size, max_expansion, SharedExpansion())
+        self._receiver = Receiver(
+            self._ledger,
+            self._output.worker,
+            limits,
+            decompress=self._decompress,
+            verify_plain=self._verifies,
+        )
         self._layers = LayerWriter(self._builder, self._ledger, decompress=layers == "decompress")
         self._turns = Turns(self._output)
         self._slots = asyncio.Semaphore(STAGING_SLOTS)
         self._end_cost = 0
-        self._space: Space | None = None
 
     @classmethod
     def at(cls, target: Target, sink: AnySink, **options: Unpack[WriterOptions]) -> Self:
@@ -153,7 +152,7 @@ class ArchiveWriter:
             options: As for any other archive.
         """
         archive = cls(sink, **options)
-        archive._turns.target, archive._space = target, target.space()
+        archive._turns.target, archive._receiver.space = target, target.space()
         return archive
 
     def has_blob(self, digest: Digest | str) -> bool:
@@ -213,30 +212,12 @@ class ArchiveWriter:
         finally:
             await opened.discard()
 
-    def _transfer(self, opened: OpenContent, wanted: Wanted) -> Transfer:
-        blob, diff_id = wanted.descriptor, wanted.diff_id or wanted.plain
-        share: Share = self._expansion
-        if blob is None:  # a layer without a name is another one than all others
-            unnamed = object()
-            share = lambda _, size: self._expansion(unnamed, size)  # noqa: E731 - a method would need no less
-        limits = Limits(self._max_plain_size, self._max_expansion, share)
-        plain = new_plain_hash(blob, diff_id, limits) if self._verifies else None
-        grows = self._decompress or blob is None or blob.size is None
-        return Transfer(
-            opened,
-            blob,
-            verifier=Verifier(blob, plain=plain),
-            inflate=limits if self._decompress else None,
-            diff_id=diff_id,
-            make_room=partial(self._space.take_in, self._output.worker) if self._space and grows else None,
-        )
-
     async def _put_streamed(self, call: Call, opened: OpenContent, wanted: Wanted) -> Descriptor:
         async with self._turns.lock:
             self._turns.begin(call)
             if (stored := self._ledger.find(wanted)) is not None:
                 return stored
-            transfer = self._transfer(opened, wanted)
+            transfer = self._receiver.transfer(opened, wanted)
 
             async def work(transaction: Transaction) -> Callable[[], Descriptor]:
                 await opened.open()
@@ -253,31 +234,12 @@ class ArchiveWriter:
                 return stored
             stage = Stage(self._memory, self._stage_dir)
             async with closing(stage):
-                blob, stored = await self._stage(call, opened, wanted, stage)
+                blob, stored = await self._receiver.stage(call, opened, wanted, stage)
                 async with self._turns.lock:
                     self._turns.begin(call)
                     return await self._turns.transact(
                         call, lambda transaction: self._layers.write_known(transaction, stage, blob, stored)
                     )
-
-    async def _stage(
-        self, call: Call, opened: OpenContent, wanted: Wanted, stage: Stage
-    ) -> tuple[Descriptor, Descriptor]:
-        """Receive a content; return the blob that came and what is to be stored of it."""
-        transfer = self._transfer(opened, wanted)
-
-        async def work() -> Callable[[], tuple[Descriptor, Descriptor]]:
-            await opened.open()
-            while not transfer.done:
-                await stage.append(await transfer.next())
-            self._ledger.know_plain(transfer.blob, transfer.plain_digest)
-            return lambda: (transfer.blob, transfer.stored)
-
-        call.staging = True
-        try:
-            return await call.settle(work, content=opened, closing=[transfer])
-        finally:
-            call.staging = False
 
     # ── images ──
 

@@ -1,8 +1,9 @@
-"""A save to a file that was interrupted goes on: at every kind of byte, after every kind of fault.
+"""A save to a file that was interrupted is resumed: at every kind of byte, after every kind of fault.
 
-What is in the part file is either right, and not fetched again, or it is found out by its digest. The matrix is
-{fault} × {a byte inside each kind of thing in an archive, and around the borders}. In each case the end is the same
-archive, byte for byte, and until then the target is as it was.
+Bytes in the part file are either right, and not fetched again, or their digest tells that they are wrong. The matrix is
+{fault} × {a byte inside each segment of the plan, and at its borders}: blobs are received at their offsets, and the known
+bytes around them (headers, padding, metadata, the end) are written behind the last blob, whatever members they are of. In
+each case the end is the same archive, byte for byte, and until then the target is as it was.
 """
 
 from __future__ import annotations
@@ -33,10 +34,8 @@ from aiodockersave import (
     save,
 )
 from aiodockersave.blobs import filling, placing
-from aiodockersave.core import tar
 from aiodockersave.core.plan import Segment
-from aiodockersave.pipeline import saving as syncing
-from aiodockersave.pipeline import to_file
+from aiodockersave.pipeline import saving, to_file
 from aiodockersave.pipeline.progress import Event, LayerRetried, LayerStarted
 from aiodockersave.sinks.part_file import part_name
 from tests.support.images import Image, ListSink, archive_of, make_image, make_layer
@@ -81,56 +80,22 @@ class Spot:
     at: int
 
 
-def spots(*, borders: bool = True) -> Iterator[Spot]:
-    """Return bytes of each kind: in the middle, and around the borders if asked."""
-    regions = []
-    kinds = set()
-    starts = [member.offset for member in PLAN.members] + [PLAN.size - len(tar.END_OF_ARCHIVE)]
-    for member, behind in zip(PLAN.members, starts[1:], strict=True):
-        kind = member.name.partition("/")[2] or member.name.rpartition(".")[2]
-        kind = member.name if member.name in ("manifest.json", "repositories") else kind
-        if kind in kinds:
-            continue  # of each kind the first
-        kinds.add(kind)
-        stop = member.data_offset + member.size
-        regions += [
-            (f"{kind} header", member.offset, member.data_offset),
-            (f"{kind} data", member.data_offset, stop),
-            (f"{kind} padding", stop, behind),
-        ]
-    regions.append(("end blocks", starts[-1], PLAN.size))
-    seen = set()
-    for name, begin, end in regions:
-        if begin == end:
-            continue
-        wanted = {"middle": (begin + end) // 2}
-        if borders:
-            wanted |= {"before": begin - 1, "first": begin, "second": begin + 1, "last": end - 1}
-        for point, at in wanted.items():
-            if at >= 0 and at not in seen:
-                seen.add(at)
-                yield Spot(f"{name}, {point}", at)
+def spots() -> Iterator[Spot]:
+    """Return bytes of each segment of the plan: in the middle, and at its borders."""
+    for number, segment in enumerate(PLAN.segments):
+        name = f"segment {number}, {'known bytes' if segment.descriptor is None else 'a blob'}"
+        points = {"first": 0, "second": 1, "middle": segment.size // 2, "last": segment.size - 1}
+        yield from (Spot(f"{name}, {point}", segment.offset + at) for point, at in points.items())
 
 
 SPOTS = list(spots())
-MIDDLES = list(spots(borders=False))
+MIDDLES = [spot for spot in SPOTS if spot.name.endswith("middle")]
 each_spot = pytest.mark.parametrize("spot", SPOTS, ids=lambda spot: spot.name)
 each_middle = pytest.mark.parametrize("spot", MIDDLES, ids=lambda spot: spot.name)
 
 
 def jobs_of(spot: Spot) -> int:
     return 1 + spot.at % 2
-
-
-def test_every_kind_of_thing_is_among_the_spots() -> None:
-    names = {spot.name.rpartition(",")[0] for spot in SPOTS}
-    assert names == {
-        *("tar header", "tar data", "tar padding", "gz header", "gz data", "gz padding"),
-        *("json header", "json data", "json padding", "layer.tar header"),
-        *("VERSION header", "VERSION data", "VERSION padding"),
-        *("manifest.json header", "manifest.json data", "manifest.json padding"),
-        *("repositories header", "repositories data", "repositories padding", "end blocks"),
-    }
 
 
 # ── the desk: a target with an old archive, and the part file beside it ──
@@ -347,9 +312,7 @@ async def test_a_limit_on_files(desk: Desk, spot: Spot) -> None:
 
 
 FAILING = [
-    (number, at)
-    for number, blob in enumerate(BLOBS)
-    for at in (-1, 0, 1, BATCH - 1, BATCH, BATCH + 1, blob.size // 2, blob.size - 1, blob.size)
+    (number, at) for number, blob in enumerate(BLOBS) for at in (-1, 0, 1, BATCH, blob.size // 2, blob.size)
 ]
 
 
@@ -372,8 +335,7 @@ async def test_the_source_fails(desk: Desk, number: int, at: int, jobs: int) -> 
     assert desk.store.given.total() <= desk.store.size + most_fetched(jobs)
 
 
-@pytest.mark.parametrize("more", [1, 511, 512, 513, 4096, 1 << 20])
-@pytest.mark.parametrize("state", ["whole", "zeros", "garbage"])
+@pytest.mark.parametrize(("state", "more"), [("whole", 1), ("zeros", 512), ("garbage", 1 << 20)])
 async def test_longer_than_the_archive(desk: Desk, state: str, more: int) -> None:
     """No save of this archive has left that: it is not written to, and removed by who knows what it is."""
     left = {
@@ -533,7 +495,7 @@ async def test_a_source_that_has_other_bytes(desk: Desk) -> None:
     await desk.save_again()
 
 
-@pytest.mark.parametrize("there", [0, 1, 299, 300, 301, 1500, 3000])
+@pytest.mark.parametrize("there", [0, 1, CHUNK, 1500, 3000])
 async def test_a_source_that_cannot_start_inside(desk: Desk, there: int) -> None:
     """It is read from its first byte, and what is there already is passed over."""
     desk.store.starts_inside = False
@@ -558,7 +520,7 @@ async def test_a_source_that_gives_no_parts_and_no_whole(desk: Desk, start: int)
 # ── zeros ──
 
 
-@pytest.mark.parametrize("zeros", [1, LAST_ZEROS - 1, LAST_ZEROS, LAST_ZEROS + 1, 4 * LAST_ZEROS])
+@pytest.mark.parametrize("zeros", [1, LAST_ZEROS, LAST_ZEROS + 1])
 @pytest.mark.parametrize("there", ["nothing", "all but zeros", "some zeros", "all", "all and metadata"])
 async def test_a_blob_that_ends_in_zeros(desk: Desk, zeros: int, there: str) -> None:
     """They cannot be told from what was never written: a few are taken for its own, more are fetched again."""
@@ -728,7 +690,7 @@ async def test_what_the_disk_refused_is_not_gone_on_with(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, call, refuse)
-        patch.setattr(syncing, "_PORTION", 1000)
+        patch.setattr(saving, "_PORTION", 1000)
         with pytest.raises(OSError) as caught:
             await desk.save(fsync=True)
     assert caught.value.errno == errno.EIO

@@ -17,13 +17,10 @@ from aiodockersave import (
     Digest,
     DigestMismatchError,
     InvalidDigestError,
-    InvalidInputError,
-    InvalidReferenceError,
     Platform,
     SinkError,
     SizeMismatchError,
     WriterBrokenError,
-    WriterClosedError,
     open_archive,
     plan_archive,
 )
@@ -389,77 +386,6 @@ async def test_a_large_config_is_worked_on_beside_the_loop() -> None:
     assert read_entries(await archive_of([image])) == derive_entries([image])
 
 
-NAMED: dict[str, tuple[Any, type[Exception], str]] = {
-    "a layer that is not in": (
-        lambda archive: archive.put_image(make_config([ZSTD.diff_id]), [ZSTD.descriptor]),
-        InvalidInputError,
-        f"layer {ZSTD.descriptor.digest} is not in the archive: put_layer",
-    ),
-    "fewer layers than diff IDs": (
-        lambda archive: archive.put_image(make_config([GZIP.diff_id] * 2), [GZIP.descriptor]),
-        InvalidInputError,
-        "has 1 layers, but 2 diff IDs",
-    ),
-    "another size of a layer that is in": (
-        lambda archive: archive.put_image(make_config([GZIP.diff_id]), [replace(GZIP.descriptor, size=7)]),
-        InvalidInputError,
-        f"blob {GZIP.descriptor.digest} has two sizes: .* with {GZIP.descriptor.size} bytes, 7 are promised",
-    ),
-    "the same, put again": (
-        lambda archive: archive.put_layer(GZIP.blob, replace(GZIP.descriptor, size=7)),
-        InvalidInputError,
-        f"blob {GZIP.descriptor.digest} has two sizes",
-    ),
-    "another config than the manifest's": (
-        lambda archive: archive.put_image(make_config([GZIP.diff_id], os="x"), make_image(GZIP).manifest),
-        SizeMismatchError,
-        "config sha256:.* has the wrong size",
-    ),
-    "a name that is none": (
-        lambda archive: archive.put_image(make_config([]), [], ["example.com/UPPER"]),
-        InvalidReferenceError,
-        "must be lowercase",
-    ),
-    "a name with a digest": (
-        lambda archive: archive.put_image(make_config([]), [], [f"app@{GZIP.diff_id}"]),
-        InvalidReferenceError,
-        "cannot have a digest",
-    ),
-    "one name instead of a list": (
-        lambda archive: archive.put_image(make_config([]), [], TAG),
-        TypeError,
-        "repo_tags is a sequence of names",
-    ),
-    "a diff ID that is no digest": (
-        lambda archive: archive.put_layer(OTHER.blob, OTHER.descriptor, diff_id="sha256:../../etc/passwd"),
-        InvalidDigestError,
-        "invalid digest",
-    ),
-    "no content at all": (
-        lambda archive: archive.put_layer(None, OTHER.descriptor),
-        TypeError,
-        "cannot read from None: pass bytes",
-    ),
-}
-
-
-@pytest.mark.parametrize(("call", "error", "message"), NAMED.values(), ids=NAMED)
-@pytest.mark.parametrize("make_sink", [ListSink, MemorySink])
-async def test_what_is_refused_is_named_and_changes_nothing(
-    make_sink: type[AnySink], call: Any, error: type[Exception], message: str
-) -> None:
-    sink = make_sink()
-    image = make_image(GZIP, repo_tags=[TAG])
-    async with ArchiveWriter(sink, layers="decompress") as archive:
-        await archive.put_layer(GZIP.blob, GZIP.descriptor)
-        before = sink.getvalue()
-        with pytest.raises(error, match=message):
-            await call(archive)
-        assert sink.getvalue() == before
-        await archive.put_image(image.config, image.manifest, image.repo_tags)
-    assert sink.getvalue() == await archive_of([image], layers="decompress")
-
-
 async def test_a_decompressed_layer_must_be_the_config_s() -> None:
     sink = ListSink()
     async with ArchiveWriter(sink, layers="decompress") as archive:
@@ -469,18 +395,6 @@ async def test_a_decompressed_layer_must_be_the_config_s() -> None:
         ):
             await archive.put_image(make_config([OTHER.diff_id]), [GZIP.descriptor])
     assert len(read_entries(sink.getvalue())) == 3
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"format": "podman"}, "format='podman': use one of 'docker'"),
-        ({"layers": "plain"}, "layers='plain': use one of 'keep', 'decompress'"),
-    ],
-)
-async def test_options_that_there_are_not(options: Any, message: str) -> None:
-    with pytest.raises(InvalidInputError, match=message):
-        ArchiveWriter(ListSink(), **options)
 
 
 # ── the end ──
@@ -540,34 +454,6 @@ async def test_a_file_s_checksum_is_that_of_the_file(tmp_path: Path, mode: Mode)
     assert archive.report is not None
     assert archive.report.sha256 == Digest("sha256", hashlib.sha256(path.read_bytes()).hexdigest())
     assert path.read_bytes() == await archive_of([image], layers=mode)
-
-
-async def test_close_within_the_block_is_enough() -> None:
-    sink = ListSink()
-    async with ArchiveWriter(sink) as archive:
-        await put(archive, make_image(GZIP))
-        await archive.close()
-        report = archive.report
-        with pytest.raises(WriterClosedError):
-            await archive.put_layer(OTHER.blob, OTHER.descriptor)
-    assert archive.report is report
-    assert sink.getvalue() == await archive_of([make_image(GZIP)])
-
-
-async def test_a_writer_without_a_block() -> None:
-    sink = ListSink()
-    archive = ArchiveWriter(sink)
-    await put(archive, make_image(GZIP))
-    await archive.close()
-    assert sink.getvalue() == await archive_of([make_image(GZIP)])
-
-
-async def test_two_closes_at_once_write_one_end() -> None:
-    sink = SlowSink()
-    archive = ArchiveWriter(sink)
-    await put(archive, make_image(GZIP))
-    await asyncio.gather(archive.close(), archive.close())
-    assert sink.getvalue() == await archive_of([make_image(GZIP)])
 
 
 class Stalled:

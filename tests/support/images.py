@@ -28,6 +28,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+import pytest
 from hypothesis import strategies as st
 
 from aiodockersave import ArchiveWriter, Descriptor, Digest, ImageConfig, ImageIndex, ImageManifest, ImageSpec
@@ -101,6 +102,12 @@ def compress(plain: bytes, kind: Compression, *, members: int = 1) -> bytes:
     step = -(-len(plain) // members) or 1
     parts = [plain[at * step : (at + 1) * step] for at in range(members)]
     return b"".join(gzip.compress(part, mtime=0) if kind == "gzip" else zstd.compress(part) for part in parts)
+
+
+def hide_decompressors(patch: pytest.MonkeyPatch) -> None:
+    """Let no package for decompression be found: gzip is left to zlib, and nothing reads zstd."""
+    for name in ("isal.igzip_lib", "compression.zstd", "backports.zstd"):
+        patch.setitem(sys.modules, name, None)
 
 
 def decompress(blob: bytes, kind: Compression) -> bytes:

@@ -63,7 +63,7 @@ def is_type_checking(node: ast.AST) -> TypeGuard[ast.If]:
 
 
 def imports_of(module: str) -> list[tuple[str, bool]]:
-    """What a module imports, wherever in it: full dotted names, and whether for type checking only."""
+    """Return the imports of a module, wherever in it: full dotted names, and whether for type checking only."""
     path = FILES[module]
     tree = ast.parse(path.read_text(encoding="utf-8"))
     blocks = [node for node in ast.walk(tree) if is_type_checking(node)]
@@ -235,7 +235,7 @@ def test_a_save_loads_only_what_it_needs(kind: str, unused: set[str]) -> None:
 
 @pytest.mark.parametrize("options", ["layers='keep'", "layers='decompress'", "verify_diff_ids=True"])
 def test_what_is_loaded_late_is_not_loaded_by_the_loop(options: str) -> None:
-    """What a save needs is there before it is imported on the loop."""
+    """A save has its modules in memory before the loop would import them."""
     code = SAVES.format(kind="keep").replace("layers='keep'", options)
     code = code.replace(
         "asyncio.run(main())",

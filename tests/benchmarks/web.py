@@ -24,7 +24,7 @@ from .images import MB, stored_images
 from .processes import TIME_LIMIT
 
 RATE_BAR, RATE_AIM = 0.50, 0.65
-"""What part of the bare handler's rate ours must have, and should."""
+"""The part of the bare handler's rate that ours must reach, and the part that it should reach."""
 MEMORY_BAR = 120.0  # MiB of the server's peak
 CLIENTS = 20
 PING_INTERVAL = 0.005  # seconds between an answer and the next ping

@@ -56,7 +56,7 @@ RESET = struct.pack("ii", 1, 0)  # lingers for no time: what is closed is reset
 
 @dataclass
 class Facts:
-    """What happened at the server.
+    """The requests and cuts that a server counted.
 
     Attributes:
         requests: Of each request for the archive: method, ``range``, ``if_range`` and status.

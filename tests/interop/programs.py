@@ -90,7 +90,7 @@ def run(
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a consumer made of an image: its ID and its layers, ``algorithm:encoded`` both."""
+    """The image that a consumer has loaded: its ID and its layers, ``algorithm:encoded`` both."""
 
     image_id: str
     diff_ids: list[str]

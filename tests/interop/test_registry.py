@@ -74,7 +74,7 @@ pytestmark = pytest.mark.interop("docker-registry", "skopeo")
 NAME, OTHER = "example.com/app:1.0", "example.com/app:2.0"
 AMD64 = Platform("linux", "amd64")
 REFUSED_ZSTD = "unexpected EOF|invalid tar header"
-"""What Docker 20.10 says of a zstd layer: it takes it for a tar."""
+"""The answer of Docker 20.10 to a zstd layer, which it takes for a tar."""
 HTPASSWD = "gordon:$2b$04$igPVqjKG.DnBaUJWlYZJ0uZunb9PI5zaQzh13r0DFI/7Q3N8jOZvi"
 """``USER`` and ``PASSWORD``, by ``htpasswd -B``."""
 

@@ -1,4 +1,4 @@
-"""What a save tells: how often, and that no count goes back."""
+"""Events of a save: how often they come, and that no count goes back."""
 
 from __future__ import annotations
 

@@ -128,14 +128,14 @@ async def test_layers_are_staged_side_by_side(store: Store) -> None:
     assert started == [layer.descriptor.digest for layer in LAYERS]
 
 
-@pytest.mark.parametrize("jobs", [1, 2, 4])
+@pytest.mark.parametrize("jobs", [1, 4])
 @pytest.mark.parametrize("fails_at", [-1, 0, 1500])
-@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("number", [0, 3, 5], ids=["first", "in the middle", "last"])
 @each_mode
 async def test_a_source_that_fails(
     layers: Layers, number: int, fails_at: int, jobs: int, store: Store
 ) -> None:
-    """What is in the stream by then is the beginning of the archive, without its end."""
+    """The stream has the beginning of the archive by then, without its end."""
     store.fails_at[LAYERS[number].descriptor.digest] = fails_at
     sink = ListSink()
     with pytest.raises(StoreFailedError):

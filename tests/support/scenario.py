@@ -42,7 +42,7 @@ SUSPENSIONS_AFTER = 16
 """So many suspensions may follow a cancel. A wait that absorbs one delivery after the other has ``REWIND_TICKS``."""
 
 Chunks = list[bytes | BaseException]
-"""What a content gives, one after the other; exceptions are raised."""
+"""The chunks that a content gives, one after the other; exceptions are raised."""
 
 
 def use_small_limits(patch: pytest.MonkeyPatch) -> None:
@@ -245,7 +245,7 @@ class UnrewindableSink(RewindingSink):
 
 
 class Left(enum.Enum):
-    """What the call that raised had done to the archive when the fault came."""
+    """How much of its bytes the call that raised had written when the fault came."""
 
     NOTHING = enum.auto()
     PART = enum.auto()
@@ -267,7 +267,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Reference:
-    """What the scenario does when nothing interrupts it.
+    """The result of the scenario when nothing interrupts it.
 
     Attributes:
         data: The archive.

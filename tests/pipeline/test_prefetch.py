@@ -32,6 +32,7 @@ from aiodockersave.pipeline import prefetch
 from aiodockersave.pipeline.prefetch import Ahead, Order, Place, look_at
 from aiodockersave.pipeline.progress import Event, LayerStarted, SaveStarted
 from aiodockersave.sources import opens_early
+from tests.support.attempts import no_sleep
 from tests.support.faulty_registry import FaultyRegistry, refuse
 from tests.support.images import Image, ListSink, archive_of, make_image, make_layer
 from tests.support.stores import EarlyStore, Store, StoreFailedError
@@ -429,10 +430,6 @@ async def test_a_coroutine_that_is_closed(rounds: int, claims: bool) -> None:
 
 
 # ── a registry ──
-
-
-async def no_sleep(_: float) -> None:
-    """Stand for sleep."""
 
 
 @pytest.mark.parametrize(("jobs", "expected"), [(1, 0), (3, 3)])

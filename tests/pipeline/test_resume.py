@@ -38,7 +38,7 @@ from aiodockersave.core.plan import Segment
 from aiodockersave.pipeline import saving, to_file
 from aiodockersave.pipeline.progress import Event, LayerRetried, LayerStarted
 from aiodockersave.sinks.part_file import part_name
-from tests.support.images import Image, ListSink, archive_of, make_image, make_layer
+from tests.support.images import Image, ListSink, archive_of, make_image, make_layer, noise
 from tests.support.interruption import outcome_of
 from tests.support.stores import Store, StoreFailedError
 
@@ -49,12 +49,8 @@ CHUNK = 300
 LAST_ZEROS = 256
 
 
-def _random(seed: int, size: int) -> bytes:
-    return random.Random(seed).randbytes(size)
-
-
-IMAGE = make_image(make_layer(_random(1, 3001), None), make_layer(_random(2, 2047)), repo_tags=["a:1"])
-OTHER = make_image(IMAGE.layers[0], make_layer(_random(3, 1500)), repo_tags=["a:1"])
+IMAGE = make_image(make_layer(noise(1, 3001), None), make_layer(noise(2, 2047)), repo_tags=["a:1"])
+OTHER = make_image(IMAGE.layers[0], make_layer(noise(3, 1500)), repo_tags=["a:1"])
 PLAN = plan_archive([IMAGE.spec])
 BLOBS = [segment for segment in PLAN.segments if segment.descriptor is not None]
 
@@ -339,9 +335,9 @@ async def test_the_source_fails(desk: Desk, number: int, at: int, jobs: int) -> 
 async def test_longer_than_the_archive(desk: Desk, state: str, more: int) -> None:
     """No save of this archive has left that: it is not written to, and removed by who knows what it is."""
     left = {
-        "whole": await archive_of([IMAGE]) + _random(5, more),
+        "whole": await archive_of([IMAGE]) + noise(5, more),
         "zeros": bytes(PLAN.size + more),
-        "garbage": _random(6, PLAN.size + more),
+        "garbage": noise(6, PLAN.size + more),
     }[state]
     desk.part.write_bytes(left)
     with pytest.raises(PartFileError, match=f"{desk.part}: it is longer than the archive") as caught:
@@ -524,7 +520,7 @@ async def test_a_source_that_gives_no_parts_and_no_whole(desk: Desk, start: int)
 @pytest.mark.parametrize("there", ["nothing", "all but zeros", "some zeros", "all", "all and metadata"])
 async def test_a_blob_that_ends_in_zeros(desk: Desk, zeros: int, there: str) -> None:
     """They cannot be told from what was never written: a few are taken for its own, more are fetched again."""
-    image = make_image(make_layer(_random(9, 1000) + b"\1" + bytes(zeros), None), repo_tags=["a:1"])
+    image = make_image(make_layer(noise(9, 1000) + b"\1" + bytes(zeros), None), repo_tags=["a:1"])
     desk.store = Store({"image": image}, chunk_size=CHUNK)
     whole = await archive_of([image])
     (blob,) = (each for each in plan_archive([image.spec]).segments if each.descriptor is not None)

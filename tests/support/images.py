@@ -21,6 +21,7 @@ import functools
 import gzip
 import io
 import json
+import random
 import sys
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -93,6 +94,11 @@ def layer_tar(files: Mapping[str, bytes]) -> bytes:
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
     return out.getvalue()
+
+
+def noise(seed: int | str, size: int) -> bytes:
+    """Return bytes that nothing compresses, the same for the same seed."""
+    return random.Random(seed).randbytes(size)
 
 
 def compress(plain: bytes, kind: Compression, *, members: int = 1) -> bytes:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import enum
 import functools
-import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
@@ -25,7 +24,7 @@ from aiodockersave.archive import transaction
 from aiodockersave.blobs import content, intake, staging
 from aiodockersave.core.tar import BLOCK_SIZE, END_OF_ARCHIVE
 from aiodockersave.sinks.protocol import Adapter
-from tests.support.images import Compression, Layer, make_image, make_layer
+from tests.support.images import Compression, Layer, make_image, make_layer, noise
 from tests.support.interruption import (
     Driver,
     ThreadedTickWorker,
@@ -459,13 +458,9 @@ def _layers(compression: Compression) -> dict[str, Layer]:
     # Chunks: as few as make a first, a middle and a last batch, since each suspension costs a whole scenario.
     sizes = {"shared": 1, "large": 11, "staged": 6, "wide": 4, "unknown": 6}
     return {
-        name: make_layer(_noise(name, chunks * CHUNK_SIZE - 100), compression)
+        name: make_layer(noise(name, chunks * CHUNK_SIZE - 100), compression)
         for name, chunks in sizes.items()
     }
-
-
-def _noise(seed: str, size: int) -> bytes:
-    return random.Random(seed).randbytes(size)
 
 
 async def reference_of(make_sink: Callable[[], FakeSink], **options: Any) -> Reference:

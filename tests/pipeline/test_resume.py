@@ -98,7 +98,7 @@ def jobs_of(spot: Spot) -> int:
 
 
 class Desk:
-    """A folder where a save is interrupted and gone on with."""
+    """A folder where a save is interrupted and resumed."""
 
     def __init__(self, folder: Path) -> None:
         self.target = folder / "a.tar"
@@ -135,7 +135,7 @@ class Desk:
         return self.store.given.total() - before
 
     def assert_kept(self, error: BaseException | None = None) -> None:
-        """The part file is there, the target is untouched, nothing is open, and an error says how to go on."""
+        """The part file is there, the target is untouched, nothing is open, and a note of the error names the part file."""
         assert self.target.read_bytes() == OLD
         assert {path.name for path in self.target.parent.iterdir()} == {"a.tar", self.part.name}
         assert self.store.open_now == 0
@@ -197,7 +197,7 @@ def most_fetched(jobs: int) -> int:
 
 
 @each_spot
-async def test_killed(desk: Desk, monkeypatch: pytest.MonkeyPatch, spot: Spot) -> None:
+async def test_a_killed_save_is_resumed(desk: Desk, monkeypatch: pytest.MonkeyPatch, spot: Spot) -> None:
     """The file as it is at the moment of a SIGKILL: a copy that is made in the middle of a write."""
     copy = desk.target.with_name("copy")
     with monkeypatch.context() as patch:
@@ -211,7 +211,7 @@ async def test_killed(desk: Desk, monkeypatch: pytest.MonkeyPatch, spot: Spot) -
 
 
 @each_spot
-async def test_cancelled(desk: Desk, monkeypatch: pytest.MonkeyPatch, spot: Spot) -> None:
+async def test_a_cancelled_save_is_resumed(desk: Desk, monkeypatch: pytest.MonkeyPatch, spot: Spot) -> None:
     loop = asyncio.get_running_loop()
     # Looked at inside the task: whoever awaits a cancelled task has a CancelledError of his own, without notes.
     saving = asyncio.ensure_future(outcome_of(desk.save(jobs=jobs_of(spot))))
@@ -233,14 +233,14 @@ async def test_cancelled(desk: Desk, monkeypatch: pytest.MonkeyPatch, spot: Spot
 
 
 @each_spot
-async def test_cut(desk: Desk, spot: Spot) -> None:
+async def test_a_part_file_that_was_cut_is_resumed(desk: Desk, spot: Spot) -> None:
     desk.part.write_bytes((await archive_of([IMAGE]))[: spot.at])
     to_fetch = desk.to_fetch()
     assert await desk.save_again(jobs=jobs_of(spot)) == to_fetch
 
 
 @each_spot
-async def test_flipped(desk: Desk, spot: Spot) -> None:
+async def test_a_part_file_with_a_wrong_byte_is_resumed(desk: Desk, spot: Spot) -> None:
     stop = PLAN.size if spot.at % 2 else BLOBS[1].offset + 1000
     state = bytearray((await archive_of([IMAGE]))[: max(stop, spot.at + 2)])
     state[spot.at] ^= 0x55
@@ -250,7 +250,7 @@ async def test_flipped(desk: Desk, spot: Spot) -> None:
 
 
 @each_spot
-async def test_a_hole(desk: Desk, spot: Spot) -> None:
+async def test_a_part_file_with_a_hole_is_resumed(desk: Desk, spot: Spot) -> None:
     """A disk that lies, or crashes, leaves zeros where bytes were written."""
     state = bytearray(await archive_of([IMAGE]))
     size = min(random.Random(spot.at).choice([1, 64, 512, 2000]), PLAN.size - spot.at)
@@ -264,7 +264,9 @@ async def test_a_hole(desk: Desk, spot: Spot) -> None:
 
 
 @each_spot
-async def test_a_full_disk(desk: Desk, monkeypatch: pytest.MonkeyPatch, spot: Spot) -> None:
+async def test_a_save_that_filled_the_disk_is_resumed(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, spot: Spot
+) -> None:
     def refuse() -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -295,7 +297,7 @@ def limit_on_files(size: int) -> Iterator[None]:
 
 
 @each_middle
-async def test_a_limit_on_files(desk: Desk, spot: Spot) -> None:
+async def test_a_save_that_reached_a_limit_on_files_is_resumed(desk: Desk, spot: Spot) -> None:
     """The kernel's own short writes and errors."""
     with limit_on_files(spot.at), pytest.raises(OSError) as caught:
         await desk.save(jobs=jobs_of(spot))
@@ -314,7 +316,7 @@ FAILING = [
 
 @pytest.mark.parametrize("jobs", [1, 2])
 @pytest.mark.parametrize(("number", "at"), FAILING)
-async def test_the_source_fails(desk: Desk, number: int, at: int, jobs: int) -> None:
+async def test_a_save_whose_source_failed_is_resumed(desk: Desk, number: int, at: int, jobs: int) -> None:
     """It breaks off when it is opened (-1), behind a byte, or behind all of them."""
     descriptor = BLOBS[number].descriptor
     assert descriptor is not None
@@ -332,7 +334,7 @@ async def test_the_source_fails(desk: Desk, number: int, at: int, jobs: int) -> 
 
 
 @pytest.mark.parametrize(("state", "more"), [("whole", 1), ("zeros", 512), ("garbage", 1 << 20)])
-async def test_longer_than_the_archive(desk: Desk, state: str, more: int) -> None:
+async def test_a_part_file_longer_than_the_archive_is_refused(desk: Desk, state: str, more: int) -> None:
     """No save of this archive has left that: it is not written to, and removed by who knows what it is."""
     left = {
         "whole": await archive_of([IMAGE]) + noise(5, more),
@@ -351,7 +353,7 @@ async def test_longer_than_the_archive(desk: Desk, state: str, more: int) -> Non
 
 
 @each_middle
-async def test_the_part_file_of_another_archive(desk: Desk, spot: Spot) -> None:
+async def test_the_part_file_of_another_archive_is_refused(desk: Desk, spot: Spot) -> None:
     other = desk.part_of(OTHER)
     left = (await archive_of([OTHER]))[: spot.at]
     other.write_bytes(left)
@@ -376,7 +378,9 @@ async def interrupt(desk: Desk, monkeypatch: pytest.MonkeyPatch, at: int) -> Non
 
 
 @each_middle
-async def test_the_tag_has_moved(desk: Desk, monkeypatch: pytest.MonkeyPatch, spot: Spot) -> None:
+async def test_a_tag_that_has_moved_does_not_mix_images(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, spot: Spot
+) -> None:
     """Bytes of one image are never mixed with another's; and if the tag moves back, they are used."""
     await interrupt(desk, monkeypatch, spot.at)
     left = desk.part.read_bytes()
@@ -395,7 +399,9 @@ async def test_the_tag_has_moved(desk: Desk, monkeypatch: pytest.MonkeyPatch, sp
 
 
 @each_middle
-async def test_two_at_once(desk: Desk, monkeypatch: pytest.MonkeyPatch, spot: Spot) -> None:
+async def test_two_saves_at_once_do_not_share_a_part_file(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, spot: Spot
+) -> None:
     """The second is told so, and the first is not disturbed."""
     loop = asyncio.get_running_loop()
     is_there, may_go_on = asyncio.Event(), threading.Event()
@@ -423,7 +429,7 @@ async def test_two_at_once(desk: Desk, monkeypatch: pytest.MonkeyPatch, spot: Sp
 
 
 @pytest.mark.parametrize("target", ["path", "stream"])
-async def test_decompressed_layers_cannot_be_gone_on_with(desk: Desk, target: str) -> None:
+async def test_decompressed_layers_cannot_be_resumed(desk: Desk, target: str) -> None:
     options: dict[str, Any] = {"layers": "decompress"} if target == "path" else {}
     place: Any = desk.target if target == "path" else ListSink()
     with pytest.raises(InvalidInputError, match="only a file can be gone on with, and only with layers kept"):
@@ -446,14 +452,14 @@ async def test_interrupted_again_and_again(desk: Desk, monkeypatch: pytest.Monke
     assert desk.store.given.total() <= desk.store.size + len(moments) * most_fetched(1)
 
 
-async def test_an_image_without_layers(desk: Desk) -> None:
+async def test_an_image_without_layers_is_resumed(desk: Desk) -> None:
     image = make_image(repo_tags=["a:1"])
     desk.store = Store({"image": image})
     desk.part_of(image).write_bytes((await archive_of([image]))[:700])
     assert await desk.save_again(image, jobs=4) == 0
 
 
-async def test_what_was_resumed_is_told(desk: Desk) -> None:
+async def test_resumed_bytes_are_reported(desk: Desk) -> None:
     whole = await archive_of([IMAGE])
     desk.part.write_bytes(whole[: BLOBS[1].offset + 100])
     await desk.save_again()
@@ -461,14 +467,14 @@ async def test_what_was_resumed_is_told(desk: Desk) -> None:
     assert started == {IMAGE.layers[0].descriptor: 3001, IMAGE.layers[1].descriptor: 100}
 
 
-async def test_a_complete_part_file(desk: Desk) -> None:
+async def test_a_complete_part_file_fetches_nothing(desk: Desk) -> None:
     """As after a kill just before the rename: nothing is fetched, nothing is even opened."""
     desk.part.write_bytes(await archive_of([IMAGE]))
     assert await desk.save_again(checksum=True, fsync=True) == 0
     assert desk.store.openings == []
 
 
-async def test_a_blob_that_does_not_fit_is_fetched_again_and_told(desk: Desk) -> None:
+async def test_a_wrong_blob_is_fetched_again_and_reported(desk: Desk) -> None:
     whole = bytearray((await archive_of([IMAGE]))[: BLOBS[0].offset + 1000])
     whole[BLOBS[0].offset + 10] ^= 1
     desk.part.write_bytes(whole)
@@ -676,7 +682,7 @@ async def test_a_file_system_without_locks(desk: Desk, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("call", ["fsync", "fdatasync"])
-async def test_what_the_disk_refused_is_not_gone_on_with(
+async def test_bytes_that_the_disk_refused_are_not_resumed(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     """The kernel shows pages that it has dropped: a part file with such bytes is removed."""
@@ -696,7 +702,9 @@ async def test_what_the_disk_refused_is_not_gone_on_with(
     await desk.save_again(fsync=True)
 
 
-async def test_a_target_that_is_a_link(desk: Desk, tmp_path: Path) -> None:
+async def test_a_target_that_is_a_link_has_its_part_file_beside_the_real_file(
+    desk: Desk, tmp_path: Path
+) -> None:
     """The part file is beside what the link leads to, and the note names it there."""
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -716,6 +724,6 @@ async def test_a_target_that_is_a_link(desk: Desk, tmp_path: Path) -> None:
     shutil.rmtree(folder)
 
 
-async def test_a_target_that_is_no_file(desk: Desk) -> None:
+async def test_a_target_that_is_not_a_file_is_refused(desk: Desk) -> None:
     with pytest.raises(InvalidInputError, match="no regular file"):
         await save(desk.store.requests(), "/dev/null", resume=True)

@@ -113,7 +113,7 @@ async def test_the_archive_is_the_writers(source: MemorySource, make_sink: Any, 
 
 
 @pytest.mark.parametrize("layers", MODES)
-async def test_to_a_path(source: MemorySource, tmp_path: Path, layers: Layers) -> None:
+async def test_a_file_is_the_archive(source: MemorySource, tmp_path: Path, layers: Layers) -> None:
     path = tmp_path / "archive"
     report = await save(both(source), path, layers=layers, fsync=False, checksum=True)
     assert path.read_bytes() == await archive_of(BOTH, layers=layers)
@@ -135,7 +135,9 @@ async def test_each_layer_is_read_once(source: MemorySource) -> None:
     ],
     ids=["the source's", "the caller's", "none", "no default"],
 )
-async def test_tags(default: tuple[str, ...], given: list[str] | None, tags: tuple[str, ...]) -> None:
+async def test_tags_are_the_callers_or_the_sources(
+    default: tuple[str, ...], given: list[str] | None, tags: tuple[str, ...]
+) -> None:
     source = MemorySource(one=ONE, default_tags=default)
     report = await save([ImageRequest(source, "one", given)], ListSink())
     assert report.images[0].repo_tags == tags
@@ -183,7 +185,7 @@ class Later:
         ({"progress": 5}, TypeError, "progress is a function, not int"),
     ],
 )
-async def test_arguments_that_are_none(
+async def test_wrong_arguments_are_refused(
     source: MemorySource, arguments: dict[str, Any], error: type[Exception], said: str
 ) -> None:
     sink = ListSink()
@@ -209,7 +211,7 @@ async def test_a_plan_of_what_a_source_has(source: MemorySource) -> None:
         plan_archive([ImageRequest(source, "one")])  # type: ignore[list-item]
 
 
-async def test_prepared(source: MemorySource) -> None:
+async def test_prepare_plans_and_reads_no_layer(source: MemorySource) -> None:
     prepared = await prepare(both(source))
     assert prepared.plan == plan_archive(image.spec for image in BOTH)
     assert prepared.layers == (BASE.descriptor, APP.descriptor, TWO.layers[1].descriptor)

@@ -1,4 +1,4 @@
-"""What the one room with a shield promises, each fact measured."""
+"""The promises of the one room with a shield, each fact measured."""
 
 from __future__ import annotations
 
@@ -284,7 +284,7 @@ async def test_a_call_that_is_waited_for_by_blocking(gate: Gate) -> None:
 
 async def test_the_data_of_a_call_do_not_outlive_it() -> None:
     class Data:
-        """What a weak reference can point at."""
+        """An object that a weak reference can point at."""
 
     worker = Worker(WORKER)
     with worker.held():

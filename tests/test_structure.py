@@ -63,7 +63,7 @@ def is_type_checking(node: ast.AST) -> TypeGuard[ast.If]:
 
 
 def imports_of(module: str) -> list[tuple[str, bool]]:
-    """What a module imports, wherever in it: full dotted names, and whether for type checking only."""
+    """Return the imports of a module, wherever in it: full dotted names, and whether for type checking only."""
     path = FILES[module]
     tree = ast.parse(path.read_text(encoding="utf-8"))
     blocks = [node for node in ast.walk(tree) if is_type_checking(node)]
@@ -235,7 +235,7 @@ def test_a_save_loads_only_what_it_needs(kind: str, unused: set[str]) -> None:
 
 @pytest.mark.parametrize("options", ["layers='keep'", "layers='decompress'", "verify_diff_ids=True"])
 def test_what_is_loaded_late_is_not_loaded_by_the_loop(options: str) -> None:
-    """What a save needs is there before it is imported on the loop."""
+    """A save has its modules in memory before the loop would import them."""
     code = SAVES.format(kind="keep").replace("layers='keep'", options)
     code = code.replace(
         "asyncio.run(main())",
@@ -327,9 +327,10 @@ def test_public_names_are_sorted_and_whole() -> None:
     assert set(aiodockersave.__all__) <= set(dir(aiodockersave))
 
 
-@pytest.mark.parametrize(("name", "room"), names_for_type_checkers().items())
-def test_public_names_resolve_to_what_type_checkers_see(name: str, room: str) -> None:
-    assert getattr(aiodockersave, name) is getattr(importlib.import_module(f"aiodockersave.{room}"), name)
+def test_public_names_resolve_to_what_type_checkers_see() -> None:
+    for name, room in names_for_type_checkers().items():
+        defined = getattr(importlib.import_module(f"aiodockersave.{room}"), name)
+        assert getattr(aiodockersave, name) is defined, name
 
 
 def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
@@ -377,13 +378,10 @@ def short_waits(source: str) -> list[str]:
     return sorted(found)
 
 
-@pytest.mark.parametrize(
-    "path",
-    [path for path in sorted(TESTS.rglob("*.py")) if "benchmarks" not in path.parts],
-    ids=lambda path: str(path.relative_to(TESTS)),
-)
-def test_no_short_wait_decides_a_test(path: Path) -> None:
-    assert short_waits(path.read_text(encoding="utf-8")) == []
+def test_no_short_wait_decides_a_test() -> None:
+    paths = [path for path in sorted(TESTS.rglob("*.py")) if "benchmarks" not in path.parts]
+    found = {str(path.relative_to(TESTS)): short_waits(path.read_text(encoding="utf-8")) for path in paths}
+    assert {path: lines for path, lines in found.items() if lines} == {}
 
 
 def test_short_waits_are_found() -> None:

@@ -1,4 +1,4 @@
-"""What callers get wrong: a clear error that names what it is about, and a writer in the state that it says.
+"""Mistakes of callers: a clear error that names its subject, and a writer in the state that the error tells.
 
 Also every class of error, raised as callers meet it: its parents, its facts, its one line, its pickle.
 """
@@ -57,14 +57,15 @@ from aiodockersave import (
     open_archive,
     plan_archive,
 )
-from aiodockersave.core import decompression, errors
+from aiodockersave.core import errors
 from aiodockersave.core.documents import MAX_DOCUMENT_SIZE
-from aiodockersave.core.model import OCI_INDEX, OCI_LAYER, OCI_MANIFEST
+from aiodockersave.core.model import OCI_INDEX, OCI_LAYER, OCI_MANIFEST, Layers
 from tests.support.images import (
     Image,
     ListSink,
     MemorySink,
     archive_of,
+    hide_decompressors,
     make_config,
     make_image,
     make_layer,
@@ -87,10 +88,14 @@ every_sink = pytest.mark.parametrize("sink", [ListSink, MemorySink], ids=["canno
 
 
 async def check_untouched(
-    sink: Any, call: Callable[[ArchiveWriter], Awaitable[object]], error: type[Exception], message: str
+    sink: Any,
+    call: Callable[[ArchiveWriter], Awaitable[object]],
+    error: type[Exception],
+    message: str,
+    layers: Layers = "keep",
 ) -> None:
-    """Have a call refused in the middle of an archive, which then becomes what it would have been."""
-    archive = ArchiveWriter(sink)
+    """Have a call refused in the middle of an archive, which then becomes the same as without the call."""
+    archive = ArchiveWriter(sink, layers=layers)
     await archive.put_layer(LAYER.blob, LAYER.descriptor)
     before = sink.getvalue()
     with pytest.raises(error) as caught:
@@ -100,35 +105,20 @@ async def check_untouched(
     assert sink.getvalue() == before
     await put(archive, IMAGE)
     await archive.close()
-    assert sink.getvalue() == await archive_of([IMAGE])
+    assert sink.getvalue() == await archive_of([IMAGE], layers=layers)
 
 
 # ── digests ──
 
-BAD_DIGESTS = {
-    "traversal": ("sha256:../../../../etc/passwd", "characters other than 0-9 and a-f"),
-    "traversal in the algorithm": (f"../sha256:{HEX}", "the algorithm must be sha256 or sha512"),
-    "traversal of the right length": ("sha256:" + "../" * 21 + "a", "characters other than 0-9 and a-f"),
-    "too short": (f"sha256:{HEX[1:]}", "63 characters, sha256 has 64"),
-    "too long": (f"sha256:{HEX}a", "65 characters, sha256 has 64"),
-    "of the other algorithm": (f"sha512:{HEX}", "64 characters, sha512 has 128"),
-    "empty": ("", "there is no ':'"),
-    "no algorithm": (HEX, "there is no ':'"),
-    "no hash": ("sha256:", "0 characters, sha256 has 64"),
-    "upper case": (f"sha256:{HEX.upper()}", "must be in lower case"),
-    "upper case algorithm": (f"SHA256:{HEX}", "the algorithm must be sha256 or sha512"),
-    "unknown algorithm": (f"md5:{HEX[:32]}", "the algorithm must be sha256 or sha512"),
-    "trailing newline": (f"sha256:{HEX}\n", "characters other than 0-9 and a-f"),
-    "NUL": (f"sha256:{HEX[1:]}\0", "characters other than 0-9 and a-f"),
-    "digits of another script": (
-        f"sha256:{HEX[1:]}\N{FULLWIDTH DIGIT ONE}",
-        "characters other than 0-9 and a-f",
-    ),
-    "two": (f"sha256:{HEX}sha256:{HEX}", "characters other than 0-9 and a-f"),
-}
 
-
-@pytest.mark.parametrize(("text", "reason"), BAD_DIGESTS.values(), ids=BAD_DIGESTS)
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("sha256:../../../../etc/passwd", "characters other than 0-9 and a-f"),
+        ("sha256:" + "../" * 21 + "a", "characters other than 0-9 and a-f"),
+        (f"../sha256:{HEX}", "the algorithm must be sha256 or sha512"),
+    ],
+)
 async def test_digests_are_checked_before_they_become_a_name(text: str, reason: str) -> None:
     async def put_it(archive: ArchiveWriter) -> None:
         await archive.put_layer(OTHER.blob, Descriptor(OCI_LAYER, Digest.parse(text), len(OTHER.blob)))
@@ -210,10 +200,6 @@ REFUSED: dict[str, tuple[Callable[[ArchiveWriter], Awaitable[object]], type[Exce
     "a config that is no JSON": (_image(b"{", []), InvalidDocumentError, "invalid document"),
     "a config that is no object": (_image(b"[]", []), InvalidDocumentError, "invalid document"),
     "a name in upper case": (_tagged("example.com/App:1"), InvalidReferenceError, "'example.com/App:1'"),
-    "a name with a space": (_tagged("app 1"), InvalidReferenceError, "'app 1'"),
-    "an empty name": (_tagged(""), InvalidReferenceError, "invalid reference ''"),
-    "a name that climbs": (_tagged("../../etc:1"), InvalidReferenceError, "'../../etc:1'"),
-    "a tag that is too long": (_tagged("app:" + "x" * 129), InvalidReferenceError, "'app:xxx"),
     "a name with a digest": (_tagged(f"app@{OTHER.diff_id}"), InvalidReferenceError, "cannot have a digest"),
     "a good name and a bad one": (_tagged("app:1", "app:"), InvalidReferenceError, "'app:'"),
     "one name for a list": (
@@ -246,20 +232,16 @@ REFUSED: dict[str, tuple[Callable[[ArchiveWriter], Awaitable[object]], type[Exce
 
 
 @every_sink
+@pytest.mark.parametrize("layers", ["keep", "decompress"])
 @pytest.mark.parametrize(("call", "error", "message"), REFUSED.values(), ids=REFUSED)
-async def test_what_is_refused_changes_nothing(
-    sink: type[Any], call: Callable[[ArchiveWriter], Awaitable[object]], error: type[Exception], message: str
+async def test_a_refused_call_changes_nothing(
+    sink: type[Any],
+    layers: Layers,
+    call: Callable[[ArchiveWriter], Awaitable[object]],
+    error: type[Exception],
+    message: str,
 ) -> None:
-    await check_untouched(sink(), call, error, message)
-
-
-@pytest.mark.parametrize(
-    ("size", "error"),
-    [(-1, InvalidInputError), (1 << 63, InvalidInputError), (True, TypeError), (1.0, TypeError)],
-)
-def test_sizes_that_are_none(size: Any, error: type[Exception]) -> None:
-    with pytest.raises(error, match="size"):
-        Descriptor(OCI_LAYER, OTHER.diff_id, size)
+    await check_untouched(sink(), call, error, message, layers)
 
 
 @pytest.mark.parametrize(
@@ -441,7 +423,7 @@ async def _raise_content() -> None:
 
 async def _raise_missing() -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decompression, "_import_first", lambda *names: None)
+        hide_decompressors(patch)
         await _put(make_layer(b"", "zstd").blob, layers="decompress")
 
 

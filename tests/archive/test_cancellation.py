@@ -118,7 +118,7 @@ async def test_every_suspension_where_the_rewind_fails() -> None:
 
 
 class SourceError(Exception):
-    """What a content raises."""
+    """The error that a content raises."""
 
 
 def _flipped(chunk: bytes | BaseException) -> bytes:

@@ -45,7 +45,7 @@ def test_bytes(name: str, images: list[str], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "images"), CASES, ids=[name for name, _ in CASES])
 def test_bytes_through_a_pipe(name: str, images: list[str]) -> None:
-    """Where nothing can be written over, layers are staged: the same bytes."""
+    """A pipe cannot be written over, so layers are staged: the same bytes."""
     piped = run(sys.executable, "-m", "aiodockersave", "save", *images, "-o", "-", "--layers", "decompress")
     assert piped == (GOLDEN / "expected" / f"{name}.tar").read_bytes()
 

@@ -39,7 +39,7 @@ PROGRAMS = {
     "web": ("skopeo", "docker-registry", "curl"),
     "before": ("docker-registry",),
 }
-"""What they need besides Python."""
+"""The programs that they need besides Python."""
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

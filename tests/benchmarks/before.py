@@ -21,9 +21,9 @@ from .processes import NAME, Usage, clean_up, save_command, timed
 
 ROOT = Path(__file__).parents[2]
 TINY_ROUNDS = 8
-"""How often a save that takes a fifth of a second is run for one of the large ones."""
+"""Runs of a save that takes a fifth of a second for one run of a large save."""
 BARS = {"large": 1.03, "huge": 1.03, "tiny": 1.05}
-"""What part of the older one's time ours may take."""
+"""The part of the older one's time that ours may take."""
 
 
 def main(settings: Settings) -> list[Figure]:

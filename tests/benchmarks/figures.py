@@ -1,4 +1,4 @@
-"""What a benchmark finds, and the bar that it is held against."""
+"""The figures that a benchmark finds, and the bars that they are held against."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line says to all benchmarks.
+    """The options of the command line for all benchmarks.
 
     Attributes:
         runs: How often what is timed is run.

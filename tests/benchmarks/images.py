@@ -31,7 +31,7 @@ MB = 10**6
 
 @dataclass(frozen=True)
 class Shape:
-    """What an image is made of: plain sizes of its layers in bytes, and what is in them."""
+    """The shape of an image: plain sizes of its layers in bytes, and their contents."""
 
     layers: tuple[int, ...]
     mix: Mix

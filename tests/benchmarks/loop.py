@@ -1,4 +1,4 @@
-"""What the event loop notices of a save: a heartbeat of 5 ms, and how late it comes, beside its lateness when idle."""
+"""The delay of the event loop in a save: a heartbeat of 5 ms, and its lateness, beside that of an idle loop."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ import sys
 from typing import Any
 
 FACTS = struct.Struct("=QQ")
-"""What is told: bytes received, and VmHWM in bytes once the command has ended."""
+"""The reported numbers: bytes received, and VmHWM in bytes once the command has ended."""
 
 
 def count_received(facts: mmap.mmap) -> None:

@@ -23,12 +23,12 @@ from .observed import FACTS
 
 TIME_LIMIT = 900.0  # seconds; a program that hangs is ended, and the benchmark with it
 NAME = "example.com/measured:1"
-"""What images are called in archives: the same by whoever writes them."""
+"""The name of images in archives: the same by each contender."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a process took: seconds of the clock, and of processors (its own and the system's for it)."""
+    """The cost of a process: seconds of the clock, and of processors (its own and the system's for it)."""
 
     seconds: float
     cpu: float

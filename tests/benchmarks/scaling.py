@@ -1,4 +1,4 @@
-"""What size, number of layers, jobs and latency cost: time per byte, and the command's peak memory.
+"""The cost of size, number of layers, jobs and latency: time per byte, and the command's peak memory.
 
 ``size`` is that of a layer in the archive: kept as it is, or decompressed from gzip. Images come from `piece_registry`.
 """
@@ -38,7 +38,7 @@ class Case:
 
     @property
     def image(self) -> PieceImage:
-        """What it saves."""
+        """The images that it saves."""
         return PieceImage(FORMS[self.mode], self.layers, self.size, self.latency)
 
 

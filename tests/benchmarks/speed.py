@@ -26,7 +26,7 @@ BARS = {
     ("large", "keep"): 0.52,
     ("huge", "keep"): 0.42,
 }
-"""What part of skopeo's time ours may take."""
+"""The part of skopeo's time that ours may take."""
 QUIET = 0.7
 """The machine's load in the last minute up to which a ratio of seconds means something."""
 PEERS = {"decompress": "docker-archive", "keep": "dir"}
@@ -62,7 +62,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Row:
-    """What one contender took: seconds, medians unless said otherwise."""
+    """The time of one contender: seconds, medians unless said otherwise."""
 
     name: str
     kind: str

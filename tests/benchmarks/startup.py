@@ -1,4 +1,4 @@
-"""What an import and ``--help`` cost, as whole processes."""
+"""The cost of an import and of ``--help``, as whole processes."""
 
 from __future__ import annotations
 

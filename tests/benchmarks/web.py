@@ -17,14 +17,14 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tests.interop.programs import ProgramError
+from tests.interop.programs import ProgramError, ended_at_last
 
 from .figures import Figure, Settings, print_table
 from .images import MB, stored_images
 from .processes import TIME_LIMIT
 
 RATE_BAR, RATE_AIM = 0.50, 0.65
-"""What part of the bare handler's rate ours must have, and should."""
+"""The part of the bare handler's rate that ours must reach, and the part that it should reach."""
 MEMORY_BAR = 120.0  # MiB of the server's peak
 CLIENTS = 20
 PING_INTERVAL = 0.005  # seconds between an answer and the next ping
@@ -70,16 +70,10 @@ def running_server(reference: str) -> Iterator[Server]:
     argv = [sys.executable, "-m", "tests.benchmarks.web_server", reference]
     with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
-        try:
+        with ended_at_last(process):
             if not (port := process.stdout.readline()):
                 raise ProgramError(argv, f"exit code {process.wait(TIME_LIMIT)}", b"")
             yield Server(int(port))
-        finally:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
 
 
 # ── how fast ──

@@ -1,4 +1,4 @@
-"""How fast a verified ``put_layer`` is, against what the processor can do, and what the loop notices of it."""
+"""The speed of a verified ``put_layer``, beside that of the processor, and the delay of the loop meanwhile."""
 
 from __future__ import annotations
 

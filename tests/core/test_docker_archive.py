@@ -10,21 +10,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from aiodockersave import (
-    ContentTooLargeError,
     Descriptor,
     Digest,
-    DigestMismatchError,
     ImageConflictError,
     ImageManifest,
-    InvalidDocumentError,
     InvalidInputError,
-    InvalidReferenceError,
     NameConflictError,
-    SizeMismatchError,
     plan_archive,
 )
 from aiodockersave.core import model
-from aiodockersave.core.docker_archive import Addition, DockerBuilder, Member, new_builder, read_image
+from aiodockersave.core.docker_archive import Addition, DockerBuilder, Member, read_image
 from tests.support.images import Image, archive_of, make_config, make_image, make_layer, read_layout, to_json
 from tests.support.rederive import derive_entries, read_entries
 
@@ -357,73 +352,6 @@ def test_one_layer_cannot_stand_for_two_diff_ids() -> None:
     image = make_image(GZIP, GZIP, config_bytes=config)
     with pytest.raises(InvalidInputError, match=f"two diff IDs .*: {GZIP.diff_id} and {ONE.diff_id}"):
         put(DockerBuilder(), image)
-
-
-def refused(image: Image, **changes: Any) -> None:
-    """Read an image whose manifest names another config."""
-    manifest = json.loads(image.manifest_bytes)
-    manifest["config"] |= changes
-    read_image(image.config, ImageManifest.parse(to_json(manifest)))
-
-
-REFUSALS: list[tuple[str, Callable[[], object], type[Exception], str]] = [
-    (
-        "config of another size",
-        lambda: refused(make_image(), size=1),
-        SizeMismatchError,
-        r"config sha256:\w+ has the wrong size: expected 1 bytes",
-    ),
-    (
-        "config of another digest",
-        lambda: refused(make_image(), digest=str(ONE.diff_id)),
-        DigestMismatchError,
-        f"config is not what was promised: expected {ONE.diff_id}",
-    ),
-    (
-        "too few layers",
-        lambda: read_image(make_config([ONE.diff_id, TWO.diff_id]), [ONE.descriptor]),
-        InvalidInputError,
-        "has 1 layers, but 2 diff IDs",
-    ),
-    (
-        "too many layers",
-        lambda: read_image(make_config([]), [ONE.descriptor]),
-        InvalidInputError,
-        "has 1 layers, but 0 diff IDs",
-    ),
-    ("no JSON", lambda: read_image(b"", []), InvalidDocumentError, "not JSON"),
-    ("a list", lambda: read_image(b"[]", []), InvalidDocumentError, "not JSON|no JSON object"),
-    (
-        "4 MiB and a byte",
-        lambda: read_image(b" " * (4 << 20) + b"{", []),
-        ContentTooLargeError,
-        "4194304 bytes",
-    ),
-    ("no name", lambda: read_image(b"{}", [], ["example.com/UPPER"]), InvalidReferenceError, "lowercase"),
-    (
-        "a name with a digest",
-        lambda: read_image(b"{}", [], [f"app@{ONE.diff_id}"]),
-        InvalidReferenceError,
-        "cannot have a digest",
-    ),
-    ("one name alone", lambda: read_image(b"{}", [], "app"), TypeError, "not one string"),
-    (
-        "no such format",
-        lambda: new_builder("podman"),  # type: ignore[arg-type]
-        InvalidInputError,
-        "format='podman': use one of 'docker'",
-    ),
-]
-
-
-@pytest.mark.parametrize(
-    ("call", "error", "message"), [row[1:] for row in REFUSALS], ids=[row[0] for row in REFUSALS]
-)
-def test_what_makes_no_image_is_refused(
-    call: Callable[[], object], error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        call()
 
 
 @pytest.mark.parametrize("size", [4 << 20, (4 << 20) - 1])

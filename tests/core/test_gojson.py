@@ -202,7 +202,7 @@ def test_no_object(data: bytes) -> None:
 
 @given(st.text('{}[]":,\\ \n<nul10-.eE+u\u2028', max_size=12).map(str.encode) | st.binary(max_size=8))
 def test_never_another_error(data: bytes) -> None:
-    """Whatever the bytes are, both readers answer or refuse, and what one reads the other reads too."""
+    """Both readers answer or refuse, whatever the bytes are, and one reads whatever the other reads."""
     raw: object = InvalidDocumentError
     value: object = InvalidDocumentError
     with suppress(InvalidDocumentError):

@@ -174,12 +174,13 @@ def test_an_extended_header_has_a_name_of_its_own(name: str, expected: str) -> N
     assert block[329:345] == bytes(16), "Go leaves the device fields of an x header empty"
 
 
-@pytest.mark.parametrize("length", [*range(80, 110), *range(980, 1010)])
-def test_the_length_of_a_record_counts_itself(length: int) -> None:
-    record = tar._pax_record("path", "p" * length)
-    number, _, rest = record.partition(b" ")
-    assert int(number) == len(record)
-    assert rest == b"path=" + b"p" * length + b"\n"
+def test_the_length_of_a_record_counts_itself() -> None:
+    for length in range(980, 990):  # the number gets a fourth digit at 986
+        header = tar.link_header("l", "t" * length)
+        record = header[512:-512].rstrip(b"\0")
+        number, _, rest = record.partition(b" ")
+        assert int(number) == len(record)
+        assert rest == b"linkpath=" + b"t" * length + b"\n"
 
 
 def test_a_negative_size_is_a_mistake_of_ours() -> None:

@@ -23,10 +23,9 @@ from typing import IO, Any
 
 import pytest
 
-from .programs import TIME_LIMIT, Loaded, ProgramError, require_program, run
+from .programs import TIME_LIMIT, Loaded, ProgramError, ended_at_last, require_program, run
 
 START_LIMIT = 120.0  # seconds until a daemon answers
-STOP_LIMIT = 60.0  # seconds that it may take to end
 
 
 def require_daemons() -> None:
@@ -48,22 +47,16 @@ def _running(argv: Sequence[str | Path], log: Path, answers: Callable[[], bool])
     with (
         log.open("wb") as out,
         subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT) as process,
+        ended_at_last(process),
     ):
-        try:
-            give_up = time.monotonic() + START_LIMIT
-            while not answers():
-                if process.poll() is not None:
-                    raise ProgramError(command, f"exit code {process.returncode}", log.read_bytes())
-                if time.monotonic() > give_up:
-                    raise ProgramError(command, f"does not answer after {START_LIMIT} s", log.read_bytes())
-                time.sleep(0.02)
-            yield
-        finally:
-            process.terminate()
-            try:
-                process.wait(STOP_LIMIT)
-            except subprocess.TimeoutExpired:
-                process.kill()
+        give_up = time.monotonic() + START_LIMIT
+        while not answers():
+            if process.poll() is not None:
+                raise ProgramError(command, f"exit code {process.returncode}", log.read_bytes())
+            if time.monotonic() > give_up:
+                raise ProgramError(command, f"does not answer after {START_LIMIT} s", log.read_bytes())
+            time.sleep(0.02)
+        yield
 
 
 # ── containerd ──

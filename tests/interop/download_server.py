@@ -43,7 +43,7 @@ from aiodockersave import (
 from aiodockersave.sources.credentials import MappingCredentials
 from aiodockersave.web.aiohttp import plan_response
 
-from .programs import ProgramError
+from .programs import ProgramError, ended_at_last
 
 FILENAME = "app.tar"
 START_LIMIT = 60.0  # seconds
@@ -56,7 +56,7 @@ RESET = struct.pack("ii", 1, 0)  # lingers for no time: what is closed is reset
 
 @dataclass
 class Facts:
-    """What happened at the server.
+    """The requests and cuts that a server counted.
 
     Attributes:
         requests: Of each request for the archive: method, ``range``, ``if_range`` and status.
@@ -233,19 +233,13 @@ def running_server(image: str, tag: str, *options: str) -> Iterator[DownloadServ
     argv = [sys.executable, "-m", __name__, image, tag, *options]
     with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
-        try:
+        with ended_at_last(process):
             said = process.stdout.readline()
             if not said:
                 raise ProgramError(argv, f"exit code {process.wait(START_LIMIT)}", b"")
             ports = json.loads(said)
             urls = {name: f"http://127.0.0.1:{port}/{FILENAME}" for name, port in ports.items()}
             yield DownloadServer(urls["line"] if "--cuts" in options else urls["direct"], urls["direct"])
-        finally:
-            process.terminate()
-            try:
-                process.wait(START_LIMIT)
-            except subprocess.TimeoutExpired:
-                process.kill()
 
 
 if __name__ == "__main__":

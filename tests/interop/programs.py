@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 TIME_LIMIT = 200.0  # seconds for one run: less than pytest's limit, so that the program's output is shown
-START_LIMIT = 60.0  # seconds until a registry listens, or has ended
+START_LIMIT = 60.0  # seconds until a registry listens
+STOP_LIMIT = 60.0  # seconds that a program may take to end
 
 
 class ProgramError(AssertionError):
@@ -88,9 +89,22 @@ def run(
     return out
 
 
+@contextlib.contextmanager
+def ended_at_last(process: subprocess.Popen[Any]) -> Iterator[None]:
+    """End a process when the block is left, by force if it takes too long."""
+    try:
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_LIMIT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
 @dataclass(frozen=True)
 class Loaded:
-    """What a consumer made of an image: its ID and its layers, ``algorithm:encoded`` both."""
+    """The image that a consumer has loaded: its ID and its layers, ``algorithm:encoded`` both."""
 
     image_id: str
     diff_ids: list[str]
@@ -257,15 +271,9 @@ def running_registry(
             stderr=subprocess.STDOUT,
             env=env,
         ) as process,
+        ended_at_last(process),
     ):
-        try:
-            yield Registry(_wait_for_address(process, log), log, data, "https" if certificate else "http")
-        finally:
-            process.terminate()
-            try:
-                process.wait(START_LIMIT)
-            except subprocess.TimeoutExpired:
-                process.kill()
+        yield Registry(_wait_for_address(process, log), log, data, "https" if certificate else "http")
 
 
 def _wait_for_address(process: subprocess.Popen[bytes], log: Path) -> str:

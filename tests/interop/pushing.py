@@ -66,7 +66,7 @@ def attestation_of(image: Image) -> Image:
 
 @dataclass(frozen=True)
 class Entry:
-    """What an index says of one manifest."""
+    """The entry of one manifest in an index."""
 
     image: Image
     platform: dict[str, str]

@@ -183,7 +183,7 @@ def test_an_image_goes_round_to_an_oci_layout(tmp_path: Path, mode: Mode) -> Non
 
 @pytest.mark.interop("skopeo")
 def test_a_wrong_layer_would_be_noticed(tmp_path: Path) -> None:
-    """What the tests above rely on: the consumer does look at the layers."""
+    """The consumer does look at the layers: the tests above rely on that."""
     image = make_image(BASE, config_bytes=make_image(PLAIN).config)
     archive = write_archive(tmp_path / "image.tar", image, mode="keep")
     with pytest.raises(ProgramError):

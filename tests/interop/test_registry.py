@@ -11,7 +11,6 @@ import base64
 import functools
 import gzip
 import json
-import random
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -51,6 +50,7 @@ from tests.support.images import (
     layer_tar,
     make_image,
     make_layer,
+    noise,
     read_layout,
 )
 from tests.support.token_server import TokenServer, TokenSigner
@@ -74,13 +74,9 @@ pytestmark = pytest.mark.interop("docker-registry", "skopeo")
 NAME, OTHER = "example.com/app:1.0", "example.com/app:2.0"
 AMD64 = Platform("linux", "amd64")
 REFUSED_ZSTD = "unexpected EOF|invalid tar header"
-"""What Docker 20.10 says of a zstd layer: it takes it for a tar."""
+"""The answer of Docker 20.10 to a zstd layer, which it takes for a tar."""
 HTPASSWD = "gordon:$2b$04$igPVqjKG.DnBaUJWlYZJ0uZunb9PI5zaQzh13r0DFI/7Q3N8jOZvi"
 """``USER`` and ``PASSWORD``, by ``htpasswd -B``."""
-
-
-def noise(seed: int, size: int) -> bytes:
-    return random.Random(seed).randbytes(size)
 
 
 # ── images ──

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -193,17 +193,21 @@ def check(bench: Bench, run: subprocess.CompletedProcess[bytes], new: str, fault
     assert len(run.stderr.splitlines()) == 1, run.stderr
 
 
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("mode", MODES)
-def test_every_call_fails_once(bench: Bench, mode: str) -> None:
-    bench.options = ["--layers", mode]
+Check = Callable[[Bench, "subprocess.CompletedProcess[bytes]", str, str], None]
+
+
+def torture(bench: Bench, check: Check, expected: set[str], *, sample: int | None = None) -> None:
+    """Let each call fail in each way, or a sample of them, and check every run."""
     first = bench.run()
     assert first.returncode == 0, first.stderr
     new = hashlib.sha256(bench.target.read_bytes()).hexdigest()
     counts = bench.counts()
-    assert {"openat", "pwrite64", "fsync"} <= counts.keys()
+    assert expected <= counts.keys()
+    chosen = list(faults(counts))
+    if sample is not None:
+        chosen = random.Random("part file").sample(chosen, sample)
     problems = []
-    for name, k, fault in faults(counts):
+    for name, k, fault in chosen:
         what = f"signal={fault}" if fault == "SIGKILL" else f"error={fault}"
         run = bench.run(f"--inject={name}:{what}:when={k}")
         try:
@@ -211,6 +215,13 @@ def test_every_call_fails_once(bench: Bench, mode: str) -> None:
         except AssertionError as error:
             problems.append(f"{name} {k} {fault}: {error}")
     assert not problems, "\n".join(problems)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("mode", MODES)
+def test_every_call_fails_once(bench: Bench, mode: str) -> None:
+    bench.options = ["--layers", mode]
+    torture(bench, check, {"openat", "pwrite64", "fsync"})
 
 
 def check_resumable(bench: Bench, run: subprocess.CompletedProcess[bytes], new: str, fault: str) -> None:
@@ -234,34 +245,18 @@ def check_resumable(bench: Bench, run: subprocess.CompletedProcess[bytes], new: 
     assert bench.left_over() == []
 
 
-def torture_the_part_file(bench: Bench, sample: int | None) -> None:
-    bench.options = ["--resume"]
-    first = bench.run()
-    assert first.returncode == 0, first.stderr
-    new = hashlib.sha256(bench.target.read_bytes()).hexdigest()
-    counts = bench.counts()
-    assert {"openat", "getdents64", "flock", "pwrite64", "ftruncate", "fsync"} <= counts.keys()
-    chosen = list(faults(counts))
-    if sample is not None:
-        chosen = random.Random("part file").sample(chosen, sample)
-    problems = []
-    for name, k, fault in chosen:
-        what = f"signal={fault}" if fault == "SIGKILL" else f"error={fault}"
-        run = bench.run(f"--inject={name}:{what}:when={k}")
-        try:
-            check_resumable(bench, run, new, fault)
-        except AssertionError as error:
-            problems.append(f"{name} {k} {fault}: {error}")
-    assert not problems, "\n".join(problems)
+PART_FILE_CALLS = {"openat", "getdents64", "flock", "pwrite64", "ftruncate", "fsync"}
 
 
 @pytest.mark.timeout(600)
 def test_some_calls_on_a_part_file_fail_once(bench: Bench) -> None:
-    torture_the_part_file(bench, sample=12)
+    bench.options = ["--resume"]
+    torture(bench, check_resumable, PART_FILE_CALLS, sample=12)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_every_call_on_a_part_file_fails_once(bench: Bench) -> None:
     """And whatever is left by that, the next run makes the archive of it."""
-    torture_the_part_file(bench, sample=None)
+    bench.options = ["--resume"]
+    torture(bench, check_resumable, PART_FILE_CALLS)

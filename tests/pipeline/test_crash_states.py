@@ -1,4 +1,4 @@
-"""A part file after a crash of the machine: whichever blocks the disk had not written yet, it is gone on with.
+"""A part file after a crash of the machine is resumed, whichever blocks the disk had not written yet.
 
 The writes of a save are recorded. A crash behind the n-th of them leaves what was synced before, and of every block of
 4,096 bytes that was not: all, nothing, or some of its sectors of 512 bytes.

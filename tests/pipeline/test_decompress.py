@@ -9,7 +9,6 @@ import asyncio
 import errno
 import itertools
 import os
-import random
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -29,20 +28,16 @@ from aiodockersave import (
 from aiodockersave.core.model import Layers
 from aiodockersave.pipeline import saving
 from aiodockersave.pipeline.progress import Event, LayerAdvanced, LayerFinished, LayerStarted
-from tests.support.images import Compression, Layer, archive_of, compress, make_image, make_layer
+from tests.support.images import Compression, Layer, archive_of, compress, make_image, make_layer, noise
 from tests.support.stores import Store
 
 LIMIT = 60.0  # seconds for anything that is waited for
 OLD = b"the archive that was here before"
 
 
-def random_bytes(seed: int, size: int) -> bytes:
-    return random.Random(seed).randbytes(size)
-
-
 def layer_of(seed: int, records: int, kind: Compression = "gzip", members: int = 1) -> Layer:
     """Make a layer of so many records of 512 bytes, which is what tars have."""
-    return make_layer(random_bytes(seed, records * 512), kind, members=members)
+    return make_layer(noise(seed, records * 512), kind, members=members)
 
 
 @pytest.fixture
@@ -90,7 +85,7 @@ async def test_every_compression(kind: Compression, jobs: int, target: Path) -> 
 @pytest.mark.parametrize("jobs", [2, 4])
 async def test_a_blob_whose_last_member_lies(jobs: int, target: Path) -> None:
     """Each member tells the truth of itself, and the last could be the whole."""
-    plain = random_bytes(1, 20 * 512)
+    plain = noise(1, 20 * 512)
     for size in (512, 19 * 512):
         blob = compress(plain[:-size], "gzip") + compress(plain[-size:], "gzip")
         layer = make_layer(plain)
@@ -112,7 +107,7 @@ async def test_a_media_type_that_lies(target: Path) -> None:
 @pytest.mark.parametrize("kinds", list(itertools.permutations(("gzip", "zstd", None))))
 async def test_blobs_of_one_diff_id(kinds: tuple[Compression, ...], jobs: int, target: Path) -> None:
     """It is stored once, and each blob is verified."""
-    plain = random_bytes(5, 5 * 512)
+    plain = noise(5, 5 * 512)
     images = {
         str(kind): make_image(make_layer(plain, kind), FOUR[number], author=str(kind))
         for number, kind in enumerate(kinds)
@@ -122,7 +117,7 @@ async def test_blobs_of_one_diff_id(kinds: tuple[Compression, ...], jobs: int, t
 
 @pytest.mark.parametrize("jobs", [1, 2, 4])
 async def test_another_blob_of_a_diff_id_that_is_wrong(jobs: int, target: Path) -> None:
-    plain = random_bytes(5, 5 * 512)
+    plain = noise(5, 5 * 512)
     one, two = make_image(make_layer(plain), author="1"), make_image(make_layer(plain, "zstd"), author="2")
     store = Store({"one": one, "two": two})
     digest = two.layers[0].descriptor.digest

@@ -48,6 +48,7 @@ from tests.support.images import (
     MemorySink,
     RewindSink,
     archive_of,
+    hide_decompressors,
     make_config,
     make_image,
     make_layer,
@@ -222,7 +223,7 @@ async def test_an_archive_at_a_path(layer: Layer, error: type[ContentError], tmp
 
 
 async def test_zstd_without_its_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(decompression, "_import_first", lambda *names: None)
+    hide_decompressors(monkeypatch)
     layer = make_layer({"x": b"x"}, "zstd")
     for target in (ListSink(), tmp_path / "a.tar"):
         with pytest.raises(MissingDependencyError, match=r"pip install 'aiodockersave\[decompress\]'"):

@@ -7,6 +7,7 @@ archive with the members that were committed.
 from __future__ import annotations
 
 import asyncio
+import functools
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
@@ -352,6 +353,7 @@ class Archives(RuleBasedStateMachine):
             self.run(call)
 
 
+@functools.cache
 def stored_as(layer: Layer, mode: Literal["keep", "decompress"]) -> tuple[str, bytes]:
     entry = derive_entries([make_image(layer)], mode)[0]
     return entry.name, entry.data

@@ -32,6 +32,7 @@ from aiodockersave.pipeline import prefetch
 from aiodockersave.pipeline.prefetch import Ahead, Order, Place, look_at
 from aiodockersave.pipeline.progress import Event, LayerStarted, SaveStarted
 from aiodockersave.sources import opens_early
+from tests.support.attempts import no_sleep
 from tests.support.faulty_registry import FaultyRegistry, refuse
 from tests.support.images import Image, ListSink, archive_of, make_image, make_layer
 from tests.support.stores import EarlyStore, Store, StoreFailedError
@@ -85,7 +86,7 @@ DECOMPRESS = {"layers": "decompress"}
     ],
     ids=str,
 )
-async def test_as_many_as_are_read_at_once(
+async def test_as_many_layers_are_prefetched_as_are_read_at_once(
     options: dict[str, Any], expected: list[int], target: Path
 ) -> None:
     """Those that are read first, each once."""
@@ -97,7 +98,9 @@ async def test_as_many_as_are_read_at_once(
 
 
 @pytest.mark.parametrize(("options", "expected"), [({}, [0, 1]), ({**DECOMPRESS, "jobs": 3}, [0, 1, 2])])
-async def test_into_a_stream(options: dict[str, Any], expected: list[int]) -> None:
+async def test_a_stream_gets_its_first_layers_prefetched(
+    options: dict[str, Any], expected: list[int]
+) -> None:
     store = EarlyStore({"image": IMAGE})
     await save_store(store, ListSink(), **options)
     assert early(store) == expected
@@ -105,7 +108,7 @@ async def test_into_a_stream(options: dict[str, Any], expected: list[int]) -> No
 
 
 @pytest.mark.parametrize("layers", ["keep", "decompress"])
-async def test_into_what_is_no_regular_file(layers: str) -> None:
+async def test_a_path_that_is_not_a_regular_file_gets_its_first_layers_prefetched(layers: str) -> None:
     """It is written in order, whatever its path looks like."""
     store = EarlyStore({"image": IMAGE})
     async with asyncio.timeout(LIMIT):
@@ -114,7 +117,7 @@ async def test_into_what_is_no_regular_file(layers: str) -> None:
     assert store.most_open == 3
 
 
-def test_a_digest_with_two_descriptors() -> None:
+def test_a_digest_with_two_descriptors_is_read_by_the_first() -> None:
     """It is read by the first."""
     first = LAYERS[0].descriptor
     other = replace(first, urls=("https://example.com/elsewhere",))
@@ -122,20 +125,20 @@ def test_a_digest_with_two_descriptors() -> None:
     assert chosen is first
 
 
-async def test_several_images(target: Path) -> None:
+async def test_several_images_are_not_prefetched(target: Path) -> None:
     store = EarlyStore({"one": IMAGE, "two": make_image(*LAYERS[:2], author="two")})
     await save_store(store, target)
     assert store.asked_early == []
 
 
-async def test_a_layer_that_an_image_has_twice(target: Path) -> None:
+async def test_a_layer_that_an_image_has_twice_is_prefetched_once(target: Path) -> None:
     store = EarlyStore({"image": make_image(LAYERS[0], LAYERS[0], LAYERS[1])})
     await save_store(store, target, jobs=3)
     assert early(store) == [1, 0]
     assert len(store.openings) == 2
 
 
-async def test_no_layer_at_all(target: Path) -> None:
+async def test_an_image_without_layers_is_not_prefetched(target: Path) -> None:
     store = EarlyStore({"image": make_image()})
     await save_store(store, target)
     assert store.openings == []
@@ -166,7 +169,9 @@ async def space_for(image: Image, target: Path, monkeypatch: pytest.MonkeyPatch,
     return early(store)
 
 
-async def test_what_may_not_fit_is_not_asked_for(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_layers_that_may_not_fit_are_not_prefetched(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert await space_for(IMAGE, target, monkeypatch, 0) == [1, 3]
     assert await space_for(IMAGE, target, monkeypatch, -1) == []
 
@@ -184,7 +189,7 @@ async def test_the_space_that_is_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layers", ["keep", "decompress"])
-async def test_more_than_fits_is_not_asked_for(
+async def test_layers_that_do_not_fit_are_not_prefetched(
     layers: str, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And said as ever."""
@@ -215,7 +220,7 @@ async def test_an_image_that_is_refused_leaves_nothing_open(rounds: int, target:
     assert target.read_bytes() == OLD
 
 
-async def test_a_config_that_is_none(target: Path) -> None:
+async def test_a_config_that_is_not_json_leaves_nothing_open(target: Path) -> None:
     broken = make_image(*LAYERS)
     store = EarlyStore({"image": broken})
     resolve = store.resolve
@@ -234,7 +239,7 @@ async def test_a_config_that_is_none(target: Path) -> None:
 
 @pytest.mark.parametrize("layers", ["keep", "decompress"])
 @pytest.mark.parametrize("number", [0, 1, 3])
-async def test_a_layer_that_cannot_be_opened(number: int, layers: str, target: Path) -> None:
+async def test_a_layer_that_cannot_be_opened_ends_the_save(number: int, layers: str, target: Path) -> None:
     """It is said when its turn comes, of the image that it is of."""
     store = EarlyStore({"image": IMAGE})
     store.fails_at[LAYERS[number].descriptor.digest] = -1
@@ -316,7 +321,7 @@ def asked_of(store: EarlyStore, jobs: int = 1) -> Ahead:
     return asked
 
 
-async def test_what_was_asked_for_is_claimed_once() -> None:
+async def test_a_prefetched_blob_is_claimed_once() -> None:
     store = EarlyStore({"image": IMAGE})
     layer = LAYERS[0].descriptor
     async with asked_of(store) as asked:
@@ -332,7 +337,7 @@ async def test_what_was_asked_for_is_claimed_once() -> None:
             assert b"".join([chunk async for chunk in chunks]) == LAYERS[1].blob
 
 
-async def test_what_is_told_twice_is_asked_for_once() -> None:
+async def test_a_manifest_that_comes_twice_is_prefetched_once() -> None:
     store = EarlyStore({"image": IMAGE})
     async with asked_of(store, jobs=3) as asked:
         asked.ask(store, IMAGE.manifest)
@@ -406,7 +411,7 @@ async def test_a_cancel_in_the_moment_in_which_it_is_open(is_broken: bool) -> No
 
 @pytest.mark.parametrize("claims", [False, True])
 @pytest.mark.parametrize("rounds", [0, 1, 2, 5])
-async def test_a_coroutine_that_is_closed(rounds: int, claims: bool) -> None:
+async def test_a_coroutine_that_is_closed_leaves_nothing_open(rounds: int, claims: bool) -> None:
     """Nothing can be awaited then."""
     store = QuickStore({"image": IMAGE})
 
@@ -429,10 +434,6 @@ async def test_a_coroutine_that_is_closed(rounds: int, claims: bool) -> None:
 
 
 # ── a registry ──
-
-
-async def no_sleep(_: float) -> None:
-    """Stand for sleep."""
 
 
 @pytest.mark.parametrize(("jobs", "expected"), [(1, 0), (3, 3)])
@@ -503,7 +504,7 @@ class Changed(RegistrySource):
     open_blob = EarlyStore.open_blob
 
 
-def test_who_is_asked_early() -> None:
+def test_sources_with_the_method_of_their_own_class_are_asked_early() -> None:
     sources: list[Any] = [RegistrySource(), EarlyStore({}), QuickStore({}), Store({}), Changed(), Wrapped()]
     assert [opens_early(each) for each in sources] == [True, True, False, False, False, False]
 
@@ -512,5 +513,5 @@ def powers(source: Sequence[type]) -> list[bool]:
     return [issubclass(each, SupportsEarlyBlobs) for each in source]
 
 
-def test_who_has_the_power() -> None:
+def test_the_protocol_of_early_blobs_knows_its_sources() -> None:
     assert powers([RegistrySource, EarlyStore, Store]) == [True, True, False]

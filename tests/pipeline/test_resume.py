@@ -1,8 +1,9 @@
-"""A save to a file that was interrupted goes on: at every kind of byte, after every kind of fault.
+"""A save to a file that was interrupted is resumed: at every kind of byte, after every kind of fault.
 
-What is in the part file is either right, and not fetched again, or it is found out by its digest. The matrix is
-{fault} × {a byte inside each kind of thing in an archive, and around the borders}. In each case the end is the same
-archive, byte for byte, and until then the target is as it was.
+Bytes in the part file are either right, and not fetched again, or their digest tells that they are wrong. The matrix is
+{fault} × {a byte inside each segment of the plan, and at its borders}: blobs are received at their offsets, and the known
+bytes around them (headers, padding, metadata, the end) are written behind the last blob, whatever members they are of. In
+each case the end is the same archive, byte for byte, and until then the target is as it was.
 """
 
 from __future__ import annotations
@@ -33,13 +34,11 @@ from aiodockersave import (
     save,
 )
 from aiodockersave.blobs import file_region
-from aiodockersave.core import tar
 from aiodockersave.core.plan import Segment
-from aiodockersave.pipeline import saving as syncing
-from aiodockersave.pipeline import to_file
+from aiodockersave.pipeline import saving, to_file
 from aiodockersave.pipeline.progress import Event, LayerRetried, LayerStarted
 from aiodockersave.sinks.part_file import part_name
-from tests.support.images import Image, ListSink, archive_of, make_image, make_layer
+from tests.support.images import Image, ListSink, archive_of, make_image, make_layer, noise
 from tests.support.interruption import outcome_of
 from tests.support.stores import Store, StoreFailedError
 
@@ -50,12 +49,8 @@ CHUNK = 300
 LAST_ZEROS = 256
 
 
-def _random(seed: int, size: int) -> bytes:
-    return random.Random(seed).randbytes(size)
-
-
-IMAGE = make_image(make_layer(_random(1, 3001), None), make_layer(_random(2, 2047)), repo_tags=["a:1"])
-OTHER = make_image(IMAGE.layers[0], make_layer(_random(3, 1500)), repo_tags=["a:1"])
+IMAGE = make_image(make_layer(noise(1, 3001), None), make_layer(noise(2, 2047)), repo_tags=["a:1"])
+OTHER = make_image(IMAGE.layers[0], make_layer(noise(3, 1500)), repo_tags=["a:1"])
 PLAN = plan_archive([IMAGE.spec])
 BLOBS = [segment for segment in PLAN.segments if segment.descriptor is not None]
 
@@ -82,39 +77,16 @@ class Spot:
     at: int
 
 
-def spots(*, borders: bool = True) -> Iterator[Spot]:
-    """Return bytes of each kind: in the middle, and around the borders if asked."""
-    regions = []
-    kinds = set()
-    starts = [member.offset for member in PLAN.members] + [PLAN.size - len(tar.END_OF_ARCHIVE)]
-    for member, behind in zip(PLAN.members, starts[1:], strict=True):
-        kind = member.name.partition("/")[2] or member.name.rpartition(".")[2]
-        kind = member.name if member.name in ("manifest.json", "repositories") else kind
-        if kind in kinds:
-            continue  # of each kind the first
-        kinds.add(kind)
-        stop = member.data_offset + member.size
-        regions += [
-            (f"{kind} header", member.offset, member.data_offset),
-            (f"{kind} data", member.data_offset, stop),
-            (f"{kind} padding", stop, behind),
-        ]
-    regions.append(("end blocks", starts[-1], PLAN.size))
-    seen = set()
-    for name, begin, end in regions:
-        if begin == end:
-            continue
-        wanted = {"middle": (begin + end) // 2}
-        if borders:
-            wanted |= {"before": begin - 1, "first": begin, "second": begin + 1, "last": end - 1}
-        for point, at in wanted.items():
-            if at >= 0 and at not in seen:
-                seen.add(at)
-                yield Spot(f"{name}, {point}", at)
+def spots() -> Iterator[Spot]:
+    """Return bytes of each segment of the plan: in the middle, and at its borders."""
+    for number, segment in enumerate(PLAN.segments):
+        name = f"segment {number}, {'known bytes' if segment.descriptor is None else 'a blob'}"
+        points = {"first": 0, "second": 1, "middle": segment.size // 2, "last": segment.size - 1}
+        yield from (Spot(f"{name}, {point}", segment.offset + at) for point, at in points.items())
 
 
 SPOTS = list(spots())
-MIDDLES = list(spots(borders=False))
+MIDDLES = [spot for spot in SPOTS if spot.name.endswith("middle")]
 each_spot = pytest.mark.parametrize("spot", SPOTS, ids=lambda spot: spot.name)
 each_middle = pytest.mark.parametrize("spot", MIDDLES, ids=lambda spot: spot.name)
 
@@ -123,22 +95,11 @@ def jobs_of(spot: Spot) -> int:
     return 1 + spot.at % 2
 
 
-def test_every_kind_of_thing_is_among_the_spots() -> None:
-    names = {spot.name.rpartition(",")[0] for spot in SPOTS}
-    assert names == {
-        *("tar header", "tar data", "tar padding", "gz header", "gz data", "gz padding"),
-        *("json header", "json data", "json padding", "layer.tar header"),
-        *("VERSION header", "VERSION data", "VERSION padding"),
-        *("manifest.json header", "manifest.json data", "manifest.json padding"),
-        *("repositories header", "repositories data", "repositories padding", "end blocks"),
-    }
-
-
 # ── the desk: a target with an old archive, and the part file beside it ──
 
 
 class Desk:
-    """A folder where a save is interrupted and gone on with."""
+    """A folder where a save is interrupted and resumed."""
 
     def __init__(self, folder: Path) -> None:
         self.target = folder / "a.tar"
@@ -175,7 +136,7 @@ class Desk:
         return self.store.given.total() - before
 
     def assert_kept(self, error: BaseException | None = None) -> None:
-        """The part file is there, the target is untouched, nothing is open, and an error says how to go on."""
+        """The part file is there, the target is untouched, nothing is open, and a note of the error names the part file."""
         assert self.target.read_bytes() == OLD
         assert {path.name for path in self.target.parent.iterdir()} == {"a.tar", self.part.name}
         assert self.store.open_now == 0
@@ -237,7 +198,7 @@ def most_fetched(jobs: int) -> int:
 
 
 @each_spot
-async def test_killed(desk: Desk, monkeypatch: pytest.MonkeyPatch, spot: Spot) -> None:
+async def test_a_killed_save_is_resumed(desk: Desk, monkeypatch: pytest.MonkeyPatch, spot: Spot) -> None:
     """The file as it is at the moment of a SIGKILL: a copy that is made in the middle of a write."""
     copy = desk.target.with_name("copy")
     with monkeypatch.context() as patch:
@@ -251,7 +212,7 @@ async def test_killed(desk: Desk, monkeypatch: pytest.MonkeyPatch, spot: Spot) -
 
 
 @each_spot
-async def test_cancelled(desk: Desk, monkeypatch: pytest.MonkeyPatch, spot: Spot) -> None:
+async def test_a_cancelled_save_is_resumed(desk: Desk, monkeypatch: pytest.MonkeyPatch, spot: Spot) -> None:
     loop = asyncio.get_running_loop()
     # Looked at inside the task: whoever awaits a cancelled task has a CancelledError of his own, without notes.
     saving = asyncio.ensure_future(outcome_of(desk.save(jobs=jobs_of(spot))))
@@ -273,14 +234,14 @@ async def test_cancelled(desk: Desk, monkeypatch: pytest.MonkeyPatch, spot: Spot
 
 
 @each_spot
-async def test_cut(desk: Desk, spot: Spot) -> None:
+async def test_a_part_file_that_was_cut_is_resumed(desk: Desk, spot: Spot) -> None:
     desk.part.write_bytes((await archive_of([IMAGE]))[: spot.at])
     to_fetch = desk.to_fetch()
     assert await desk.save_again(jobs=jobs_of(spot)) == to_fetch
 
 
 @each_spot
-async def test_flipped(desk: Desk, spot: Spot) -> None:
+async def test_a_part_file_with_a_wrong_byte_is_resumed(desk: Desk, spot: Spot) -> None:
     stop = PLAN.size if spot.at % 2 else BLOBS[1].offset + 1000
     state = bytearray((await archive_of([IMAGE]))[: max(stop, spot.at + 2)])
     state[spot.at] ^= 0x55
@@ -290,7 +251,7 @@ async def test_flipped(desk: Desk, spot: Spot) -> None:
 
 
 @each_spot
-async def test_a_hole(desk: Desk, spot: Spot) -> None:
+async def test_a_part_file_with_a_hole_is_resumed(desk: Desk, spot: Spot) -> None:
     """A disk that lies, or crashes, leaves zeros where bytes were written."""
     state = bytearray(await archive_of([IMAGE]))
     size = min(random.Random(spot.at).choice([1, 64, 512, 2000]), PLAN.size - spot.at)
@@ -304,7 +265,9 @@ async def test_a_hole(desk: Desk, spot: Spot) -> None:
 
 
 @each_spot
-async def test_a_full_disk(desk: Desk, monkeypatch: pytest.MonkeyPatch, spot: Spot) -> None:
+async def test_a_save_that_filled_the_disk_is_resumed(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, spot: Spot
+) -> None:
     def refuse() -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -335,7 +298,7 @@ def limit_on_files(size: int) -> Iterator[None]:
 
 
 @each_middle
-async def test_a_limit_on_files(desk: Desk, spot: Spot) -> None:
+async def test_a_save_that_reached_a_limit_on_files_is_resumed(desk: Desk, spot: Spot) -> None:
     """The kernel's own short writes and errors."""
     with limit_on_files(spot.at), pytest.raises(OSError) as caught:
         await desk.save(jobs=jobs_of(spot))
@@ -348,15 +311,13 @@ async def test_a_limit_on_files(desk: Desk, spot: Spot) -> None:
 
 
 FAILING = [
-    (number, at)
-    for number, blob in enumerate(BLOBS)
-    for at in (-1, 0, 1, BATCH - 1, BATCH, BATCH + 1, blob.size // 2, blob.size - 1, blob.size)
+    (number, at) for number, blob in enumerate(BLOBS) for at in (-1, 0, 1, BATCH, blob.size // 2, blob.size)
 ]
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
 @pytest.mark.parametrize(("number", "at"), FAILING)
-async def test_the_source_fails(desk: Desk, number: int, at: int, jobs: int) -> None:
+async def test_a_save_whose_source_failed_is_resumed(desk: Desk, number: int, at: int, jobs: int) -> None:
     """It breaks off when it is opened (-1), behind a byte, or behind all of them."""
     descriptor = BLOBS[number].descriptor
     assert descriptor is not None
@@ -373,14 +334,13 @@ async def test_the_source_fails(desk: Desk, number: int, at: int, jobs: int) -> 
     assert desk.store.given.total() <= desk.store.size + most_fetched(jobs)
 
 
-@pytest.mark.parametrize("more", [1, 511, 512, 513, 4096, 1 << 20])
-@pytest.mark.parametrize("state", ["whole", "zeros", "garbage"])
-async def test_longer_than_the_archive(desk: Desk, state: str, more: int) -> None:
+@pytest.mark.parametrize(("state", "more"), [("whole", 1), ("zeros", 512), ("garbage", 1 << 20)])
+async def test_a_part_file_longer_than_the_archive_is_refused(desk: Desk, state: str, more: int) -> None:
     """No save of this archive has left that: it is not written to, and removed by who knows what it is."""
     left = {
-        "whole": await archive_of([IMAGE]) + _random(5, more),
+        "whole": await archive_of([IMAGE]) + noise(5, more),
         "zeros": bytes(PLAN.size + more),
-        "garbage": _random(6, PLAN.size + more),
+        "garbage": noise(6, PLAN.size + more),
     }[state]
     desk.part.write_bytes(left)
     with pytest.raises(PartFileError, match=f"{desk.part}: it is longer than the archive") as caught:
@@ -394,7 +354,7 @@ async def test_longer_than_the_archive(desk: Desk, state: str, more: int) -> Non
 
 
 @each_middle
-async def test_the_part_file_of_another_archive(desk: Desk, spot: Spot) -> None:
+async def test_the_part_file_of_another_archive_is_refused(desk: Desk, spot: Spot) -> None:
     other = desk.part_of(OTHER)
     left = (await archive_of([OTHER]))[: spot.at]
     other.write_bytes(left)
@@ -419,7 +379,9 @@ async def interrupt(desk: Desk, monkeypatch: pytest.MonkeyPatch, at: int) -> Non
 
 
 @each_middle
-async def test_the_tag_has_moved(desk: Desk, monkeypatch: pytest.MonkeyPatch, spot: Spot) -> None:
+async def test_a_tag_that_has_moved_does_not_mix_images(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, spot: Spot
+) -> None:
     """Bytes of one image are never mixed with another's; and if the tag moves back, they are used."""
     await interrupt(desk, monkeypatch, spot.at)
     left = desk.part.read_bytes()
@@ -438,7 +400,9 @@ async def test_the_tag_has_moved(desk: Desk, monkeypatch: pytest.MonkeyPatch, sp
 
 
 @each_middle
-async def test_two_at_once(desk: Desk, monkeypatch: pytest.MonkeyPatch, spot: Spot) -> None:
+async def test_two_saves_at_once_do_not_share_a_part_file(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, spot: Spot
+) -> None:
     """The second is told so, and the first is not disturbed."""
     loop = asyncio.get_running_loop()
     is_there, may_go_on = asyncio.Event(), threading.Event()
@@ -466,7 +430,7 @@ async def test_two_at_once(desk: Desk, monkeypatch: pytest.MonkeyPatch, spot: Sp
 
 
 @pytest.mark.parametrize("target", ["path", "stream"])
-async def test_decompressed_layers_cannot_be_gone_on_with(desk: Desk, target: str) -> None:
+async def test_decompressed_layers_cannot_be_resumed(desk: Desk, target: str) -> None:
     options: dict[str, Any] = {"layers": "decompress"} if target == "path" else {}
     place: Any = desk.target if target == "path" else ListSink()
     with pytest.raises(InvalidInputError, match="only a file can be gone on with, and only with layers kept"):
@@ -489,14 +453,14 @@ async def test_interrupted_again_and_again(desk: Desk, monkeypatch: pytest.Monke
     assert desk.store.given.total() <= desk.store.size + len(moments) * most_fetched(1)
 
 
-async def test_an_image_without_layers(desk: Desk) -> None:
+async def test_an_image_without_layers_is_resumed(desk: Desk) -> None:
     image = make_image(repo_tags=["a:1"])
     desk.store = Store({"image": image})
     desk.part_of(image).write_bytes((await archive_of([image]))[:700])
     assert await desk.save_again(image, jobs=4) == 0
 
 
-async def test_what_was_resumed_is_told(desk: Desk) -> None:
+async def test_resumed_bytes_are_reported(desk: Desk) -> None:
     whole = await archive_of([IMAGE])
     desk.part.write_bytes(whole[: BLOBS[1].offset + 100])
     await desk.save_again()
@@ -504,14 +468,14 @@ async def test_what_was_resumed_is_told(desk: Desk) -> None:
     assert started == {IMAGE.layers[0].descriptor: 3001, IMAGE.layers[1].descriptor: 100}
 
 
-async def test_a_complete_part_file(desk: Desk) -> None:
+async def test_a_complete_part_file_fetches_nothing(desk: Desk) -> None:
     """As after a kill just before the rename: nothing is fetched, nothing is even opened."""
     desk.part.write_bytes(await archive_of([IMAGE]))
     assert await desk.save_again(checksum=True, fsync=True) == 0
     assert desk.store.openings == []
 
 
-async def test_a_blob_that_does_not_fit_is_fetched_again_and_told(desk: Desk) -> None:
+async def test_a_wrong_blob_is_fetched_again_and_reported(desk: Desk) -> None:
     whole = bytearray((await archive_of([IMAGE]))[: BLOBS[0].offset + 1000])
     whole[BLOBS[0].offset + 10] ^= 1
     desk.part.write_bytes(whole)
@@ -534,7 +498,7 @@ async def test_a_source_that_has_other_bytes(desk: Desk) -> None:
     await desk.save_again()
 
 
-@pytest.mark.parametrize("there", [0, 1, 299, 300, 301, 1500, 3000])
+@pytest.mark.parametrize("there", [0, 1, CHUNK, 1500, 3000])
 async def test_a_source_that_cannot_start_inside(desk: Desk, there: int) -> None:
     """It is read from its first byte, and what is there already is passed over."""
     desk.store.starts_inside = False
@@ -559,11 +523,11 @@ async def test_a_source_that_gives_no_parts_and_no_whole(desk: Desk, start: int)
 # ── zeros ──
 
 
-@pytest.mark.parametrize("zeros", [1, LAST_ZEROS - 1, LAST_ZEROS, LAST_ZEROS + 1, 4 * LAST_ZEROS])
+@pytest.mark.parametrize("zeros", [1, LAST_ZEROS, LAST_ZEROS + 1])
 @pytest.mark.parametrize("there", ["nothing", "all but zeros", "some zeros", "all", "all and metadata"])
 async def test_a_blob_that_ends_in_zeros(desk: Desk, zeros: int, there: str) -> None:
     """They cannot be told from what was never written: a few are taken for its own, more are fetched again."""
-    image = make_image(make_layer(_random(9, 1000) + b"\1" + bytes(zeros), None), repo_tags=["a:1"])
+    image = make_image(make_layer(noise(9, 1000) + b"\1" + bytes(zeros), None), repo_tags=["a:1"])
     desk.store = Store({"image": image}, chunk_size=CHUNK)
     whole = await archive_of([image])
     (blob,) = (each for each in plan_archive([image.spec]).segments if each.descriptor is not None)
@@ -719,7 +683,7 @@ async def test_a_file_system_without_locks(desk: Desk, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("call", ["fsync", "fdatasync"])
-async def test_what_the_disk_refused_is_not_gone_on_with(
+async def test_bytes_that_the_disk_refused_are_not_resumed(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     """The kernel shows pages that it has dropped: a part file with such bytes is removed."""
@@ -729,7 +693,7 @@ async def test_what_the_disk_refused_is_not_gone_on_with(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, call, refuse)
-        patch.setattr(syncing, "_PORTION", 1000)
+        patch.setattr(saving, "_PORTION", 1000)
         with pytest.raises(OSError) as caught:
             await desk.save(fsync=True)
     assert caught.value.errno == errno.EIO
@@ -739,7 +703,9 @@ async def test_what_the_disk_refused_is_not_gone_on_with(
     await desk.save_again(fsync=True)
 
 
-async def test_a_target_that_is_a_link(desk: Desk, tmp_path: Path) -> None:
+async def test_a_target_that_is_a_link_has_its_part_file_beside_the_real_file(
+    desk: Desk, tmp_path: Path
+) -> None:
     """The part file is beside what the link leads to, and the note names it there."""
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -759,6 +725,6 @@ async def test_a_target_that_is_a_link(desk: Desk, tmp_path: Path) -> None:
     shutil.rmtree(folder)
 
 
-async def test_a_target_that_is_no_file(desk: Desk) -> None:
+async def test_a_target_that_is_not_a_file_is_refused(desk: Desk) -> None:
     with pytest.raises(InvalidInputError, match="no regular file"):
         await save(desk.store.requests(), "/dev/null", resume=True)

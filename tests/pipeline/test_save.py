@@ -43,6 +43,7 @@ from aiodockersave.pipeline.progress import (
 from aiodockersave.sources import default_platform
 from tests.support.images import Image, ListSink, MemorySink, archive_of, make_config, make_image, make_layer
 from tests.support.interruption import Driver, by_task_cancel, step
+from tests.support.stores import Store
 
 BASE = make_layer({"etc/name": b"base\n"})
 APP = make_layer({"app": b"app\n" * 20_000}, "zstd")
@@ -51,50 +52,39 @@ TWO = make_image(BASE, make_layer({"two": b"two\n"}, None), author="two")
 MODES: tuple[Layers, ...] = ("keep", "decompress")
 
 
-class MemorySource:
-    """Images in memory; the few lines of somebody's own source.
+class MemorySource(Store):
+    """A store that also keeps the platforms it was asked for, and the faults that its open blobs were told.
 
     Attributes:
-        resolved: What it was asked to resolve.
-        opened: The digests of the blobs that were opened.
-        faults: What these were told while they were open.
-        is_open: How many are open.
+        resolved: The references and platforms that it was asked to resolve.
+        faults: The exceptions that left the blocks of open blobs.
     """
 
     def __init__(self, *, default_tags: tuple[str, ...] = (), **images: Image) -> None:
-        self.images = images
-        self.blobs = {
-            layer.descriptor.digest: layer.blob for image in images.values() for layer in image.layers
-        }
+        super().__init__(images, chunk_size=100)
         self.resolved: list[tuple[str, Platform]] = []
-        self.opened: list[Digest] = []
         self.faults: list[BaseException] = []
-        self.is_open = 0
         self._default_tags = default_tags
+
+    @property
+    def opened(self) -> list[Digest]:
+        """The digests of the blobs that were opened."""
+        return [digest for digest, _ in self.openings]
 
     async def resolve(self, reference: str, platform: Platform) -> ResolvedImage:
         self.resolved.append((reference, platform))
-        image = self.images[reference]
-        return ResolvedImage(reference, image.manifest, image.config, self._default_tags)
+        return replace(await super().resolve(reference, platform), default_tags=self._default_tags)
 
     @contextlib.asynccontextmanager
     async def open_blob(
         self, descriptor: Descriptor, *, start: int = 0, stop: int | None = None
     ) -> AsyncGenerator[AsyncIterator[bytes], None]:
-        self.opened.append(descriptor.digest)
-        self.is_open += 1
-        try:
-            yield self._chunks(self.blobs[descriptor.digest])
-        except BaseException as exc:
-            self.faults.append(exc)
-            raise
-        finally:
-            self.is_open -= 1
-
-    async def _chunks(self, blob: bytes) -> AsyncIterator[bytes]:
-        for start in range(0, len(blob), 100):
-            await asyncio.sleep(0)
-            yield blob[start : start + 100]
+        async with super().open_blob(descriptor, start=start, stop=stop) as chunks:
+            try:
+                yield chunks
+            except BaseException as exc:
+                self.faults.append(exc)
+                raise
 
 
 def both(source: Source) -> list[ImageRequest]:
@@ -123,7 +113,7 @@ async def test_the_archive_is_the_writers(source: MemorySource, make_sink: Any, 
 
 
 @pytest.mark.parametrize("layers", MODES)
-async def test_to_a_path(source: MemorySource, tmp_path: Path, layers: Layers) -> None:
+async def test_a_file_is_the_archive(source: MemorySource, tmp_path: Path, layers: Layers) -> None:
     path = tmp_path / "archive"
     report = await save(both(source), path, layers=layers, fsync=False, checksum=True)
     assert path.read_bytes() == await archive_of(BOTH, layers=layers)
@@ -145,7 +135,9 @@ async def test_each_layer_is_read_once(source: MemorySource) -> None:
     ],
     ids=["the source's", "the caller's", "none", "no default"],
 )
-async def test_tags(default: tuple[str, ...], given: list[str] | None, tags: tuple[str, ...]) -> None:
+async def test_tags_are_the_callers_or_the_sources(
+    default: tuple[str, ...], given: list[str] | None, tags: tuple[str, ...]
+) -> None:
     source = MemorySource(one=ONE, default_tags=default)
     report = await save([ImageRequest(source, "one", given)], ListSink())
     assert report.images[0].repo_tags == tags
@@ -193,7 +185,7 @@ class Later:
         ({"progress": 5}, TypeError, "progress is a function, not int"),
     ],
 )
-async def test_arguments_that_are_none(
+async def test_wrong_arguments_are_refused(
     source: MemorySource, arguments: dict[str, Any], error: type[Exception], said: str
 ) -> None:
     sink = ListSink()
@@ -219,7 +211,7 @@ async def test_a_plan_of_what_a_source_has(source: MemorySource) -> None:
         plan_archive([ImageRequest(source, "one")])  # type: ignore[list-item]
 
 
-async def test_prepared(source: MemorySource) -> None:
+async def test_prepare_plans_and_reads_no_layer(source: MemorySource) -> None:
     prepared = await prepare(both(source))
     assert prepared.plan == plan_archive(image.spec for image in BOTH)
     assert prepared.layers == (BASE.descriptor, APP.descriptor, TWO.layers[1].descriptor)
@@ -476,7 +468,7 @@ async def test_what_progress_raises_ends_the_save(
 
     with pytest.raises(ZeroDivisionError):
         await save(both(source), tmp_path / "archive", layers=layers, progress=progress)
-    assert source.is_open == 0
+    assert source.open_now == 0
     assert list(tmp_path.iterdir()) == []
 
 
@@ -524,7 +516,7 @@ async def test_errors_name_blob_and_image(
     assert caught.value.__notes__ == ["image memory:two"]
     told = [fault for fault in source.faults if not isinstance(fault, asyncio.CancelledError)]
     assert told == [caught.value]  # the source is told; what was read besides is given up
-    assert source.is_open == 0
+    assert source.open_now == 0
     assert path.read_bytes() == b"old"
 
 
@@ -572,8 +564,8 @@ class SlowSource(MemorySource):
         async with limit, super().open_blob(descriptor) as chunks:
             yield chunks
 
-    async def _chunks(self, blob: bytes) -> AsyncIterator[bytes]:
-        yield blob[:10]
+    async def _chunks(self, digest: Digest, start: int) -> AsyncIterator[bytes]:
+        yield self.blobs[digest][:10]
         await asyncio.Event().wait()
 
 
@@ -581,7 +573,7 @@ async def test_a_time_out_of_the_source_comes_out_as_one() -> None:
     source = SlowSource(one=ONE)
     with pytest.raises(TimeoutError):
         await save([ImageRequest(source, "one")], ListSink())
-    assert source.is_open == 0
+    assert source.open_now == 0
 
 
 # ── cancelled ──
@@ -605,7 +597,7 @@ async def test_cancelled_anywhere_the_target_is_old_or_whole(tmp_path: Path, twi
         driver = Driver(at=at, twice=twice)
         await asyncio.ensure_future(by_task_cancel(driver, work))
         outcomes.add(path.read_bytes())
-        assert source.is_open == 0
+        assert source.open_now == 0
         assert [entry.name for entry in tmp_path.iterdir()] == ["archive"]
         if driver.suspensions < at:
             break

@@ -23,7 +23,6 @@ from aiodockersave import Digest, _aio, save
 from aiodockersave.archive import transaction
 from aiodockersave.blobs import file_region, staging, transfer
 from aiodockersave.pipeline import prefetch, resolve, saving, to_file
-from aiodockersave.pipeline import saving as syncing
 from aiodockersave.sinks import adapters, atomic_file
 from tests.support.images import Image, ListSink, MemorySink, archive_of, make_image, make_layer
 from tests.support.interruption import (
@@ -101,7 +100,7 @@ def _small_and_on_one_thread(monkeypatch: pytest.MonkeyPatch, nothing_blocks: Bl
         monkeypatch.setattr(room, "Worker", partial(TickWorker, ticks=2))
     monkeypatch.setattr(file_region, "BATCH_SIZE", 600)
     monkeypatch.setattr(file_region, "PIECE", 2000)
-    monkeypatch.setattr(syncing, "_PORTION", 1000)
+    monkeypatch.setattr(saving, "_PORTION", 1000)
     yield
     assert TickWorker.unfinished == 0
 

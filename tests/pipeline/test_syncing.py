@@ -55,7 +55,7 @@ def target(tmp_path: Path) -> Iterator[Target]:
     target.close()
 
 
-async def test_portions(target: Target, disk: Disk) -> None:
+async def test_each_portion_is_synced(target: Target, disk: Disk) -> None:
     async with Syncer(target, is_wanted=True) as syncer:
         for expected, size in [(0, PORTION - 1), (1, 1), (1, PORTION - 1), (2, 5 * PORTION)]:
             syncer.written(size)
@@ -64,7 +64,7 @@ async def test_portions(target: Target, disk: Disk) -> None:
     assert disk.synced == 2
 
 
-async def test_one_at_a_time(target: Target, disk: Disk) -> None:
+async def test_one_portion_is_synced_at_a_time(target: Target, disk: Disk) -> None:
     disk.may_go_on.clear()
     async with Syncer(target, is_wanted=True) as syncer:
         for _ in range(10):
@@ -75,7 +75,9 @@ async def test_one_at_a_time(target: Target, disk: Disk) -> None:
 
 
 @pytest.mark.parametrize("reason", ["not wanted", "not possible"])
-async def test_not_at_all(reason: str, target: Target, disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_nothing_is_synced_where_it_is_not_wanted_or_not_possible(
+    reason: str, target: Target, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if reason == "not possible":
         monkeypatch.delattr(os, "fdatasync")
     async with Syncer(target, is_wanted=reason != "not wanted") as syncer:
@@ -83,7 +85,7 @@ async def test_not_at_all(reason: str, target: Target, disk: Disk, monkeypatch: 
     assert disk.synced == 0
 
 
-async def test_what_is_refused_is_told_at_the_next_portion(target: Target, disk: Disk) -> None:
+async def test_a_refused_sync_is_raised_at_the_next_portion(target: Target, disk: Disk) -> None:
     disk.refuses = True
     with pytest.raises(OSError, match="refused") as caught:
         async with Syncer(target, is_wanted=True) as syncer:
@@ -97,7 +99,7 @@ async def test_what_is_refused_is_told_at_the_next_portion(target: Target, disk:
     assert not hasattr(caught.value, "__notes__")
 
 
-async def test_what_is_refused_is_told_at_the_end(target: Target, disk: Disk) -> None:
+async def test_a_refused_sync_is_raised_at_the_end(target: Target, disk: Disk) -> None:
     disk.refuses = True
     with pytest.raises(OSError, match="refused"):
         async with Syncer(target, is_wanted=True) as syncer:
@@ -105,7 +107,7 @@ async def test_what_is_refused_is_told_at_the_end(target: Target, disk: Disk) ->
     assert target.sync_failed
 
 
-async def test_what_is_refused_does_not_hide_another_fault(target: Target, disk: Disk) -> None:
+async def test_a_refused_sync_does_not_hide_another_fault(target: Target, disk: Disk) -> None:
     disk.refuses = True
     with pytest.raises(LookupError) as caught:
         async with Syncer(target, is_wanted=True) as syncer:
@@ -136,7 +138,7 @@ async def test_a_cancel_is_not_swallowed_and_waits(target: Target, disk: Disk) -
     assert disk.synced == 1
 
 
-async def test_what_was_refused_is_not_asked_again(target: Target, disk: Disk) -> None:
+async def test_a_disk_that_refused_is_not_asked_again(target: Target, disk: Disk) -> None:
     disk.refuses = True
     with pytest.raises(OSError, match="refused"):
         await asyncio.to_thread(target.sync_portion)

@@ -62,7 +62,7 @@ async def save_into(store: Store, sink: Any, **options: Any) -> list[Event]:
 @pytest.mark.parametrize("make_sink", [ListSink, RewindSink, MemorySink])
 @pytest.mark.parametrize("jobs", [1, 2, 3, 8])
 @each_mode
-async def test_the_archive(store: Store, make_sink: Any, jobs: int, layers: Layers) -> None:
+async def test_a_stream_is_the_archive(store: Store, make_sink: Any, jobs: int, layers: Layers) -> None:
     """And each layer is read once, in order, no more of them at once than jobs."""
     sink = make_sink()
     events = await save_into(store, sink, layers=layers, jobs=jobs)
@@ -77,7 +77,7 @@ async def test_the_archive(store: Store, make_sink: Any, jobs: int, layers: Laye
 
 
 @each_mode
-async def test_read_ahead(store: Store, layers: Layers) -> None:
+async def test_the_next_layers_are_read_ahead(store: Store, layers: Layers) -> None:
     """While the first is read, others are as well, as many as may be."""
     is_ahead = asyncio.Event()
 
@@ -128,14 +128,14 @@ async def test_layers_are_staged_side_by_side(store: Store) -> None:
     assert started == [layer.descriptor.digest for layer in LAYERS]
 
 
-@pytest.mark.parametrize("jobs", [1, 2, 4])
+@pytest.mark.parametrize("jobs", [1, 4])
 @pytest.mark.parametrize("fails_at", [-1, 0, 1500])
-@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("number", [0, 3, 5], ids=["first", "in the middle", "last"])
 @each_mode
-async def test_a_source_that_fails(
+async def test_a_source_that_fails_leaves_the_beginning_of_the_archive(
     layers: Layers, number: int, fails_at: int, jobs: int, store: Store
 ) -> None:
-    """What is in the stream by then is the beginning of the archive, without its end."""
+    """The stream has the beginning of the archive by then, without its end."""
     store.fails_at[LAYERS[number].descriptor.digest] = fails_at
     sink = ListSink()
     with pytest.raises(StoreFailedError):
@@ -172,7 +172,7 @@ async def test_a_wrong_blob_never_leaves_as_a_whole(number: int, store: Store) -
 
 
 @each_mode
-async def test_a_blob_that_is_wrong(store: Store, layers: Layers) -> None:
+async def test_a_wrong_blob_is_an_error_of_its_image(store: Store, layers: Layers) -> None:
     digest = LAYERS[5].descriptor.digest
     store.blobs[digest] = bytes(len(store.blobs[digest]))
     with pytest.raises(DigestMismatchError) as caught:
@@ -195,7 +195,7 @@ class FullSink(ListSink):
 
 @pytest.mark.parametrize("jobs", [1, 3])
 @each_mode
-async def test_a_sink_that_fails(layers: Layers, jobs: int) -> None:
+async def test_a_sink_that_fails_leaves_no_blob_open(layers: Layers, jobs: int) -> None:
     counting = ListSink()
     await save_into(Store(IMAGES), counting, layers=layers, jobs=jobs)
     for at in range(len(counting.writes)):

@@ -21,6 +21,7 @@ import functools
 import gzip
 import io
 import json
+import random
 import sys
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +29,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+import pytest
 from hypothesis import strategies as st
 
 from aiodockersave import ArchiveWriter, Descriptor, Digest, ImageConfig, ImageIndex, ImageManifest, ImageSpec
@@ -94,6 +96,11 @@ def layer_tar(files: Mapping[str, bytes]) -> bytes:
     return out.getvalue()
 
 
+def noise(seed: int | str, size: int) -> bytes:
+    """Return bytes that nothing compresses, the same for the same seed."""
+    return random.Random(seed).randbytes(size)
+
+
 def compress(plain: bytes, kind: Compression, *, members: int = 1) -> bytes:
     """Compress bytes, cut into ``members`` gzip members or zstd frames one behind the other."""
     if kind is None:
@@ -101,6 +108,12 @@ def compress(plain: bytes, kind: Compression, *, members: int = 1) -> bytes:
     step = -(-len(plain) // members) or 1
     parts = [plain[at * step : (at + 1) * step] for at in range(members)]
     return b"".join(gzip.compress(part, mtime=0) if kind == "gzip" else zstd.compress(part) for part in parts)
+
+
+def hide_decompressors(patch: pytest.MonkeyPatch) -> None:
+    """Let no package for decompression be found: gzip is left to zlib, and nothing reads zstd."""
+    for name in ("isal.igzip_lib", "compression.zstd", "backports.zstd"):
+        patch.setitem(sys.modules, name, None)
 
 
 def decompress(blob: bytes, kind: Compression) -> bytes:

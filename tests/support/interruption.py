@@ -249,7 +249,7 @@ async def by_timeout(driver: Driver, work: Work) -> None:
 
 
 class SiblingError(Exception):
-    """What the other task of a group fails with."""
+    """The failure of the other task of a group."""
 
 
 async def by_task_group(driver: Driver, work: Work) -> None:
@@ -390,7 +390,7 @@ def step(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 class Interrupt(KeyboardInterrupt):
-    """What the handler raises."""
+    """The exception that the handler raises."""
 
 
 class Interrupting:

@@ -28,7 +28,7 @@ class Entry(NamedTuple):
 
 
 class Located(NamedTuple):
-    """Where a reader found a member, in bytes from the start of the archive."""
+    """The place of a member as a reader found it, in bytes from the start of the archive."""
 
     name: str
     offset: int

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import random
+import functools
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
@@ -24,7 +24,7 @@ from aiodockersave.archive import transaction
 from aiodockersave.blobs import content, staging, thread_queue, transfer
 from aiodockersave.core.tar import BLOCK_SIZE, END_OF_ARCHIVE
 from aiodockersave.sinks.protocol import Adapter
-from tests.support.images import Compression, Layer, make_image, make_layer
+from tests.support.images import Compression, Layer, make_image, make_layer, noise
 from tests.support.interruption import (
     Driver,
     ThreadedTickWorker,
@@ -41,7 +41,7 @@ SUSPENSIONS_AFTER = 16
 """So many suspensions may follow a cancel. A wait that absorbs one delivery after the other has ``REWIND_TICKS``."""
 
 Chunks = list[bytes | BaseException]
-"""What a content gives, one after the other; exceptions are raised."""
+"""The chunks that a content gives, one after the other; exceptions are raised."""
 
 
 def use_small_limits(patch: pytest.MonkeyPatch) -> None:
@@ -244,7 +244,7 @@ class UnrewindableSink(RewindingSink):
 
 
 class Left(enum.Enum):
-    """What the call that raised had done to the archive when the fault came."""
+    """How much of its bytes the call that raised had written when the fault came."""
 
     NOTHING = enum.auto()
     PART = enum.auto()
@@ -266,7 +266,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Reference:
-    """What the scenario does when nothing interrupts it.
+    """The result of the scenario when nothing interrupts it.
 
     Attributes:
         data: The archive.
@@ -453,16 +453,14 @@ async def _at_once(waiting: Any) -> None:
     step(waiting)
 
 
+@functools.cache  # a scenario is made for each suspension
 def _layers(compression: Compression) -> dict[str, Layer]:
-    sizes = {"shared": 1, "large": 18, "staged": 8, "wide": 6, "unknown": 9}
+    # Chunks: as few as make a first, a middle and a last batch, since each suspension costs a whole scenario.
+    sizes = {"shared": 1, "large": 11, "staged": 6, "wide": 4, "unknown": 6}
     return {
-        name: make_layer(_noise(name, chunks * CHUNK_SIZE - 100), compression)
+        name: make_layer(noise(name, chunks * CHUNK_SIZE - 100), compression)
         for name, chunks in sizes.items()
     }
-
-
-def _noise(seed: str, size: int) -> bytes:
-    return random.Random(seed).randbytes(size)
 
 
 async def reference_of(make_sink: Callable[[], FakeSink], **options: Any) -> Reference:

@@ -48,9 +48,7 @@ from aiodockersave.core.plan import Report
 from aiodockersave.sinks.adapters import AnySink
 from aiodockersave.sinks.atomic_file import Target
 
-from .layers import LayerWriter
-from .receiver import Receiver
-from .stored_layers import Ledger, Wanted
+from .layers import LayerWriter, Ledger, Receiver, Wanted
 from .transaction import Output, Transaction, check_promise
 from .turns import Turns
 

@@ -132,11 +132,14 @@ class Ledger:
             self._plain[blob.digest] = plain
 
     def check_diff_ids(self, image: Image, *, are_kept: bool) -> None:
-        """Look whether what is stored of an image's layers, or of kept ones is known to be in them, is what it says.
+        """Compare each layer of an image with its diff ID in the config.
+
+        Where plain tars are stored, their digests are compared; where blobs are kept, the digests of their plain tars, which
+        were computed while the blobs were read.
 
         Raises:
-            DigestMismatchError: One is not.
-            InvalidInputError: That cannot be told, as the diff ID has another algorithm than what was looked at.
+            DigestMismatchError: A layer has another diff ID.
+            InvalidInputError: The diff ID has another algorithm than the digest that was computed.
         """
         for layer, diff_id in zip(image.layers, image.config.diff_ids, strict=True):
             stored = self.look_up(layer)
@@ -311,6 +314,9 @@ class Receiver:
 
 
 def _of_one_without_a_name(limits: Limits) -> Limits:
-    """Return limits for a layer whose digest is not known: it is another one than all others, whatever messages call it."""
+    """Return limits that count a layer of unknown digest under a key of its own.
+
+    All such layers have the same name in messages, and would else be counted as one.
+    """
     share, layer = limits.share, object()
     return limits if share is None else limits._replace(share=lambda _, size: share(layer, size))

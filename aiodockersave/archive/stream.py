@@ -159,9 +159,10 @@ class ReadingLimits(NamedTuple):
 class ByteStream(abc.ABC):
     """Bytes that are pulled. Use it with ``async with``, or close it: what it has open waits for that.
 
-    One task reads at a time; any may close, at any time. A read that is waiting then raises
-    ``anyio.ClosedResourceError``, as every later one: an end that is none must not look like one. Behind its end a
-    stream stays at its end, and what has failed raises the same error again.
+    One task reads at a time; any may close, at any time. If the stream is closed before its end, a waiting read and all
+    later ones raise ``anyio.ClosedResourceError``: a reader must not take the cut for the end. After the end, reads raise
+    ``StopAsyncIteration``, also on a closed stream. A stream that has failed raises the same error at each read, until it
+    is closed.
     """
 
     def __init__(self) -> None:

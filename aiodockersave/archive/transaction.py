@@ -138,7 +138,7 @@ class Transaction:
     Attributes:
         cursor: Where the next byte goes, in bytes from the start of the archive.
         writing: What is being written, for messages.
-        forward: Commits it, where what it has done may not be taken back any more.
+        forward: Records the end of the archive, once the file may be under its name already; None before.
     """
 
     def __init__(self, output: Output) -> None:
@@ -236,7 +236,7 @@ class Transaction:
         for member in addition.members:
             output.members.append(located(member, offset))
             offset += member.total_size
-        # What was taken back was hashed too: then the hash of before the transaction stays.
+        # The hash of the transaction also covers bytes that were rewound: it counts only if the sink still has them.
         if self._touched and self._hasher is not None and output.in_order_hash is not None:
             output.in_order_hash = self._hasher.hash
         output.position = self.cursor

@@ -138,8 +138,8 @@ class Turns:
     def begin(self, call: Call) -> None:
         """Take the turn, when the lock is held; errors as :meth:`check_open`.
 
-        The last transaction may have been interrupted where even that could not be written down any more, by a signal
-        handler that raised between two lines.
+        A signal handler that raised may have ended the previous transaction before its commit, its undo or the state BROKEN
+        was recorded. If the sink may still have bytes of that transaction, the archive becomes BROKEN here.
         """
         self._holder = call
         if self._last is not None and self._last.touched:

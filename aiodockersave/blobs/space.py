@@ -97,10 +97,10 @@ _TOGETHER: Final = 1 << 30
 
 
 class SharedExpansion:
-    """Counts them; it may be called from any thread.
+    """Counts the plain bytes by which layers exceed their expansion ratio, from any thread.
 
-    What counts of a layer is the most that it was ahead of its ratio. So the sum depends neither on the order of layers,
-    nor on how often one is read.
+    Each layer counts with the largest excess that was reported of it. So neither the order of layers nor a second reading
+    changes the sum.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,8 @@
 """Work that the loop hands to a thread, in order: single calls, or chunks that a thread takes a bounded number of bytes behind.
 
-The loop is woken where it waits, and not for each chunk: to wake it takes a tenth of a millisecond, and there are thousands.
-Who hands chunks over looks at a count before it waits.
+The thread does not wake the loop for each chunk: a wake-up takes a tenth of a millisecond, and there are thousands of chunks.
+The loop waits only if the thread has a limit of bytes or more to take. The thread then wakes the loop once, when half of that
+is left, or on an error.
 
 Nothing here is a task: what is under way are blocking calls, which have ended when ``close()`` returns.
 """
@@ -63,7 +64,7 @@ class Lane:
         return future
 
     def post(self, call: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Start a call in the thread that never raises, and of whose end nobody is told but who waits for a later one."""
+        """Start a call in the thread. The call must not raise, and has no future: to wait for its end, submit a later one."""
         self._hold()
         self._worker.post(call, *args, **kwargs)
 

@@ -181,8 +181,9 @@ class Transfer:
         Raises:
             ContentError: The content is not what was promised, or cannot be decompressed.
 
-        Cancel: where it is kept, and the content loses nothing, nor does this; else the batch is lost. :meth:`close` still has
-        to be called.
+        Cancel: if the blob is kept, and a cancelled read of the content loses no bytes, a second call continues. If the blob
+        is decompressed, or the cancel comes while ``make_room`` is awaited, the batch is lost. :meth:`close` still has to be
+        called.
         """
         # 1. Something to hold back.
         if self._held is None:

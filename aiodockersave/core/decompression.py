@@ -92,7 +92,8 @@ class Decompressor:
             max_plain_size: The largest plain size to accept, in bytes.
             max_expansion: The most plain bytes to accept for each one of input, beyond the first 64 MiB; None for any
                 number.
-            share: Is told how many bytes the content is beyond that number, and allows it or not.
+            share: Is called with ``what`` and the plain bytes beyond ``max_expansion`` for each byte of input so far, at
+                each new maximum; the first 64 MiB count too. Where it returns False, reading fails.
 
         Raises:
             MissingDependencyError: zstd, and Python has neither its own module nor the backport.
@@ -177,7 +178,7 @@ class Decompressor:
         """
         self._check_drained()
         if self._member or not self._members or self._position < len(self._input):
-            raise self._fail("it is cut off: it does not end where a member ends")
+            raise self._failed("it is cut off: it does not end where a member ends")
 
     def _check_drained(self) -> None:
         if self._failure:
@@ -192,7 +193,7 @@ class Decompressor:
             return None
         if sniff(head) != self._compression:
             where = "is behind its last member" if self._members else "is at its start"
-            raise self._fail(f"{head.hex()} {where}, where {self._compression} should begin")
+            raise self._failed(f"{head.hex()} {where}, where {self._compression} should begin")
         self._member = self._backend.open_member(head)
         self._empty_members += 1
         self._slice_size = _FIRST_SLICE
@@ -206,7 +207,7 @@ class Decompressor:
         try:
             plain = member.decompress(data, max_length)
         except self._backend.errors as error:
-            raise self._fail(_reason(error)) from error
+            raise self._failed(_reason(error)) from error
         # A full output may hide more, also when all input was taken in; a short one means that all of the
         # input was used. This holds for every backend, and zlib has no ``needs_input``.
         self._is_pending = len(plain) == max_length
@@ -223,13 +224,13 @@ class Decompressor:
         return data
 
     def _end_member(self, member: _Member) -> None:
-        # Never from an earlier input: a member that made all it can of a slice and did not end needed it all.
+        # `unused_data` lies wholly in the current input: a member that had not ended had used all of the input before.
         self._position -= len(member.unused_data)
         self._member = None
         self._is_pending = False
         self._members += 1
         if self._empty_members > _MAX_EMPTY_MEMBERS:
-            raise self._fail(f"more than {_MAX_EMPTY_MEMBERS} empty members in a row")
+            raise self._failed(f"more than {_MAX_EMPTY_MEMBERS} empty members in a row")
 
     def _count_ahead(self, allowed: int) -> None:
         if self.plain_size - allowed <= self._ahead:
@@ -251,7 +252,8 @@ class Decompressor:
         )
         return ContentTooLargeError(limit, what=self._what, why=why)
 
-    def _fail(self, reason: str) -> DecompressionError:
+    def _failed(self, reason: str) -> DecompressionError:
+        """Return the error to raise, which every later call will raise too."""
         self._failure = error = DecompressionError(self._what, self._media_type, reason)
         return error
 

@@ -275,7 +275,7 @@ class DockerBuilder:
         name = f"{image.config.digest.encoded}.json"
         legacy = _legacy_layers(image.config, stored)
         entries: list[_File | _Link] = [] if old else [_File(name, image.config.raw)]
-        # dict: one image may repeat a legacy ID only if SHA-256 collides, but images share them.
+        # Images share legacy IDs: those that are in already are left out. Within one image they are all different.
         new = {identity: (path, data) for (identity, data), path in zip(legacy, paths, strict=True)}
         new = {identity: value for identity, value in new.items() if identity not in self._legacy_ids}
         for identity, (path, data) in new.items():

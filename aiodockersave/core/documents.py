@@ -413,9 +413,10 @@ class ImageConfig:
         return self.digest
 
     def contradicts(self, platform: Platform) -> bool:
-        """Tell whether the image says that it is for another platform, and none whose images run on this one.
+        """Tell whether the config names a platform whose images do not run on ``platform``.
 
-        What it does not say contradicts nothing. Versions of operating systems are not compared.
+        Lower variants that the same processor runs are accepted. A field that the config lacks is not compared, nor are
+        versions of operating systems.
         """
         own = self.platform
         if own is None:

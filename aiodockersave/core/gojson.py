@@ -185,9 +185,10 @@ def _expect_end(text: str, at: int) -> None:
 
 
 def fold(name: str) -> str:
-    """Return a name so that it equals a folded name in ASCII exactly where ``encoding/json`` takes one for the other.
+    """Fold the case of a field's name as Go does.
 
-    It does so letter by letter (``foldName``, by ``unicode.SimpleFold``): besides upper case only the long s (U+017F) and the
+    Go's ``encoding/json`` takes a name in a document for a field with an ASCII name if and only if both fold to the same text.
+    It folds letter by letter (``foldName``, by ``unicode.SimpleFold``): besides upper case only the long s (U+017F) and the
     Kelvin sign (U+212A) become letters of ASCII. ``str.casefold`` would take ligatures apart too, so that a field were read
     that every consumer passes over.
     """
@@ -254,7 +255,7 @@ def _unique_object(members: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _nothing(_: object) -> None:
-    return None
+    """Drop a value: of a document only the tokens' ends are wanted here."""
 
 
 _TOKENS = json.JSONDecoder(

@@ -128,7 +128,8 @@ tells an attack from all but huge sparse files.
 
 
 Share = Callable[[object, int], bool]
-"""Is told which layer is how many plain bytes ahead of what its ratio allows, and answers whether that is still right."""
+"""A function that is called with a layer and the plain bytes by which that layer exceeds its expansion ratio. It returns
+whether all layers together are still within their common limit."""
 
 
 class Limits(NamedTuple):

@@ -297,6 +297,7 @@ def printable(text: str) -> str:
 
 
 def _without_secrets(match: re.Match[str]) -> str:
+    """Replace a URL that was found: without its user information, and with a mark for query or fragment."""
     return match["scheme"] + match["rest"] + (f"?{_HIDDEN}" if match["query"] else "")
 
 

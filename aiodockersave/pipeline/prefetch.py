@@ -36,7 +36,7 @@ _METADATA: Final = 1 << 20
 """More bytes than an archive has beside its layers, those that follow aside."""
 _METADATA_OF_LAYER: Final = 16 << 10
 _CONFIGS: Final = 4
-"""More often than the config is in an archive."""
+"""The estimate of an archive's size counts the config so often: its own member, the legacy copy, and a reserve for escapes."""
 
 
 class Order:

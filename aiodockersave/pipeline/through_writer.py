@@ -51,7 +51,7 @@ def check_space(space: Space, books: Books) -> None:
     """
     # Stored blocks of deflate are the least: they add 5 bytes to 65,535, the frame of a member 18 to all.
     stored: dict[Digest, int] = {}
-    again = 0  # another blob of a plain tar that is in is written, compared, and taken back
+    again = 0  # room for the second of two blobs with one plain tar: it is written, found to be in already, and rewound
     for blob in books.blobs:
         least = max(0, int(0.99 * (blob.layer.size or 0)) - 64)
         if blob.diff_id in stored:
@@ -147,7 +147,7 @@ class _Stream:
         with naming(blob.image.request):
             await self._archive.put_layer(content.open, blob.layer, diff_id=blob.diff_id)
         self._being_put -= 1
-        # One that is in already, as what is stored of another, was not read by the writer.
+        # The writer does not read a blob whose digest the archive has already, as the plain tar of another blob.
         await feed.aclose()
         self._books.meter.started(blob.layer)
         self._books.finished(blob.layer)

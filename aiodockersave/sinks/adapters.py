@@ -224,7 +224,7 @@ def _file_sink(file: Any) -> Sink:
     if type(file) is io.BytesIO and file.tell() >= len(file.getbuffer()):
         return BytesIOSink(file)
     fd = _descriptor_below(file)
-    if fd is not None and _waits(fd):
+    if fd is not None and _may_block(fd):
         raise TypeError(
             f"cannot write to a {_kind(file)} that ends in a pipe, socket or device: a thread would wait in it, and a "
             "cancel for the thread; pass the pipe itself, or an async def that makes of the bytes what you want"
@@ -264,7 +264,7 @@ def descriptor_sink(
     mode = os.fstat(fd).st_mode
     if stat.S_ISREG(mode) and _may_be_cut(fd):
         return (PatchableFileSink if _is_readable(fd) else FileSink)(fd, flush=flush, file=file)
-    if _waits(fd):
+    if _may_block(fd):
         flush()  # blocks as the caller's own next write would; the buffer is empty as a rule
         return DescriptorSink(fd)
     return PlainDescriptorSink(fd, flush=flush, file=file)
@@ -275,8 +275,11 @@ def target_sink(file: OpenFile) -> Sink:
     return descriptor_sink(file.fd, file=file)
 
 
-def _waits(fd: int) -> bool:
-    """Tell whether a write may wait for another process: in a pipe, a socket, a terminal, a device with a queue."""
+def _may_block(fd: int) -> bool:
+    """Tell whether a write may wait for another process: in a pipe, a socket, a terminal, a device with a queue.
+
+    Without epoll (macOS) only the first three are known.
+    """
     mode = os.fstat(fd).st_mode
     if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(fd):
         return True

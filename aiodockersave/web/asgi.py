@@ -82,6 +82,7 @@ class _BodyResponse(Response):
         answer: Answer,
         open_body: Callable[[ByteRange], ByteStream],
     ) -> None:
+        """Send the status alone, or the body; then run what Starlette wants done after a response."""
         extra = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in self.raw_headers]
         client = _Client(receive, send, answer.status, response_headers(answer, self._filename, extra))
         if answer.body is None:
@@ -89,6 +90,7 @@ class _BodyResponse(Response):
             await client.finish()
         else:
             size = answer.body.size
+            # Whether the client can tell a body that breaks off from a whole one.
             has_frame = size is not None or scope.get("http_version") != "1.0"
             await self._deliver(client, open_body(answer.body), size, has_frame=has_frame)
         if self.background is not None:

@@ -117,7 +117,7 @@ class Delivery:
                 async for chunk in chunks:
                     await self._pass_on(chunk)
                 await self._pass_on(b"", last=True)
-            await self._call(self._client.finish)
+            await self._within_time_out(self._client.finish)
         except _GoneError as gone:
             return gone.outcome
         except Exception as exc:
@@ -136,16 +136,17 @@ class Delivery:
             raise SizeMismatchError(self._size, size, what="the body of a response")
         if not self.is_started:
             self.is_started = True
-            await self._call(self._client.start)
+            await self._within_time_out(self._client.start)
         view = memoryview(chunk)
         while view:
             piece, view = view[:PIECE_SIZE], view[PIECE_SIZE:]
-            await self._call(self._client.send, piece)
+            await self._within_time_out(self._client.send, piece)
             self.sent += len(piece)
             # A server whose client has left may take all at once; without a turn of the loop nobody would notice.
             await self._fairness.passed(len(piece))
 
-    async def _call(self, act: Callable[..., Awaitable[None]], *args: Any) -> None:
+    async def _within_time_out(self, act: Callable[..., Awaitable[None]], *args: Any) -> None:
+        """Await a method of the client; tell a time-out and a client that has left from other errors."""
         limit = asyncio.timeout(self._send_timeout)
         try:
             async with limit:

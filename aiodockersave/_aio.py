@@ -18,6 +18,7 @@ used where it is there already.
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import contextlib
 import sys
@@ -251,7 +252,15 @@ def _run_quietly(call: Callable[[], object]) -> None:
         call()
 
 
-class _ThreadFuture(asyncio.Future[T]):
+class LateFuture(asyncio.Future[T]):
+    """A future of what a thread does, which the loop can also resolve by itself where it was not told."""
+
+    @abc.abstractmethod
+    def catch_up(self) -> None:
+        """Resolve the future if what it stands for has come; on the loop."""
+
+
+class _ThreadFuture(LateFuture[T]):
     """The result of a call in a thread.
 
     The thread keeps it here first, and asks the loop to resolve the future then. That may be lost: Ctrl-C raises
@@ -345,13 +354,13 @@ async def wait_out(future: asyncio.Future[T]) -> T:
     with _shield():
         while not future.done():
             try:
-                await _done_or_later(future)
+                await done_or_later(future)
             except asyncio.CancelledError as exc:
                 cancelled = cancelled or exc
             except BaseException:  # the coroutine is being closed, or an interrupt came between two lines
                 forget(future)
                 raise
-            if isinstance(future, _ThreadFuture):
+            if isinstance(future, LateFuture):
                 future.catch_up()
     try:
         if cancelled is None:
@@ -364,7 +373,7 @@ async def wait_out(future: asyncio.Future[T]) -> T:
         del cancelled, future  # what is raised holds this frame
 
 
-async def _done_or_later(future: asyncio.Future[Any]) -> None:
+async def done_or_later(future: asyncio.Future[Any]) -> None:
     """Wait until a future is done, or for some time; a cancel leaves it alone. As ``asyncio.wait``, in half the time."""
     loop = asyncio.get_running_loop()
     waiting: asyncio.Future[None] = loop.create_future()

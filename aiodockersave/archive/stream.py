@@ -30,9 +30,9 @@ from aiodockersave.blobs.content import BlobContent, OpenBlob
 from aiodockersave.blobs.read_ahead import Feed, ReadAhead, close_together
 from aiodockersave.blobs.transfer import Transfer
 from aiodockersave.core.errors import ContentError, WriterClosedError
-from aiodockersave.core.model import Descriptor, Digest
+from aiodockersave.core.model import Descriptor
 from aiodockersave.core.plan import Part, Plan, Report
-from aiodockersave.core.verify import Verifier, check_digest
+from aiodockersave.core.verify import Verifier
 
 from .writer import ArchiveWriter, WriterOptions
 
@@ -318,6 +318,7 @@ class PlanStream(ByteStream):
         self.layer: Descriptor | None = None
         self.current: OutgoingBlob | None = None
         self._limits = limits or ReadingLimits()
+        self._new_plain = new_plain
         self._parts = iter(parts)
         self._blobs = _blobs(parts, open_blob, self._limits.buffer, new_plain)
         self._ahead: deque[OutgoingBlob] = deque()
@@ -353,7 +354,7 @@ class PlanStream(ByteStream):
             self._read_ahead()
             self.current = self._ahead.popleft()
         else:  # no source has to be asked for no bytes
-            check_digest(descriptor, Digest.of(b"", descriptor.digest.algorithm))
+            Verifier(descriptor, plain=self._new_plain(descriptor)).finish()
         return b""
 
     def _is_over(self) -> bool:

@@ -11,7 +11,6 @@ All of a blob is over when :func:`fill` has returned or raised: its connection i
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -235,15 +234,15 @@ async def fill(
                 written(size)
                 meter.advanced(layer, verifier.received)
             await fairness.passed(len(chunk))
-        verifier.end()
-        # 2. The rest of them, and what they have come to.
+        # 2. The rest of them, and what they have come to: what the disk has refused comes before what is missing.
         if size := await queue.drain():
             written(size)
+        verifier.end()
         stored = await worker.run(region.finish)
         return lambda: stored
 
     try:
         return await Call(running_task()).settle(work, content=content, closing=[queue])
-    except asyncio.CancelledError as exc:
+    except BaseException as exc:
         queue.note_on(exc)
         raise

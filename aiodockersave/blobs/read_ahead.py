@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import abc
 import asyncio
+import contextlib
 import errno
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -101,7 +102,8 @@ class Feed(abc.ABC):
         self._chunks.clear()
         self._arrived.set()
         if self.task is not None:
-            self.task.cancel()
+            with contextlib.suppress(RuntimeError):  # its loop is closed: nothing runs there any more
+                self.task.cancel()
 
     async def aclose(self) -> None:
         """Cancel the task and wait for its end; what it raises now is dropped. A second call waits too.
@@ -147,7 +149,11 @@ class Feed(abc.ABC):
         self._arrived.set()
 
     def _refuse_own_task(self) -> None:
-        if self.task is not None and self.task is asyncio.current_task():
+        try:
+            current = asyncio.current_task()
+        except RuntimeError:  # no loop runs here
+            return
+        if self.task is not None and self.task is current:
             raise RuntimeError(
                 "what makes the bytes must neither read nor close them: it would wait for itself"
             )

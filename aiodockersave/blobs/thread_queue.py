@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, ParamSpec, TypeVar
 
-from aiodockersave._aio import Worker, forget, wait_out
+from aiodockersave._aio import LateFuture, Worker, done_or_later, forget, wait_out
 
 from . import content as _content
 from .content import Batch
@@ -127,8 +127,7 @@ class ThreadQueue:
         self._gathered_size = 0
         self._given = 0
         self._taken = 0  # by the thread
-        self._room: asyncio.Future[None] | None = None  # what is waited for
-        self._let_in: asyncio.Future[None] | None = None  # by the thread, last
+        self._waited_for: _Progress | None = None
         self._error: BaseException | None = None  # what ``take`` has raised in the thread
         self._failure: str | None = None  # the same in words: the error holds frames that hold this object
         self._is_over = False
@@ -142,10 +141,10 @@ class ThreadQueue:
         Cancel: nothing is lost.
         """
         if self._given - self._taken >= self._limit:
-            self._room = asyncio.get_running_loop().create_future()
-            # Looked at after the thread can know that it is waited for.
-            if not (self._has_room() or self._error):
-                await self._room
+            progress = self._expect(self._has_room)
+            while not progress.done():
+                await done_or_later(progress)
+                progress.catch_up()
         if self._error is not None:
             raise self._error
 
@@ -177,8 +176,7 @@ class ThreadQueue:
         Cancel: is raised when the thread has taken what it was given; a second call goes on.
         """
         rest = self._hand_over()
-        if self._given != self._taken:
-            await wait_out(self._lane.submit(_nothing))
+        await wait_out(self._expect(self._has_taken_all))
         if self._error is not None:
             raise self._error
         if self._is_over:  # some were not taken
@@ -193,22 +191,23 @@ class ThreadQueue:
         Cancel: is raised after that.
         """
         self._end()
-        if self._given != self._taken:
-            self._lane.submit(_nothing)  # behind all that it was given
         try:
-            await self._lane.close()
+            await wait_out(self._expect(self._has_taken_all))
         finally:
-            self._error = None
+            self._lane.abandon()
+            self._forget_error()
 
     def abandon(self) -> None:
         """Let the thread end what it does at the moment, and take nothing more."""
         self._end()
         self._lane.abandon()
+        self._forget_error()
 
-    def note_on(self, cancelled: asyncio.CancelledError) -> None:
-        """Note on a cancel what ``take`` raised meanwhile."""
-        if self._failure is not None:
-            cancelled.add_note(f"while cancelled: {self._failure}")
+    def note_on(self, fault: BaseException) -> None:
+        """Note on a cancel, or another fault, what ``take`` raised meanwhile; once it is closed."""
+        if self._failure not in (None, _in_words(fault)):
+            when = "while cancelled" if isinstance(fault, asyncio.CancelledError) else "meanwhile"
+            fault.add_note(f"{when}: {self._failure}")
 
     def _hand_over(self) -> int:
         size, chunks = self._gathered_size, self._gathered
@@ -218,8 +217,15 @@ class ThreadQueue:
         if self._lane.spend(size):
             self._take(chunks)
             return size
-        self._given += size
-        self._lane.post(self._take_in_thread, chunks, size, asyncio.get_running_loop())
+        given = self._given
+        try:
+            self._given = given + size
+            self._lane.post(self._take_in_thread, chunks, size, asyncio.get_running_loop())
+        except (
+            BaseException
+        ):  # no thread can be started, or an interrupt came: nobody may wait for what is not taken
+            self._given = given
+            raise
         return size
 
     def _end(self) -> None:
@@ -227,9 +233,23 @@ class ThreadQueue:
         self._gathered = []
         self._stop()
 
+    def _forget_error(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            self._failure = _in_words(error)
+
+    def _expect(self, has_come: Callable[[], bool]) -> _Progress:
+        """Return a future of what the thread makes true."""
+        progress = self._waited_for = _Progress(has_come, asyncio.get_running_loop())
+        progress.catch_up()  # looked at after the thread can know that it is waited for
+        return progress
+
     def _has_room(self) -> bool:
-        """Tell whether it is worth going on: not for each chunk that was taken."""
-        return self._given - self._taken <= self._limit // 2
+        """Tell whether it is worth going on: not for each chunk that was taken, but at once where one was not."""
+        return self._given - self._taken <= self._limit // 2 or self._error is not None
+
+    def _has_taken_all(self) -> bool:
+        return self._taken >= self._given
 
     # ── in the thread ──
 
@@ -238,20 +258,34 @@ class ThreadQueue:
             if not self._is_over and self._error is None:
                 self._take(chunks)
         except BaseException as exc:  # noqa: BLE001 - raised where it is waited for
-            self._failure = f"{type(exc).__name__}: {exc}"
             self._error = exc
-        self._taken += size
-        room = self._room
-        if room is not None and room is not self._let_in and (self._has_room() or self._error):
-            self._let_in = room
+        finally:
+            self._taken += size
+        progress = self._waited_for
+        if progress is not None and not progress.is_told and progress.has_come():
+            progress.is_told = True
             with contextlib.suppress(RuntimeError):  # the loop was closed under us, so nobody waits any more
-                loop.call_soon_threadsafe(_let_in, room)
+                loop.call_soon_threadsafe(progress.catch_up)
 
 
-def _nothing() -> None:
-    """Be behind all other calls."""
+def _in_words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
-def _let_in(room: asyncio.Future[None]) -> None:
-    if not room.done():
-        room.set_result(None)
+class _Progress(LateFuture[None]):
+    """Something that the thread makes true.
+
+    Attributes:
+        has_come: Tells whether it has.
+        is_told: Whether the thread has told the loop. That may be lost where a signal handler raises, so who waits looks again.
+    """
+
+    def __init__(self, has_come: Callable[[], bool], loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop=loop)
+        self.has_come = has_come
+        self.is_told = False
+
+    def catch_up(self) -> None:
+        """Resolve it if it has come; on the loop."""
+        if not self.done() and self.has_come():
+            self.set_result(None)

@@ -241,10 +241,11 @@ class Transfer:
                 break
             self._parts.append(chunk)
             self._size += len(chunk)
-            if verifier.hashes:
-                self._queue.give(chunk)
         parts, self._parts, self._size = self._parts, [], 0
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        batch = parts[0] if len(parts) == 1 else b"".join(parts)
+        if batch and verifier.hashes:
+            self._queue.give(batch)
+        return batch
 
     async def _verify(self) -> None:
         await self._queue.drain()

@@ -122,12 +122,9 @@ async def _interruptible(work: Callable[[], Awaitable[None]]) -> None:
         raise
     finally:
         # A loop closes the pipe of its signal handlers first, and Python would complain of a signal that comes after that.
-        # What was ended by a signal has still to say so: another one changes nothing, also between two of these lines.
-        signal.pthread_sigmask(signal.SIG_BLOCK, ending)
         for number in ending:
             loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_IGN if received else signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, ending)
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _reason(error: OSError, target: str) -> str:

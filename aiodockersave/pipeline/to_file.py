@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from aiodockersave._aio import Worker, run_together
 from aiodockersave.blobs.file_region import FileRegion, fill, write_literals
-from aiodockersave.core.errors import ContentError, DigestMismatchError
+from aiodockersave.core.errors import ContentError
 from aiodockersave.core.first_bytes import is_like_a_layer
 from aiodockersave.core.verify import new_plain_hash
 
@@ -144,10 +144,8 @@ class _Placing:
         except Exception as exc:
             # A source that is told of a wrong digest may have made an error of its own of it.
             fault = region.verifier.fault or exc
-            is_diff_id = (
-                isinstance(fault, DigestMismatchError) and fault.what == "diff ID"
-            )  # so the blob is right
-            if not start or is_diff_id or not isinstance(fault, ContentError):
+            is_right = region.verifier.digest == self._blob.layer.digest  # so its plain tar is not
+            if not start or is_right or not isinstance(fault, ContentError):
                 raise
         else:
             return region

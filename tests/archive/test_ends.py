@@ -538,6 +538,20 @@ def test_a_loop_that_is_closed_under_a_save(options: dict[str, Any], tmp_path: P
     assert turns > 5
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("layers", ["keep", "decompress"])
+def test_a_loop_that_is_closed_under_a_save_into_a_sink(layers: Layers) -> None:
+    turns = 0
+    is_over = False
+    while not is_over:
+        turns += 1
+        loop = Loop(save(Source(IMAGE).requests(), ListSink(), layers=layers))
+        is_over = loop.turn(turns)
+        loop.close()
+        wait_for_threads()
+    assert turns > 5
+
+
 def test_a_target_that_is_left_by_another_fault_when_no_loop_runs(tmp_path: Path) -> None:
     """What is cleaned up before it may fail, as the loop is closed, and take the place of GeneratorExit."""
     target = Target(tmp_path / "app.tar", fsync=False)

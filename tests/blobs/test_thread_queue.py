@@ -7,11 +7,11 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
 from aiodockersave._aio import Worker
-from aiodockersave.blobs import thread_queue
 from aiodockersave.blobs.content import Batch
 from aiodockersave.blobs.thread_queue import INLINE_SIZE, Lane, ThreadQueue
 from tests.support.interruption import outcome_of
@@ -168,14 +168,15 @@ async def test_a_cancelled_wait_for_room_loses_nothing() -> None:
 async def test_the_loop_is_woken_once_when_half_of_the_bytes_are_taken(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    woken: list[asyncio.Future[None]] = []
-    let_in = thread_queue._let_in
+    woken: list[object] = []
+    loop = asyncio.get_running_loop()
+    call_soon_threadsafe = loop.call_soon_threadsafe
 
-    def noting(room: asyncio.Future[None]) -> None:
-        woken.append(room)
-        let_in(room)
+    def noting(*args: Any, **options: Any) -> asyncio.Handle:
+        woken.append(args)
+        return call_soon_threadsafe(*args, **options)
 
-    monkeypatch.setattr(thread_queue, "_let_in", noting)
+    monkeypatch.setattr(loop, "call_soon_threadsafe", noting)
     gates = [threading.Event() for _ in range(5)]
     taken = 0
 
@@ -196,10 +197,10 @@ async def test_the_loop_is_woken_once_when_half_of_the_bytes_are_taken(
     for gate in gates:
         gate.set()
     await asyncio.wait_for(fifth, TIME_LIMIT)
+    assert len(woken) == 1
     await queue.drain()
     assert taken == 5
     await queue.close()
-    assert len(woken) == 1
 
 
 @pytest.mark.parametrize("number", range(4))
@@ -305,4 +306,62 @@ async def test_a_fault_while_cancelled_is_noted() -> None:
     await queue.put(b"x")
     await queue.close()
     queue.note_on(cancelled)
+    other = ConnectionError()
+    queue.note_on(other)
+    assert other.__notes__ == ["meanwhile: OSError: full"]
+    queue.note_on(taker.faults[0])
+    assert not hasattr(taker.faults[0], "__notes__")
     assert cancelled.__notes__ == ["while cancelled: OSError: full"]
+
+
+async def test_a_wake_up_that_is_lost_is_made_up_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal handler may raise in the loop just when it was told."""
+    taker = Taker()
+    taker.gate.clear()
+    queue = make_queue(taker, limit=2)
+    await queue.put(b"xx")
+    monkeypatch.setattr(asyncio.get_running_loop(), "call_soon_threadsafe", lambda *_, **__: None)
+    waiting = asyncio.ensure_future(queue.put(b"y"))
+    await turns()
+    taker.gate.set()
+    await asyncio.wait_for(waiting, TIME_LIMIT)
+    assert await asyncio.wait_for(queue.drain(), TIME_LIMIT) == 0
+    await asyncio.wait_for(queue.close(), TIME_LIMIT)
+    assert taker.taken == [b"xx", b"y"]
+
+
+async def test_an_error_that_cannot_be_put_into_words_is_raised_all_the_same() -> None:
+    class SpeechlessError(Exception):
+        def __str__(self) -> str:
+            raise LookupError("no words")
+
+    taker, error = Taker(), SpeechlessError()
+    taker.faults[0] = error
+    queue = make_queue(taker)
+    await queue.put(b"x")
+    assert await asyncio.wait_for(outcome_of(queue.drain()), TIME_LIMIT) is error
+    await asyncio.wait_for(outcome_of(queue.close()), TIME_LIMIT)
+
+
+async def test_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closing needs none, and waits for nothing that was not taken."""
+    taker = Taker()
+    queue = make_queue(taker)
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start"):
+            await queue.put(b"x")
+        await asyncio.wait_for(queue.close(), TIME_LIMIT)
+    other = make_queue(taker)
+    taker.gate.clear()
+    await other.put(b"y")
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    other.abandon()
+    closing = asyncio.ensure_future(other.close())
+    await turns()
+    taker.gate.set()
+    await asyncio.wait_for(closing, TIME_LIMIT)

@@ -84,6 +84,7 @@ WRONG: dict[str, tuple[Layer, type[ContentError]]] = {
     "the blob's own": (pretending(LARGE, LARGE.descriptor.digest), DigestMismatchError),
     "of a plain tar": (pretending(make_layer({"x": b"x"}, None), GOOD.diff_id), DigestMismatchError),
     "of zstd": (pretending(make_layer({"x": NOISE}, "zstd"), GOOD.diff_id), DigestMismatchError),
+    "of an empty layer": (pretending(make_layer(b"", None), GOOD.diff_id), DigestMismatchError),
     "by sha512": (pretending(LARGE, Digest.of(b"", "sha512")), DigestMismatchError),
     "no gzip behind its magic": (blob_of(b"\x1f\x8bno", GOOD), DecompressionError),
     "cut off": (blob_of(LARGE.blob[:-9], LARGE), DecompressionError),
@@ -438,6 +439,9 @@ async def test_damaged_inside_and_received_as_a_whole(tmp_path: Path) -> None:
         desk.leave(part)
         with pytest.raises(DecompressionError, match=str(layer.descriptor.digest)):
             await desk.go_on()
+        assert desk.store.given.total() == len(layer.blob) - len(
+            part
+        )  # the blob is right: it is not fetched again
 
 
 async def test_zeros_at_the_end_of_what_was_received(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import contextlib
 import gzip
 import logging
 import random
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -553,3 +554,24 @@ async def test_a_cancel_does_not_wait_until_all_is_opened(monkeypatch: pytest.Mo
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(putting, LIMIT)
     assert stopped
+
+
+@pytest.mark.parametrize("way", [*WAYS, "writer"])
+async def test_few_bytes_that_may_expand_are_not_opened_on_the_loop(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: set[threading.Thread] = set()
+    update = decompression.PlainHash.update
+
+    def note(plain_hash: Any, data: Any) -> None:
+        threads.add(threading.current_thread())
+        update(plain_hash, data)
+
+    monkeypatch.setattr(decompression.PlainHash, "update", note)
+    if way == "writer":
+        async with ArchiveWriter(ListSink(), verify_diff_ids=True) as archive:
+            await put(archive, make_image(GOOD))
+    else:
+        await save_image(make_image(GOOD), target_of(way, tmp_path), verify_diff_ids=True, **WAYS[way])
+    assert threads
+    assert threading.main_thread() not in threads

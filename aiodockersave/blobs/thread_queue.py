@@ -106,7 +106,7 @@ class ThreadQueue:
         stop: Lets a call of ``take`` end soon, when nothing of it is wanted any more.
     """
 
-    # There is no lock: an interrupt between two lines could leave it locked. Each attribute is written by one side only.
+    # There is no lock: an interrupt between two lines could leave it locked. Each number is written by one side only.
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class ThreadQueue:
         self._gathered_size = 0
         self._given = 0
         self._taken = 0  # by the thread
-        self._waited_for: _Progress | None = None
+        self._expected: list[_Progress] = []
         self._error: BaseException | None = None  # what ``take`` has raised in the thread
         self._failure: str | None = None  # the same in words: the error holds frames that hold this object
         self._is_over = False
@@ -176,7 +176,8 @@ class ThreadQueue:
         Cancel: is raised when the thread has taken what it was given; a second call goes on.
         """
         rest = self._hand_over()
-        await wait_out(self._expect(self._has_taken_all))
+        if not self._has_taken_all():
+            await wait_out(self._expect(self._has_taken_all))
         if self._error is not None:
             raise self._error
         if self._is_over:  # some were not taken
@@ -192,8 +193,10 @@ class ThreadQueue:
         """
         self._end()
         try:
-            await wait_out(self._expect(self._has_taken_all))
+            if not self._has_taken_all():
+                await wait_out(self._expect(self._has_taken_all))
         finally:
+            self._expected = []  # they hold this object
             self._lane.abandon()
             self._forget_error()
 
@@ -221,10 +224,8 @@ class ThreadQueue:
         try:
             self._given = given + size
             self._lane.post(self._take_in_thread, chunks, size, asyncio.get_running_loop())
-        except (
-            BaseException
-        ):  # no thread can be started, or an interrupt came: nobody may wait for what is not taken
-            self._given = given
+        except BaseException:
+            self._given = given  # no thread can be started, or an interrupt came: nobody may wait for these
             raise
         return size
 
@@ -240,7 +241,8 @@ class ThreadQueue:
 
     def _expect(self, has_come: Callable[[], bool]) -> _Progress:
         """Return a future of what the thread makes true."""
-        progress = self._waited_for = _Progress(has_come, asyncio.get_running_loop())
+        progress = _Progress(has_come, asyncio.get_running_loop())
+        self._expected = [*(each for each in self._expected if not each.done()), progress]
         progress.catch_up()  # looked at after the thread can know that it is waited for
         return progress
 
@@ -261,11 +263,13 @@ class ThreadQueue:
             self._error = exc
         finally:
             self._taken += size
-        progress = self._waited_for
-        if progress is not None and not progress.is_told and progress.has_come():
-            progress.is_told = True
-            with contextlib.suppress(RuntimeError):  # the loop was closed under us, so nobody waits any more
-                loop.call_soon_threadsafe(progress.catch_up)
+        for progress in self._expected:
+            if not progress.is_told and progress.has_come():
+                progress.is_told = True
+                with contextlib.suppress(
+                    RuntimeError
+                ):  # the loop was closed under us, so nobody waits any more
+                    loop.call_soon_threadsafe(progress.catch_up)
 
 
 def _in_words(error: BaseException) -> str:

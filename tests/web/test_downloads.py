@@ -275,7 +275,7 @@ async def test_fifty_clients_that_leave(
 
 @pytest.mark.parametrize("way", ["close", "reset"])
 async def test_little_is_fetched_for_a_client_that_has_left(server: Server, site: Site, way: str) -> None:
-    site.image = random_image(24 * MIB, seed=2)
+    site.image = random_image(48 * MIB, seed=2)
     site.depot = Depot(site.image)
     async with server(site.app) as address:
         caller = Caller(address)
@@ -284,7 +284,8 @@ async def test_little_is_fetched_for_a_client_that_has_left(server: Server, site
         given = site.depot.given
         getattr(caller, way)()
         await until(lambda: site.depot.open == 0 and not own_tasks())
-        assert site.depot.given - given <= 4 * MIB
+        # On a busy machine the kernel's buffers, 4 and 6 MiB, may be filling yet.
+        assert site.depot.given - given <= 12 * MIB
 
 
 async def test_a_client_that_leaves_a_silent_source(server: Server, site: Site) -> None:

@@ -7,6 +7,7 @@ what to install.
 from __future__ import annotations
 
 import gc
+import os
 import sys
 
 from .core.errors import MissingDependencyError
@@ -32,9 +33,15 @@ def program() -> None:
     """Run the command line in a process of its own."""
     try:
         main()
+    except SystemExit as ending:
+        # A command that a signal has ended has reported that, and waits for nothing more: neither for a thread that looks up
+        # a name, nor until Python has taken itself down, in which time another signal would change the exit code.
+        if isinstance(ending.code, int) and ending.code > 128:
+            os._exit(ending.code)
+        raise
     finally:
         # Python looks through all modules for garbage before it ends. Frozen, they are left out: processor time of a tiny
-        # save from a layout 126 → 113 ms, from a registry on loopback 290 → 262 ms (minimum of 40 runs each).
+        # save from a layout 135 → 120 ms (minimum of 40 runs each).
         gc.freeze()
 
 

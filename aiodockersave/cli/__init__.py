@@ -20,24 +20,29 @@ import sys
 
 import click
 
+from . import exit_codes
 from .commands import command
 from .printing import PROGRAM, give_up_output, print_error
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command line, the process's own by default, and return the exit code."""
+    before = {number: signal.getsignal(number) for number in exit_codes.ENDING}
     # Until a loop takes it over, Ctrl-C ends the process at once, as SIGTERM does: there is nothing to clean up yet, and
     # a KeyboardInterrupt in the middle of an import is no pretty sight.
-    default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if default:
+    if before[signal.SIGINT] is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    code = exit_codes.INTERRUPTED
     try:
-        return _run(sys.argv[1:] if arguments is None else arguments)
+        code = _run(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:
-        return 130
+        pass
     finally:
-        if default and arguments is not None:  # a process that ends does not report a late Ctrl-C either
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if arguments is not None:  # a process that ends takes no further signal either
+            for number, handler in before.items():
+                if handler is not None:  # one that was not set from Python
+                    signal.signal(number, handler)
+    return code
 
 
 def _run(arguments: list[str]) -> int:
@@ -51,9 +56,9 @@ def _run(arguments: list[str]) -> int:
         sys.stdout, sys.stderr = streams
         give_up_output()
         if isinstance(error, BrokenPipeError):
-            return 141
+            return exit_codes.READER_LEFT
         print_error(f"{PROGRAM}: standard output: {error.strerror or error}")
-        return 1
+        return exit_codes.FAILED
     return code
 
 
@@ -67,7 +72,7 @@ def _call(arguments: list[str]) -> int:
         print_error(text.getvalue().rstrip(), keep="\n\t")
         return error.exit_code
     except click.Abort:
-        return 130
+        return exit_codes.INTERRUPTED
     except SystemExit:
         if sys.stdout is output:  # the end of shell completion
             raise

@@ -6,21 +6,17 @@ import asyncio
 import errno
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from aiodockersave.core.errors import AuthenticationError, DockerSaveError
 from aiodockersave.core.text import message_line
 
+from . import exit_codes
 from .printing import give_up_output
 from .terminal import Terminal
 
-EXIT_FAILED = 1
-EXIT_SIGNAL = 128
-"""Shells add this to the number of a signal for the exit code of a process that it ended."""
-
 _PATIENCE = 0.5
 """Seconds that an interrupted command waits for a reader of its last lines: less than people wait for Ctrl-C."""
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _IN_OPTIONS = {
     "allow more by max_expansion": "allow more by --max-expansion",
     "pass allow_other_platform=True": "pass --allow-other-platform",
@@ -53,7 +49,7 @@ def run(work: Callable[[], Awaitable[None]], terminal: Terminal, *, target: str 
     """
     code = _run(work, terminal, target)
     # A user who interrupts the process does not want to wait until somebody reads the reason.
-    terminal.printer.close(_PATIENCE if code > EXIT_SIGNAL else None)
+    terminal.printer.close(_PATIENCE if code > exit_codes.SIGNAL else None)
     return code
 
 
@@ -61,10 +57,13 @@ def _run(work: Callable[[], Awaitable[None]], terminal: Terminal, target: str | 
     try:
         asyncio.run(_interruptible(work))
     except Exception as error:  # noqa: BLE001 - any error ends in one line
+        if isinstance(error, _EndedError):
+            for number in error.handled:  # until the line is printed, which takes no longer than _PATIENCE
+                signal.signal(number, signal.SIG_IGN)
         if target is None and isinstance(error, OSError) and not isinstance(error, DockerSaveError):
             give_up_output()
             if isinstance(error, BrokenPipeError):
-                return EXIT_SIGNAL + signal.SIGPIPE
+                return exit_codes.READER_LEFT
         line, code = _explain(error, target or "standard output")
         terminal.fail(line, error, code)
         return code
@@ -75,7 +74,7 @@ def _explain(error: Exception, target: str) -> tuple[str, int]:
     """Return the line that reports an error, and the exit code."""
     match error:
         case _EndedError():
-            code = EXIT_SIGNAL + (signal.SIGINT if error.signal is signal.SIGINT else signal.SIGTERM)
+            code = exit_codes.INTERRUPTED if error.signal is signal.SIGINT else exit_codes.TERMINATED
             return _with_notes(f"ended by {error.signal.name}", error.__cause__), code
         case AuthenticationError() if _NEEDS_LOGIN in error.reason:
             line = f"{error}; log in with docker login or podman login"
@@ -86,19 +85,25 @@ def _explain(error: Exception, target: str) -> tuple[str, int]:
         case _:
             cause = message_line(f"{type(error).__name__}: {error}")
             line = f"internal error: {cause}; please report it with the output of --verbose"
-    return _with_notes(line, error), EXIT_FAILED
+    return _with_notes(line, error), exit_codes.FAILED
 
 
 class _EndedError(Exception):
-    """A signal ended the work."""
+    """A signal ended the work.
 
-    def __init__(self, number: signal.Signals) -> None:
+    Attributes:
+        signal: The first signal.
+        handled: The signals that would have ended the work.
+    """
+
+    def __init__(self, number: signal.Signals, handled: Sequence[signal.Signals]) -> None:
         super().__init__(number.name)
         self.signal = number
+        self.handled = handled
 
 
 async def _interruptible(work: Callable[[], Awaitable[None]]) -> None:
-    """Run ``work``. The first signal cancels the work, a second one its clean-up.
+    """Run ``work``. The first signal cancels the work, a second one its clean-up, or what the loop does after that.
 
     Cancel: passed on to ``work``; raised as it comes, unless a signal sent it.
     """
@@ -110,21 +115,24 @@ async def _interruptible(work: Callable[[], Awaitable[None]]) -> None:
         if task is not None:
             task.cancel()
 
+    def end_again(*_: object) -> None:
+        raise _EndedError(received[0], ending)
+
     # A signal that is ignored stays so: nohup and a shell's background jobs rely on it.
-    ending = [number for number in _ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+    ending = [number for number in exit_codes.ENDING if signal.getsignal(number) is not signal.SIG_IGN]
     for number in ending:
         loop.add_signal_handler(number, interrupt, number)
     try:
         await work()
     except asyncio.CancelledError as exc:
         if received:
-            raise _EndedError(received[0]) from exc
+            raise _EndedError(received[0], ending) from exc
         raise
     finally:
         # A loop closes the pipe of its signal handlers first, and Python would complain of a signal that comes after that.
         for number in ending:
             loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, end_again if received else signal.SIG_DFL)
 
 
 def _reason(error: OSError, target: str) -> str:

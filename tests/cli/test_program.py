@@ -595,6 +595,77 @@ def test_a_second_signal_does_not_stop_the_cleaning_up(large: str, target: Path)
         assert_untouched(target)
 
 
+HANGING = """
+import asyncio, sys, time
+from aiodockersave.pipeline import save as pipeline
+from aiodockersave.__main__ import program
+
+async def save(*_, **__):
+    looking_up = asyncio.get_running_loop().run_in_executor(None, time.sleep, 300)
+    print("begun", flush=True)
+    await looking_up
+
+pipeline.save = save
+sys.argv = ["aiodockersave", "save", "oci:nowhere", "-o", "a.tar", "--quiet"]
+program()
+"""
+"""A save that hangs in a thread that nobody can end, as where no name server answers."""
+
+
+@pytest.mark.parametrize("number", ENDINGS)
+def test_further_signals_end_a_process_that_waits_for_a_thread(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    code, line = ENDINGS[number]
+    with subprocess.Popen(
+        [sys.executable, "-c", HANGING],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"begun\n"
+        deadline = time.monotonic() + LIMIT
+        while process.poll() is None:
+            assert time.monotonic() < deadline
+            process.send_signal(number)
+            time.sleep(0.05)
+        assert process.stderr is not None
+        assert (process.returncode, only_line(process.stderr.read())) == (code, line)
+
+
+EMBEDDED = """
+import os, signal
+from aiodockersave.cli import main
+from aiodockersave.pipeline import save as pipeline
+
+async def save(*_, **__):
+    os.kill(os.getpid(), signal.SIGTERM)
+    await __import__("asyncio").sleep(300)
+
+def own(*_): ...
+
+pipeline.save = save
+signal.signal(signal.SIGTERM, own)
+print(main(["save", "oci:nowhere", "-o", "a.tar", "--quiet"]))
+print(signal.getsignal(signal.SIGTERM) is own, signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+print(signal.getsignal(signal.SIGHUP) is signal.SIG_DFL)
+"""
+
+
+def test_a_program_that_runs_a_command_has_its_signal_handlers_back(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", EMBEDDED],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        check=True,
+        timeout=LIMIT,
+    )
+    assert result.stdout.split() == [b"143", b"True", b"True", b"True"]
+
+
 def test_a_lost_terminal_ends_it(large: str, target: Path) -> None:
     with stopped_while_it_writes(large, target) as process:
         process.send_signal(signal.SIGHUP)

@@ -207,8 +207,6 @@ MAY_BLOCK: tuple[tuple[str, str], ...] = (
     # Where a coroutine is closed, and nothing can be awaited: what no thread works on is closed at once, a write is waited for.
     ("aiodockersave/_aio.py", "_run_quietly"),
     ("aiodockersave/_aio.py", "finish"),
-    # Closes what a signal handler that raised has kept its owner from closing; the collector calls it wherever it comes in.
-    ("aiodockersave/sinks/atomic_file.py", "__del__"),
     # Opens a FIFO without waiting for its reader.
     ("aiodockersave/sinks/atomic_file.py", "open_stream"),
 )

@@ -196,6 +196,26 @@ async def test_a_slow_thread_is_waited_for() -> None:
     assert await filling_ == len(BLOB)
 
 
+@pytest.mark.parametrize(("readers", "given"), [(1, 8), (2, 4), (3, 2), (64, 2)])
+async def test_what_waits_is_shared(readers: int, given: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory that waits for threads does not grow with the number of blobs, down to the two batches of each."""
+    monkeypatch.setattr(file_region, "BATCH_SIZE", 500)
+    monkeypatch.setattr(file_region, "BEHIND", 8 * 500)
+    monkeypatch.setattr(file_region, "_LEAST_BEHIND", 2 * 500)
+    may_go_on = threading.Event()
+    place = Place()
+    place.on_take = lambda _: may_go_on.wait(LIMIT)
+    written: list[int] = []
+    filling = asyncio.ensure_future(
+        fill_from(Source(*cut(500)), place, readers=readers, written=written.append)
+    )
+    for _ in range(100):
+        await asyncio.sleep(0)
+    may_go_on.set()
+    assert written == [500] * (3 if readers == 3 else given)
+    assert await filling == len(BLOB)
+
+
 @pytest.mark.parametrize(
     ("size", "smallest"), [(1 << 10, 1 << 10), (1 << 20, 1 << 17), (12 << 20, 12 << 14), (64 << 20, 1 << 18)]
 )

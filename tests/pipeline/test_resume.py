@@ -189,9 +189,9 @@ class Disk:
 
 
 def most_fetched(jobs: int) -> int:
-    """Bytes that one interruption may cost: what the thread may have, a batch beyond that, and one that is gathered."""
+    """Bytes that one interruption may cost: what the thread may have, and a batch that is gathered, a chunk too large."""
     behind = max(2, 3 // jobs) * BATCH
-    return jobs * (behind + 2 * (BATCH + CHUNK))
+    return jobs * (behind + BATCH + CHUNK)
 
 
 # ── the matrix: what must give the right archive ──

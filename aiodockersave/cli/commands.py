@@ -112,7 +112,7 @@ def _common(function: F) -> F:
     return function
 
 
-@click.group(context_settings={"max_content_width": 100})
+@click.group(context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name=PROGRAM, message="%(prog)s %(version)s")
 def command() -> None:
     """Write container images into archives for "docker load"."""
@@ -196,3 +196,20 @@ def plan(**options: Any) -> int:
     from . import work  # noqa: PLC0415 - see the head of this file
 
     return work.plan(**options)
+
+
+# ── help ──
+
+
+@command.command("help")
+@click.argument("name", metavar="[COMMAND]", required=False)
+@click.pass_context
+def show_help(context: click.Context, name: str | None) -> None:
+    """Show the options of a command, or all commands."""
+    group = context.find_root()
+    if name is None:
+        click.echo(group.get_help())
+    elif (found := command.get_command(group, name)) is None:
+        raise click.UsageError(f"there is no command {name!r}", group)
+    else:
+        click.echo(found.get_help(click.Context(found, info_name=name, parent=group)))

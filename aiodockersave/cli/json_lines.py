@@ -24,7 +24,7 @@ source has them, digests are ``algorithm:hex``.
 Layers overlap. Neither a layer's ``done`` nor ``total_done`` ever goes back. A save that succeeds has one
 ``save_finished``; a save that fails has an ``error`` instead. With exit code 141 (the reader of standard output has
 left) there is neither. Where nobody reads the lines, ``layer_advanced`` is left out, so that the save does not wait.
-``--quiet`` leaves out everything but errors. A wrong command line is reported in plain text, with exit code 2.
+``--quiet`` leaves out everything but errors. A wrong command line is an ``error`` with exit code 2.
 """
 
 from __future__ import annotations

@@ -221,6 +221,51 @@ def test_usage(run: Run, arguments: list[str], reason: str) -> None:
     assert all(printable(line) == line for line in result.lines)
 
 
+@pytest.mark.parametrize(
+    "arguments", [["--progress", "json"], ["--progress=json"], []], ids=["two", "one", "variable"]
+)
+def test_wrong_use_is_json_where_progress_is(
+    run: Run, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not arguments:
+        monkeypatch.setenv("AIODOCKERSAVE_PROGRESS", "json")
+    result = run("save", *arguments, "a:1", "--jobs", "0", "-o", "a.tar")
+    (line,) = result.lines
+    error = json.loads(line)
+    message = error.pop("message")
+    assert (result.code, result.out) == (2, "")
+    assert error == {"event": "error", "exit_code": 2, "traceback": None}
+    assert "0 is not in the range 1<=x<=64" in message
+
+
+def test_all_ways_to_ask_for_help(run: Run) -> None:
+    whole, of_save = run("--help"), run("save", "--help")
+    assert of_save.out.startswith("Usage: aiodockersave save")
+    for arguments, expected in (
+        (["-h"], whole),
+        (["help"], whole),
+        (["save", "-h"], of_save),
+        (["help", "save"], of_save),
+    ):
+        assert run(*arguments).out == expected.out
+    result = run("help", "sail")
+    assert (result.code, result.out) == (2, "")
+    assert "there is no command 'sail'" in result.lines[-1]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_can_complete(shell: str) -> None:
+    script = subprocess.run(
+        [sys.executable, "-m", "aiodockersave"],
+        env=os.environ | {"_AIODOCKERSAVE_COMPLETE": f"{shell}_source"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert f"_AIODOCKERSAVE_COMPLETE={shell}_complete" in script.stdout
+
+
 def test_help_and_version(run: Run) -> None:
     result = run("--help")
     assert (result.code, result.lines) == (0, [])
@@ -352,7 +397,7 @@ def test_platform(run: Run, layout: Path) -> None:
     for platform, image in (("linux/amd64", IMAGE), ("linux/s390x", FOR_S390X)):
         assert str(image.manifest.digest) in run("plan", f"oci:{layout}", "--platform", platform).out
     result = run("plan", f"oci:{layout}", "--platform", "linux/riscv64")
-    assert (result.code, len(result.lines)) == (1, 1)
+    assert (result.code, len(result.lines)) == (4, 1)
     reason = "no image for platform linux/riscv64; there are: linux/amd64, linux/s390x"
     assert result.lines[0] == f"aiodockersave: {reason} (image oci:{layout})"
 
@@ -372,7 +417,7 @@ def test_another_platform_than_was_asked_for(
     image = f"oci:{layout}:one=a:1"
     arguments = [*(word.format(path=path) for word in arguments), image, "--platform", "linux/riscv64"]
     result = run(*arguments, "--quiet")
-    assert (result.code, result.out, len(result.lines)) == (1, "", 1)
+    assert (result.code, result.out, len(result.lines)) == (4, "", 1)
     assert "no image for platform linux/riscv64; there are: linux/amd64; " in result.lines[0]
     assert "--allow-other-platform" in result.lines[0]
     assert not path.exists()
@@ -421,7 +466,7 @@ def test_failure_is_one_line(
     path.write_bytes(b"old")
     image = image.format(layout=layout)
     result = run("save", image, "-o", path, *(["--verbose"] if verbose else []))
-    assert (result.code, result.out) == (1, "")
+    assert (result.code, result.out) == (4, "")
     assert result.lines[0].startswith(f"aiodockersave: image {image} not found: ")
     assert reason in result.lines[0]
     assert ("Traceback" in "\n".join(result.lines), len(result.lines) > 1) == (verbose, verbose)
@@ -432,7 +477,7 @@ def test_a_damaged_layer_names_layer_and_image(run: Run, layout: Path, tmp_path:
     digest = BASE.descriptor.digest
     (layout / "blobs" / "sha256" / digest.encoded).write_bytes(bytes(len(BASE.blob)))
     result = run("save", f"oci:{layout}:one", "-o", tmp_path / "a.tar", "--progress", "none")
-    assert (result.code, len(result.lines)) == (1, 1)
+    assert (result.code, len(result.lines)) == (7, 1)
     assert f"expected {digest}, got " in result.lines[0]
     assert result.lines[0].endswith(f" (image oci:{layout}:one)")
 
@@ -462,7 +507,7 @@ def test_an_unexpected_error_is_one_line(
 
 def test_names_are_escaped(run: Run, tmp_path: Path) -> None:
     result = run("plan", f"oci:{tmp_path}/\x1b[31m\n\u202egnp")
-    assert (result.code, len(result.lines)) == (1, 1)
+    assert (result.code, len(result.lines)) == (4, 1)
     assert r"\x1b[31m\n\u202egnp" in result.lines[0]
 
 

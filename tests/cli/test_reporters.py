@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 
 from aiodockersave import Digest, cli
 from aiodockersave.cli import reporters
-from aiodockersave.cli.bars import Bars, clock
+from aiodockersave.cli.bars import Bars
 from aiodockersave.cli.json_lines import JsonLines
-from aiodockersave.cli.reporters import PlainLines, Reporter, Tally, amount
+from aiodockersave.cli.reporters import PlainLines, Reporter, Tally, amount, clock
 from aiodockersave.cli.terminal import Terminal
 from aiodockersave.cli.work import new_reporter
 from aiodockersave.core.model import OCI_LAYER, Descriptor
@@ -231,6 +231,7 @@ def test_plain_lines_say_what_was_resumed_reused_and_retried(
     monkeypatch: pytest.MonkeyPatch, terminal: Terminal, lines: Lines
 ) -> None:
     monkeypatch.setattr(reporters, "PATIENCE", 0.0)
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)  # no rate yet
     one, two = layers = make_layers(3 * MB, 1 * MB)
     name = {layer.digest: f"{layer.digest!s:.19}" for layer in layers}
     with PlainLines(terminal) as report:
@@ -274,6 +275,7 @@ def test_a_running_layer_has_a_line_now_and_then(
     for i, layer in enumerate(layers, 1):
         of_it = [line for line in said if f"layer {i}/2  {layer.digest!s:.19}" in line]
         assert 60 / reporters.PATIENCE - 2 < len(of_it) <= 60 / reporters.PATIENCE
+        assert of_it[5].endswith("  300 B of 600 B, 10 B/s, 0:30 left")
 
 
 # ── JSON ──
@@ -321,7 +323,7 @@ EVENTS: dict[str, dict[str, Any]] = {
     "message": {"level": {"enum": ["info", "warning", "error"]}, "message": TEXT},
     "error": {
         "message": TEXT,
-        "exit_code": {"enum": [1, 130, 143]},
+        "exit_code": {"enum": [1, 2, 4, 5, 6, 7, 8, 129, 130, 143]},
         "traceback": {"type": ["string", "null"]},
     },
 }
@@ -466,9 +468,9 @@ def test_json_of_a_failure(
     capfd: pytest.CaptureFixture[str], layout: str, tmp_path: Path, options: list[str]
 ) -> None:
     output = str(tmp_path / "a.tar")
-    assert cli.main(["save", f"{layout}:\x1b", "-o", output, "--progress", "json", *options]) == 1
+    assert cli.main(["save", f"{layout}:\x1b", "-o", output, "--progress", "json", *options]) == 4
     (error,) = read_events(capfd.readouterr().err)
-    assert (error["event"], error["exit_code"]) == ("error", 1)
+    assert (error["event"], error["exit_code"]) == ("error", 4)
     assert "none of that name; there are: one, two" in error["message"]
     assert (error["traceback"] is not None) is (options == ["--verbose"])
 

@@ -15,7 +15,7 @@ from aiodockersave import __version__
 from aiodockersave.core.errors import InvalidInputError
 from aiodockersave.core.model import Platform
 
-from .image_argument import ImageArgument, parse_image
+from .image_argument import ImageArgument, read_images
 from .printing import PROGRAM, printable
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -24,13 +24,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _read_images(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> list[ImageArgument]:
-    images = []
-    for value in values:
-        try:
-            images.append(parse_image(value))
-        except InvalidInputError as error:
-            raise click.BadParameter(printable(str(error))) from None
-    return images
+    try:
+        return read_images(values)
+    except InvalidInputError as error:
+        raise click.BadParameter(printable(str(error))) from None
 
 
 def _read_platform(_: click.Context, __: click.Parameter, value: str | None) -> Platform | None:
@@ -175,7 +172,8 @@ def save(**options: Any) -> int:
     """Save images into one archive.
 
     IMAGE is an image in a registry, as Docker writes it (alpine:3.20), or oci:DIR[:REF], one in an OCI image layout.
-    =NAME:TAG[,NAME:TAG...] behind it gives it other names. An existing FILE is not touched before the archive is whole.
+    =NAME:TAG[,NAME:TAG...] behind it gives it other names. @LIST stands for the images in a file, one in each line. An
+    existing FILE is not touched before the archive is whole.
     """
     from . import work  # noqa: PLC0415 - see the head of this file
 

@@ -16,7 +16,7 @@ import pytest
 
 from aiodockersave import Digest, __version__, cli
 from aiodockersave.cli.commands import command
-from aiodockersave.cli.image_argument import LayoutImage, RegistryImage, parse_image
+from aiodockersave.cli.image_argument import LayoutImage, RegistryImage, parse_image, read_images
 from aiodockersave.cli.printing import printable
 from aiodockersave.cli.reporters import Reporter
 from aiodockersave.core.errors import InvalidInputError, MissingDependencyError
@@ -219,6 +219,61 @@ def test_usage(run: Run, arguments: list[str], reason: str) -> None:
     assert (result.code, result.out) == (2, "")
     assert reason in "\n".join(result.lines)
     assert all(printable(line) == line for line in result.lines)
+
+
+LISTS: list[tuple[bytes, list[str] | str]] = [
+    # the file, and the names of its images, or the reason why there are none
+    (b"alpine:3.20\nteam/app:1=a:1,b:2\n", ["alpine:3.20", "team/app:1"]),
+    (b"# all of them\n\n  alpine:3.20 \t\r\nteam/app:1 # the newest\n#end", ["alpine:3.20", "team/app:1"]),
+    (b"\xef\xbb\xbfalpine:3.20", ["alpine:3.20"]),
+    (b"oci:dir#1:ref\n", ["oci:dir#1:ref"]),
+    (b"", "lists no image"),
+    (b"# none\n\n", "lists no image"),
+    (b"alpine\n\nUpper:1\n", ", line 3: "),
+    (b"@other.txt\n", ", line 1: "),
+    (b"\xff\xfe", "not text in UTF-8"),
+    (b"a:1\n" * 300_000, "more than 1048576 bytes"),
+]
+
+
+@pytest.mark.parametrize(("content", "expected"), LISTS, ids=[repr(content[:20]) for content, _ in LISTS])
+def test_a_list_of_images(content: bytes, expected: list[str] | str, tmp_path: Path) -> None:
+    path = tmp_path / "images.txt"
+    path.write_bytes(content)
+    if isinstance(expected, str):
+        with pytest.raises(InvalidInputError) as caught:
+            read_images([f"@{path}"])
+        assert str(caught.value).startswith(str(path))
+        assert expected in str(caught.value)
+    else:
+        around = ["debian:12", f"@{path}", "busybox"]
+        assert [str(image) for image in read_images(around)] == ["debian:12", *expected, "busybox"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "reason"),
+    [
+        ("@nowhere.txt", "nowhere.txt: No such file"),
+        ("@.", ".: Is a dir"),
+        ("@", "the name of the list is missing"),
+    ],
+)
+def test_a_list_that_cannot_be_read(run: Run, argument: str, reason: str) -> None:
+    result = run("plan", argument)
+    assert (result.code, result.out) == (2, "")
+    assert f"Error: Invalid value for 'IMAGE...': {reason}" in result.lines[-1]
+
+
+def test_a_list_on_standard_input(layout: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "aiodockersave", "plan", "@-", "--json"],
+        input=f"oci:{layout}:one=a:1\n",
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert json.loads(result.stdout)["images"][0]["repo_tags"] == ["docker.io/library/a:1"]
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def _option(*names: str, **settings: Any) -> Callable[[F], F]:
 
 
 _COMMON: tuple[Callable[[Any], Any], ...] = (
-    _option("--verbose", is_flag=True, help="Print more, and tracebacks of errors."),
+    _option("--verbose", is_flag=True, help="Print more, and what caused an error."),
     _option("--quiet", is_flag=True, help="Print nothing but errors."),
     _option(
         "--platform",
@@ -87,15 +87,19 @@ _COMMON: tuple[Callable[[Any], Any], ...] = (
     ),
     _option(
         "--authfile",
-        type=click.Path(dir_okay=False),
+        type=click.Path(exists=True, dir_okay=False),
         help="Credentials, as docker login and podman login write them.",
     ),
     _option(
         "--cert-dir",
-        type=click.Path(file_okay=False),
+        type=click.Path(exists=True, file_okay=False),
         help="Authorities (*.crt) and a client certificate (*.cert, *.key) for registries.",
     ),
-    _option("--ca-file", type=click.Path(dir_okay=False), help="More authorities for registries, in PEM."),
+    _option(
+        "--ca-file",
+        type=click.Path(exists=True, dir_okay=False),
+        help="More authorities for registries, in PEM.",
+    ),
     _option("--plain-http", is_flag=True, help="Ask registries by http."),
     click.argument("images", nargs=-1, required=True, callback=_read_images, metavar="IMAGE..."),
 )

@@ -229,7 +229,7 @@ class PlainLines(Reporter):
                 tally = self.tally.of(layer)
                 self._print(tally, amount(tally.done) + _remarks(tally))
             case LayerReused(layer):
-                self._print(self.tally.of(layer), "is there for another image")
+                self._print(self.tally.of(layer), "is in the archive already")
             case _:
                 pass
 

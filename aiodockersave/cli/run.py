@@ -65,7 +65,8 @@ def _run(work: Callable[[], Awaitable[None]], terminal: Terminal, target: str | 
             if isinstance(error, BrokenPipeError):
                 return exit_codes.READER_LEFT
         line, code = _explain(error, target or "standard output")
-        terminal.fail(line, error, code)
+        is_internal = not isinstance(error, DockerSaveError | OSError | _EndedError)
+        terminal.fail(line, error, code, is_internal=is_internal)
         return code
     return 0
 

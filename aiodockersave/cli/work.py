@@ -23,6 +23,9 @@ from .run import run
 from .sources import RegistryOptions, get_ready, open_sources
 from .terminal import Terminal, plan_json, plan_text, result_lines
 
+_COMPRESSED = (".gz", ".tgz", ".zst", ".tzst", ".xz", ".bz2")
+"""Ends of names that promise a compressed file."""
+
 
 def save(
     *,
@@ -52,6 +55,11 @@ def save(
     get_ready(images)
     terminal = Terminal(quiet=quiet, verbose=verbose, as_json=progress == "json")
     reporter = new_reporter(progress, terminal)
+    if name is not None and name.endswith(_COMPRESSED):
+        terminal.note(
+            "warning",
+            f"{name} will not be compressed, as its name promises: use -o - and a compressor, or another name",
+        )
 
     async def work() -> None:
         async with heap.giving_back(), AsyncExitStack() as stack:

@@ -389,7 +389,7 @@ def test_save_says_what_was_saved(run: Run, layout: Path, tmp_path: Path) -> Non
         f"layer {i}/2  {layer.descriptor.digest!s:.19}  {len(layer.blob)} B"
         for i, layer in enumerate(IMAGE.layers, 1)
     ]
-    assert reused == f"  0%  layer 1/2  {BASE.descriptor.digest!s:.19}  is there for another image"
+    assert reused == f"  0%  layer 1/2  {BASE.descriptor.digest!s:.19}  is in the archive already"
     assert sorted(line[6:] for line in progress) == shown  # two are read at once: which is in first is open
     assert progress[-1].startswith("100%")
 
@@ -524,8 +524,29 @@ def test_failure_is_one_line(
     assert (result.code, result.out) == (4, "")
     assert result.lines[0].startswith(f"aiodockersave: image {image} not found: ")
     assert reason in result.lines[0]
-    assert ("Traceback" in "\n".join(result.lines), len(result.lines) > 1) == (verbose, verbose)
+    assert all(line.startswith("  caused by ") for line in result.lines[1:])
+    assert verbose or len(result.lines) == 1
     assert path.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("option", ["--authfile", "--ca-file", "--cert-dir"])
+def test_a_file_that_is_not_there_is_found_at_once(run: Run, option: str) -> None:
+    result = run("save", "127.0.0.1:1/a", "-o", "a.tar", option, "nowhere")
+    assert (result.code, result.out) == (2, "")
+    assert f"Invalid value for '{option}'" in result.lines[-1]
+    assert result.lines[-1].endswith("'nowhere' does not exist.")
+
+
+@pytest.mark.parametrize(
+    ("name", "is_warned"), [("a.tar.gz", True), ("a.tzst", True), ("a.tar", False), ("gz", False)]
+)
+def test_a_name_that_promises_compression(
+    run: Run, layout: Path, tmp_path: Path, name: str, is_warned: bool
+) -> None:
+    result = run("save", f"oci:{layout}:one=a:1", "-o", tmp_path / name)
+    assert result.code == 0
+    assert any("will not be compressed" in line for line in result.lines) == is_warned
+    assert tarfile.is_tarfile(tmp_path / name)
 
 
 def test_a_damaged_layer_names_layer_and_image(run: Run, layout: Path, tmp_path: Path) -> None:

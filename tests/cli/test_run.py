@@ -147,6 +147,38 @@ def test_an_error_is_one_line_with_all_notes_and_a_code(
     assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize("verbose", [False, True], ids=["", "verbose"])
+def test_causes_are_told_to_who_wants_to_know(capfd: pytest.CaptureFixture[str], verbose: bool) -> None:
+    async def work() -> None:
+        try:
+            try:
+                raise KeyError("first")
+            except KeyError:
+                raise OSError("second\x1b")  # noqa: B904 - a context counts, too
+        except OSError as error:
+            raise RegistryError("manifest", "it cannot be reached", url=URL) from error
+
+    assert run(work, Terminal(quiet=False, verbose=verbose), target="a.tar") == 6
+    first, *causes = capfd.readouterr().err.splitlines()
+    assert first == f"aiodockersave: manifest: {URL}: it cannot be reached"
+    assert causes == (
+        [r"  caused by OSError: second\x1b", "  caused by KeyError: 'first'"] if verbose else []
+    )
+
+
+@pytest.mark.parametrize("verbose", [False, True], ids=["", "verbose"])
+def test_a_fault_of_ours_has_a_traceback_where_one_is_wanted(
+    capfd: pytest.CaptureFixture[str], verbose: bool
+) -> None:
+    async def work() -> None:
+        raise ZeroDivisionError("zero")
+
+    assert run(work, Terminal(quiet=False, verbose=verbose), target="a.tar") == 1
+    told = capfd.readouterr().err
+    assert told.startswith("aiodockersave: internal error: ZeroDivisionError: zero; please report it")
+    assert ("Traceback (most recent call last)" in told) == verbose
+
+
 # ── the library speaks of arguments, the command of options ──
 
 

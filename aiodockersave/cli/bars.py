@@ -23,9 +23,10 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from aiodockersave.core.model import Digest
-from aiodockersave.pipeline.progress import Event, SaveStarted
+from aiodockersave.pipeline.progress import Event, SaveStarted, Waiting
 
-from .reporters import LayerTally, Pace, Reporter, amount, clock, count
+from .printing import printable
+from .reporters import LayerTally, Pace, Reporter, amount, clock, count, wait_line
 from .terminal import Terminal
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 _NAME, _PERCENT, _AMOUNT, _RATE, _LEFT = 12, 4, 15, 9, 7
 _GAP: Final = "  "
 _SHORTEST_BAR, _LONGEST_BAR = 8, 40
+_FRESH: Final = 2.0
+"""Seconds for which a line about a wait is shown: the next event about it comes after one."""
 _STYLING: Final = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -45,6 +48,8 @@ class Bars(Reporter):
         super().__init__()
         self._terminal = terminal
         self._begin = time.monotonic()
+        self._wait: tuple[float, str] = (0.0, "")  # until when a line about a wait is shown, and the line
+        self._is_shown = False
         # Of the printer's thread:
         self._paces: dict[Digest | None, Pace] = {}
         self._painter: _Painter | None = None
@@ -53,6 +58,10 @@ class Bars(Reporter):
         """Bring up the bars, which look up how far the layers are when they are painted."""
         if isinstance(event, SaveStarted):
             self._begin = time.monotonic()
+        elif isinstance(event, Waiting):
+            self._wait = (time.monotonic() + _FRESH, printable(wait_line(event.wait)))
+        if not self._is_shown and isinstance(event, SaveStarted | Waiting):
+            self._is_shown = True
             self._terminal.printer.show(self)
 
     def end(self) -> None:
@@ -83,8 +92,13 @@ class Bars(Reporter):
             self._painter = _Painter(size, encoding)
         running = tuple(self.tally.running.values())  # a copy: the loop's thread changes it
         self._forget_all_but(running)
-        room = max(0, size.lines - 2)
+        until, line = self._wait
+        waiting = [line[: max(1, size.columns - 1)]] if time.monotonic() < until else []
+        if not self.tally.layers and self.prepared is None:  # nothing is known yet
+            return waiting
+        room = max(0, size.lines - 2 - len(waiting))
         return [
+            *waiting[: max(0, size.lines - 2)],
             *(self._layer_row(self._painter, each) for each in running[:room]),
             self._total_row(self._painter),
         ]

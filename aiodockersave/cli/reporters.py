@@ -30,14 +30,18 @@ from aiodockersave.pipeline.progress import (
     LayerStarted,
     SaveFinished,
     SaveStarted,
+    Waiting,
 )
 from aiodockersave.pipeline.resolve import Prepared
+from aiodockersave.sources.waits import Wait
 
 from .terminal import Terminal
 
 PATIENCE: Final = 5.0
 """Seconds between two plain lines about one layer: a log of an hour has 720 of them, not 36,000."""
 
+WAIT_PATIENCE: Final = 30.0
+"""Seconds between two plain lines about one wait: the longest wait, of 300 s, has ten of them."""
 WINDOW: Final = 5.0
 """Seconds over which rates are measured."""
 UNKNOWN_TIME: Final = "-:--"
@@ -208,17 +212,42 @@ class Reporter:
         """Remove the display."""
 
 
-class PlainLines(Reporter):
-    """Prints a line when a layer is in the archive, and one every `PATIENCE` seconds while it is read."""
+class WaitLines(Reporter):
+    """Prints a line about each long wait, when it begins to be long and every `WAIT_PATIENCE` seconds."""
 
     def __init__(self, terminal: Terminal) -> None:
         super().__init__()
         self._terminal = terminal
+        self._told: dict[tuple[str, str], tuple[float, float]] = {}
+        """Of each wait: how long it had lasted at its last event, and at its last line."""
+
+    def show(self, event: Event) -> None:
+        """Print a line about a wait, if it is new, or there was none for a while."""
+        if isinstance(event, Waiting):
+            wait = event.wait
+            before, line = self._told.get((wait.what, wait.reason), (0.0, -WAIT_PATIENCE))
+            if wait.seconds < before or wait.seconds - line >= WAIT_PATIENCE:
+                line = wait.seconds
+                self._terminal.say(wait_line(wait))
+            self._told[wait.what, wait.reason] = (wait.seconds, line)
+
+
+def wait_line(wait: Wait) -> str:
+    """Return a line about a wait."""
+    return f"waiting, {wait.seconds:.0f} s of at most {wait.limit:.0f} s: {wait.reason} ({wait.what})"
+
+
+class PlainLines(WaitLines):
+    """Prints a line when a layer is in the archive, and one every `PATIENCE` seconds while it is read."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        super().__init__(terminal)
         self._last_line: dict[Digest, float] = {}
         self._paces: dict[Digest, Pace] = {}
 
     def show(self, event: Event) -> None:
         """Print a line; about a layer that is being read, only if there was none for a while."""
+        super().show(event)
         match event:
             case LayerStarted(layer):
                 self._last_line[layer.digest] = time.monotonic()

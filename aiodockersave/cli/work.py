@@ -12,13 +12,14 @@ import click
 
 from aiodockersave.pipeline import save as pipeline
 from aiodockersave.pipeline.resolve import prepare
+from aiodockersave.pipeline.waiting import TellingWaits
 
 from . import heap
 from .bars import Bars
 from .image_argument import ImageArgument
 from .json_lines import JsonLines
 from .printing import print_data
-from .reporters import PlainLines, Reporter
+from .reporters import PlainLines, Reporter, WaitLines
 from .run import run
 from .sources import RegistryOptions, get_ready, open_sources
 from .terminal import Terminal, plan_json, plan_text, result_lines
@@ -109,11 +110,14 @@ def plan(*, images: list[ImageArgument], as_json: bool, quiet: bool, verbose: bo
     """Show size, ETag and members of an archive ahead of time, and return the exit code."""
     registries = RegistryOptions.taken_from(options)
     get_ready(images)
+    terminal = Terminal(quiet=quiet, verbose=verbose)
 
     async def work() -> None:
         async with AsyncExitStack() as stack:
-            prepared = await prepare(await open_sources(images, registries, stack), **options)
+            requests = await open_sources(images, registries, stack)
+            async with TellingWaits((each.source for each in requests), WaitLines(terminal)):
+                prepared = await prepare(requests, **options)
         if prepared.plan is not None:
             print_data((plan_json if as_json else plan_text)(prepared, prepared.plan))
 
-    return run(work, Terminal(quiet=quiet, verbose=verbose), target=None)
+    return run(work, terminal, target=None)

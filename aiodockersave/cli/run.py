@@ -8,7 +8,7 @@ import os
 import signal
 from collections.abc import Awaitable, Callable, Sequence
 
-from aiodockersave.core.errors import AuthenticationError, DockerSaveError
+from aiodockersave.core.errors import AuthenticationError, DockerSaveError, RegistryError
 from aiodockersave.core.text import message_line
 
 from . import exit_codes
@@ -20,11 +20,14 @@ _PATIENCE = 0.5
 _IN_OPTIONS = {
     "allow more by max_expansion": "allow more by --max-expansion",
     "pass allow_other_platform=True": "pass --allow-other-platform",
+    "plain http must be asked for": "ask with --plain-http",
     "the same save with resume=True": "the same command with --resume",
 }
 """The library's advice, which names arguments, and the same advice with the command's options."""
 _NEEDS_LOGIN = "a password is needed"
 """Part of the reason of an error that a login mends."""
+_NEEDS_AUTHORITY = ("self-signed certificate", "issuer certificate", "verify the first certificate")
+"""Parts of OpenSSL's reasons for which an authority that is not known may be named."""
 _ADVICE = {
     errno.EACCES: "check the permissions",
     errno.EDQUOT: "free some space, or write to another place",
@@ -79,6 +82,8 @@ def _explain(error: Exception, target: str) -> tuple[str, int]:
             return _with_notes(line, error.__cause__), exit_codes.SIGNAL + error.signal
         case AuthenticationError() if _NEEDS_LOGIN in error.reason:
             line = f"{error}; log in with docker login or podman login"
+        case RegistryError() if any(part in error.reason for part in _NEEDS_AUTHORITY):
+            line = f"{error}; if you trust it, name its authority with --ca-file"
         case DockerSaveError():  # before OSError, which some of them are: their text is complete
             line = str(error)
         case OSError():

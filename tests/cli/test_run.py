@@ -192,6 +192,26 @@ def test_a_fault_of_ours_has_a_traceback_where_one_is_wanted(
         ),
         (AuthenticationError("manifest", "denied", url=URL), None, f"manifest: {URL}: denied"),
         (
+            RegistryError("manifest", "its certificate is not valid: self-signed certificate", url=URL),
+            None,
+            f"manifest: {URL}: its certificate is not valid: self-signed certificate"
+            + "; if you trust it, name its authority with --ca-file",
+        ),
+        (
+            RegistryError("manifest", "its certificate is not valid: certificate has expired", url=URL),
+            None,
+            f"manifest: {URL}: its certificate is not valid: certificate has expired",
+        ),
+        (
+            RegistryError(
+                "manifest",
+                "it does not speak TLS; where that is right, plain http must be asked for",
+                url=URL,
+            ),
+            None,
+            f"manifest: {URL}: it does not speak TLS; where that is right, ask with --plain-http",
+        ),
+        (
             SourceError("to take it, pass allow_other_platform=True"),
             None,
             "to take it, pass --allow-other-platform",
@@ -203,7 +223,7 @@ def test_a_fault_of_ours_has_a_traceback_where_one_is_wanted(
             "it broke (the part that was received is kept in x; the same command with --resume resumes there)",
         ),
     ],
-    ids=["password", "denied", "platform", "expansion", "resume"],
+    ids=["password", "denied", "authority", "expired", "plain http", "platform", "expansion", "resume"],
 )
 def test_advice_is_given_in_options(
     capfd: pytest.CaptureFixture[str], terminal: Terminal, error: Exception, note: str | None, said: str

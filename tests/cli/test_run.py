@@ -182,6 +182,9 @@ def test_a_fault_of_ours_has_a_traceback_where_one_is_wanted(
 # ── the library speaks of arguments, the command of options ──
 
 
+SELF_SIGNED = "its certificate is not valid: self-signed certificate"
+
+
 @pytest.mark.parametrize(
     ("error", "note", "said"),
     [
@@ -192,10 +195,9 @@ def test_a_fault_of_ours_has_a_traceback_where_one_is_wanted(
         ),
         (AuthenticationError("manifest", "denied", url=URL), None, f"manifest: {URL}: denied"),
         (
-            RegistryError("manifest", "its certificate is not valid: self-signed certificate", url=URL),
+            RegistryError("manifest", SELF_SIGNED, url=URL),
             None,
-            f"manifest: {URL}: its certificate is not valid: self-signed certificate"
-            + "; if you trust it, name its authority with --ca-file",
+            f"manifest: {URL}: {SELF_SIGNED}; if you trust it, name its authority with --ca-file",
         ),
         (
             RegistryError("manifest", "its certificate is not valid: certificate has expired", url=URL),

@@ -20,13 +20,16 @@ from aiodockersave.core.text import cut
 
 _KIND = "oci:"
 _REGISTRY = "docker://"
-_OTHER_KINDS = (
-    "containers-storage:",
-    "dir:",
-    "docker-archive:",
-    "docker-daemon:",
-    "oci-archive:",
-)
+_USE = "use oci:DIR[:REF], or an image in a registry"
+_COPY = f"{_USE} (skopeo copy makes a layout of it)"
+_OTHER_KINDS = {
+    "containers-storage:": _COPY,
+    "dir:": _COPY,
+    "docker-archive:": f"{_USE} (skopeo copy makes a layout of the tar)",
+    "docker-daemon:": _COPY,
+    "oci-archive:": "unpack the tar into a directory, and use oci:DIR[:REF]",
+}
+"""Kinds of images that other programs know, and what to do with them."""
 _LONGEST_LIST = 1 << 20
 """Bytes of a list of images: ten thousand names, more than anybody puts into one archive."""
 _LONGEST_PATH = 4096
@@ -130,9 +133,9 @@ def parse_image(text: str, is_directory: Callable[[str], bool] = os.path.isdir) 
     Raises:
         InvalidInputError: The argument is malformed, ambiguous, or of a kind that is not supported.
     """
-    for kind in _OTHER_KINDS:
+    for kind, advice in _OTHER_KINDS.items():
         if text.startswith(kind):
-            raise InvalidInputError(f"{kind} is not supported; use oci:DIR[:REF], or an image in a registry")
+            raise InvalidInputError(f"{kind} is not supported; {advice}")
     return _parse_layout(text, is_directory) if text.startswith(_KIND) else _parse_registry(text)
 
 

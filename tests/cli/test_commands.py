@@ -170,7 +170,7 @@ def test_an_image_that_can_be_read_in_several_ways(text: str, directories: set[s
         ("alpine=UPPER", "must be lowercase"),
         ("docker-archive:file.tar", "docker-archive: is not supported; use oci:DIR[:REF]"),
         ("docker-daemon:alpine:3.20", "docker-daemon: is not supported"),
-        ("oci-archive:file.tar", "oci-archive: is not supported"),
+        ("oci-archive:file.tar", "oci-archive: is not supported; unpack the tar"),
         ("oci:", "the directory is missing"),
         ("oci::ref", "the directory is missing"),
         ("oci:=a:1", "the directory is missing"),

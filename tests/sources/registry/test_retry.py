@@ -111,6 +111,7 @@ def test_a_registry_that_asks_for_too_long_is_not_waited_for() -> None:
     with pytest.raises(RateLimitedError) as caught:
         turns("registry").next_turn(InterruptedTransfer(limited, retry_after=101))
     assert (caught.value.status, caught.value.retry_after) == (429, 101)
+    assert str(caught.value) == "blob: https://h.example: too many; it may be asked again after 101 s"
     order = turns("mirror", "registry")
     assert order.next_turn(InterruptedTransfer(limited, retry_after=101)) == 0
     assert order.place == "registry"

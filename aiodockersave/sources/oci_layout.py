@@ -138,8 +138,8 @@ class OciLayoutSource:
             reason = "this is no OCI image layout, as it has no file oci-layout"
             raise self._not_found(reference, reason) from None
         except NotADirectoryError:
-            reason = "this is a file, not a directory; if it is a layout in a tar, unpack it first"
-            raise self._not_found(reference, reason) from None
+            reason = "it is a file, not a directory; if it is a layout in a tar, unpack it first"
+            raise UnsupportedImageError(self._name(reference), reason) from None
         document = gojson.parse(raw, _LAYOUT_TYPE)
         version = document.get("imageLayoutVersion") if isinstance(document, dict) else None
         if not isinstance(version, str) or not _VERSION.fullmatch(version):

@@ -320,7 +320,7 @@ async def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
 async def test_a_file_is_no_layout(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(
-        ImageNotFoundError, match="this is a file, not a directory; if it is a layout in a tar, unpack it"
+        UnsupportedImageError, match="it is a file, not a directory; if it is a layout in a tar, unpack it"
     ):
         await OciLayoutSource(tmp_path / "file").resolve("", AMD64)
 

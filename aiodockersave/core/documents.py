@@ -83,6 +83,9 @@ _FIELDS = {
     )
 }
 
+_BYTES = "application/octet-stream"
+"""The media type of content of which nothing else is said."""
+
 
 class _Fields:
     """The fields of one JSON object that we know, with errors that say which is wrong."""
@@ -137,6 +140,14 @@ class _Fields:
         if self.get(name) is None:
             raise self.fault(name, "is missing")
         return parse_descriptor(self.get(name), self._media_type)
+
+    def config(self) -> Descriptor:
+        """Read the descriptor of a config; one without a media type, as some images of 2015 have it, is of bytes."""
+        config = self.get("config")
+        if isinstance(config, dict) and config.get("mediaType") in (None, ""):
+            config = {**config, "mediaType": _BYTES}
+            return parse_descriptor(config, self._media_type)
+        return self.descriptor("config")
 
     def descriptors(self, name: str) -> tuple[Descriptor, ...]:
         if name not in self:
@@ -308,7 +319,7 @@ def _manifest(raw: bytes, media_type: str, fields: _Fields) -> ImageManifest:
         raw,
         media_type,
         Digest.of(raw),
-        fields.descriptor("config"),
+        fields.config(),
         fields.descriptors("layers"),
         fields.annotations(),
         None if fields.get("artifactType") is None else fields.text("artifactType"),

@@ -45,6 +45,8 @@ from aiodockersave.core.text import NO_SECRETS, Secrets, cut
 __all__ = ["ResolvedImage", "Source", "SupportsEarlyBlobs", "default_platform"]
 
 _CONFIG_TYPES = frozenset({DOCKER_CONFIG, OCI_CONFIG})
+# Of images that were pushed in 2015. The layers tell that these are images, and whoever reads the config parses it.
+_VAGUE_CONFIG_TYPES = frozenset({"application/octet-stream", "application/json", "text/plain"})
 # Names of `uname` that `Platform` does not know from elsewhere.
 _MACHINES: Final = {
     "armv5tel": ("arm", "v5"),
@@ -185,7 +187,7 @@ def check_supported(manifest: ImageManifest, what: str) -> None:
             raise UnsupportedImageError(what, f"layer {layer.digest} is encrypted; decrypt the image first")
     config = manifest.config.media_type
     strange = [layer.media_type for layer in manifest.layers if not is_layer_media_type(layer.media_type)]
-    if config not in _CONFIG_TYPES:
+    if config not in _CONFIG_TYPES | (_VAGUE_CONFIG_TYPES if manifest.layers else frozenset()):
         raise UnsupportedImageError(what, f"it is an artifact, not an image: its config is {cut(config)}")
     if strange:
         raise UnsupportedImageError(

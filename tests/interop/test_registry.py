@@ -529,7 +529,7 @@ def test_command_that_may_not(opened: Open, hello: str, tmp_path: Path, login: s
     with opened(auth=htpasswd_auth(tmp_path, HTPASSWD)) as registry:
         auth = base64.b64encode(f"{USER}:{login}".encode()).decode()
         authfile.write_text(json.dumps({"auths": {registry.address: {"auth": auth}} if login else {}}))
-        with pytest.raises(ProgramError, match="exit code 1") as caught:
+        with pytest.raises(ProgramError, match="exit code 5") as caught:
             command("save", "--authfile", authfile, f"{registry.address}/{hello}", "-o", tmp_path / "app.tar")
     (line,) = caught.value.output.decode().splitlines()
     assert registry.address in line

@@ -250,9 +250,9 @@ def no_length() -> Fault:
     return Fault("no Content-Length", lambda _, answer: replace(answer, has_length=False))
 
 
-def label_gzip() -> Fault:
+def label(coding: str) -> Fault:
     """Call a body encoded that is as it should be, as some proxies do with layers."""
-    return Fault("labelled gzip", lambda _, answer: answer.saying(Content_Encoding="gzip"))
+    return Fault(f"labelled {coding}", lambda _, answer: answer.saying(Content_Encoding=coding))
 
 
 def digest_header(value: str | None) -> Fault:

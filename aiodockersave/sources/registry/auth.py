@@ -71,6 +71,7 @@ _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105 - RFC 9110 § 5.6.2
 _SKIPPED = re.compile(r"[\s,]*")
 _NAME = re.compile(rf"({_TOKEN})(?:(?P<equals>\s*=\s*)(?=[^\s=,]))?")
 _VALUE = re.compile(r'"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<plain>[^\s,"]+)', re.DOTALL)
+_REPOSITORY = re.compile("[A-Za-z0-9._/:-]{1,300}")  # with the name of a registry before it, at some
 _TOKEN68 = re.compile(r"[ \t]+[A-Za-z0-9._~+/-]+=*(?=\s*(?:,|$))")
 
 
@@ -126,6 +127,19 @@ def _challenges(header: str) -> list[Challenge]:
 def _end(pattern: re.Pattern[str], text: str, at: int) -> int:
     match = pattern.match(text, at)
     return match.end() if match else at
+
+
+def pull_scope(scope: str) -> str | None:
+    """Return the first scope of a challenge by which a repository can be read, asking for no more than to read it.
+
+    None where there is none. A scope is ``repository:NAME:ACTIONS`` (Docker's token authentication, "Requesting a token").
+    """
+    for each in scope.split():
+        kind, _, rest = each.partition(":")
+        name, _, actions = rest.rpartition(":")
+        if kind == "repository" and _REPOSITORY.fullmatch(name) and {"pull", "*"} & set(actions.split(",")):
+            return f"repository:{name}:pull"
+    return None
 
 
 def realm_fault(realm: str, registry: Origin | None, *, in_machine: bool) -> str | None:
@@ -216,13 +230,14 @@ def parse_token(body: bytes) -> Token | None:
 
 @dataclass(frozen=True, slots=True)
 class _Grant:
-    """A header that a login gave, and the challenge by which it can be obtained again."""
+    """A header that a login gave, and the challenge and the scope by which it can be obtained again."""
 
     header: str = field(repr=False)
     expires: float
     challenge: Challenge
     by: AddressClass
     secrets: tuple[str, ...] = field(repr=False)
+    scope: str = ""
 
 
 @dataclass(slots=True)
@@ -314,10 +329,17 @@ class Authorizer:
             if grant is not None and grant.header != refused and grant.expires > self._clock():
                 return grant.header, False
             by = self._transport.dialler.class_by_name if by is None else by
-            access.grant = grant = await self._obtain(request, repository, challenges, by)
+            scope = _next_scope(repository, challenges, grant, refused)
+            access.grant = grant = await self._obtain(request, repository, challenges, by, scope)
         if grant.header == refused:
             raise _failed(request, "the credentials are refused")
         return grant.header, True
+
+    def has_other_scope(self, repository: str, challenges: Sequence[Challenge]) -> bool:
+        """Tell whether challenges name another scope than the one that the last token was asked for with."""
+        grant = self._access(repository).grant
+        told = _told_scope(challenges)
+        return grant is not None and grant.scope == _own_scope(repository) and told not in (None, grant.scope)
 
     def _access(self, repository: str) -> _Access:
         access = self._accesses.get(repository)
@@ -327,12 +349,12 @@ class Authorizer:
         return access
 
     async def _obtain(
-        self, request: Request, repository: str, challenges: Sequence[Challenge], by: AddressClass
+        self, request: Request, repository: str, challenges: Sequence[Challenge], by: AddressClass, scope: str
     ) -> _Grant:
         by_scheme = {challenge.scheme: challenge for challenge in reversed(challenges)}
         has_realm = "bearer" in by_scheme and by_scheme["bearer"].parameters.get("realm")
         if has_realm or list(by_scheme) == ["bearer"]:
-            return await self._bearer(request, repository, by_scheme["bearer"], by)
+            return await self._bearer(request, repository, by_scheme["bearer"], by, scope)
         if "basic" not in by_scheme:
             # The schemes may be any text, such as a secret; each is cut where the name of a scheme would end.
             names = ", ".join(map(self.secrets.hide_beginning, sorted(by_scheme)))
@@ -344,17 +366,17 @@ class Authorizer:
         return _Grant(basic(credentials), math.inf, by_scheme["basic"], by, kept)
 
     async def _bearer(
-        self, request: Request, repository: str, challenge: Challenge, by: AddressClass
+        self, request: Request, repository: str, challenge: Challenge, by: AddressClass, scope: str
     ) -> _Grant:
         realm = challenge.parameters.get("realm", "")
         await self._check_realm(request, realm, by)
         credentials, kept = await self._credentials_for(repository)
         if credentials is not None and credentials.registry_token:
             return _Grant(f"Bearer {credentials.registry_token}", math.inf, challenge, by, kept)
-        token = await self._fetch(request, challenge, f"repository:{repository}:pull", credentials, by)
+        token = await self._fetch(request, challenge, scope, credentials, by)
         self.secrets.add(token.text)
         until = self._clock() + token.lifetime
-        return _Grant(f"Bearer {token.text}", until, challenge, by, (*kept, token.text))
+        return _Grant(f"Bearer {token.text}", until, challenge, by, (*kept, token.text), scope)
 
     async def _check_realm(self, request: Request, realm: str, by: AddressClass) -> None:
         """Refuse a realm before credentials are looked up for it."""
@@ -417,6 +439,32 @@ class Authorizer:
     def _told(self, request: Request) -> Request:
         """Return a request to a realm with its marks: the registry named the URL, and the answer may repeat secrets."""
         return replace(request, secrets=self.secrets, is_told=True)
+
+
+def _own_scope(repository: str) -> str:
+    return f"repository:{repository}:pull"
+
+
+def _told_scope(challenges: Sequence[Challenge]) -> str | None:
+    scopes = (each.parameters.get("scope", "") for each in challenges if each.scheme == "bearer")
+    return pull_scope(" ".join(scopes))
+
+
+def _next_scope(
+    repository: str, challenges: Sequence[Challenge], last: _Grant | None, refused: str | None
+) -> str:
+    """Choose the scope to ask a token for.
+
+    The repository's own comes first: at some registries the challenge's is a placeholder. A proxy whose repositories have other
+    names behind it refuses a token for its own scope, and names the right one.
+    """
+    own = _own_scope(repository)
+    if last is None or not last.scope:
+        return own
+    if refused is None:  # the token has expired, and was right
+        return last.scope
+    told = _told_scope(challenges)
+    return told if told is not None and last.header == refused and last.scope == own else own
 
 
 def _failed(request: Request, reason: str) -> AuthenticationError:

@@ -10,7 +10,9 @@ answer                                                  is
 206, ``Content-Range`` exact or starting too early      the rest: skip the overlap
 206 otherwise (starts later, other size, several parts) refused
 416                                                     refused; tells the real size
-``Content-Encoding`` that is not identity               refused: these are not the blob's bytes
+``Content-Encoding`` of gzip                            the blob as it is: some servers say it of every gzip file,
+                                                        and the digest decides
+any other but identity                                  refused: these are not the blob's bytes
 any other                                               refused, or worth another attempt
 ======================================================  ========================================
 
@@ -66,9 +68,9 @@ class Wanted(NamedTuple):
     @property
     def range(self) -> str | None:
         """The header ``Range`` (RFC 9110 § 14.2); None for the whole blob."""
-        if self.stop < self.size:
-            return f"bytes={self.start}-{self.stop - 1}"
-        return f"bytes={self.start}-" if self.start else None
+        # Never without an end: some servers answer that with 416.
+        is_whole = self.start == 0 and self.stop == self.size
+        return None if is_whole else f"bytes={self.start}-{self.stop - 1}"
 
 
 class Verdict(NamedTuple):
@@ -115,15 +117,20 @@ def judge(
         return _judge_unsatisfied(wanted, unsatisfied_total(ranges))
     if status not in (200, 206):
         return None
-    if encoding is not None and encoding.strip().lower() not in ("", "identity"):
-        name = shown(encoding, secrets=secrets, limit=40)
-        return Verdict(refusal=f"it answers with Content-Encoding {name}, which was not asked for")
+    coding = (encoding or "").strip().lower()
+    encoded = Verdict(
+        refusal=f"it answers with Content-Encoding {shown(coding, secrets=secrets, limit=40)}, which was not asked for"
+    )
+    if coding not in ("", "identity", "gzip", "x-gzip"):
+        return encoded
     announced = None if length is None else number(length.strip())
     if length is not None and announced is None:
         return Verdict(refusal="its Content-Length is not a number")
     if status == 200:
-        return _judge_whole(wanted, announced)
-    return _judge_part(wanted, ranges, announced, media_type(content_type))
+        verdict = _judge_whole(wanted, announced)
+    else:
+        verdict = _judge_part(wanted, ranges, announced, media_type(content_type))
+    return encoded if verdict.refusal and coding.endswith("gzip") else verdict
 
 
 def _judge_unsatisfied(wanted: Wanted, total: int | None) -> Verdict:

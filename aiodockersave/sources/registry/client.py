@@ -244,6 +244,9 @@ class RegistrySource:
         registry, tag, what = self._registry(image), str(image.tag), f"manifest {image}"
         is_digest_enough = self._kept.has_manifests or len(self._places(image)) > 1
 
+        async def read(place: Place) -> ImageManifest | ImageIndex:
+            return await fetch_manifest(place, tag, what, None)
+
         async def ask(place: Place) -> ImageManifest | ImageIndex | Digest:
             nonlocal is_digest_enough
             if is_digest_enough:
@@ -251,11 +254,14 @@ class RegistrySource:
                 digest = await fetch_digest(place, tag, what)
                 if digest is not None:
                     return digest
-            return await fetch_manifest(place, tag, what, None)
+            return await read(place)
 
         found = await self._fetch(image, what, [registry], ask)
         if isinstance(found, Digest):
-            return await self._document(image, _by_digest(found))
+            try:
+                return await self._document(image, _by_digest(found))
+            except ImageNotFoundError:  # some proxies have manifests by their tags alone
+                found = await self._fetch(image, what, [registry], read)
         self._kept.put_manifest(image, found)
         return found
 

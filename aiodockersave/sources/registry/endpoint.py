@@ -320,7 +320,12 @@ class Endpoint:
             challenges = parse_challenges(response.headers("WWW-Authenticate"))
             # A login that is asked for after a redirect to another host, be it by the registry again, is not given.
             is_asked = response.status == _UNAUTHORIZED and response.is_own and challenges
-            if not is_asked or (was_fresh and not any(map(_is_expiry, challenges))):
+            if not is_asked:
+                return response
+            is_worthwhile = any(map(_is_expiry, challenges)) or self._authorizer.has_other_scope(
+                repository, challenges
+            )
+            if was_fresh and not is_worthwhile:
                 return response
             await response.discard()
             header, was_fresh = await self._authorizer.answer(

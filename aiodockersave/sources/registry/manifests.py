@@ -45,7 +45,9 @@ SCHEMA_1_TYPES: Final = frozenset(
 # Schema 1 is accepted too, so that a registry that has nothing else sends it, and the error can name the reason.
 _ACCEPT: Final = ", ".join([*sorted(MANIFEST_TYPES | INDEX_TYPES), *sorted(SCHEMA_1_TYPES)])
 # Servers of plain files send these for any document, so they are no statement about this one.
-_VAGUE_TYPES: Final = frozenset({"", "application/json", "application/octet-stream", "text/plain"})
+_VAGUE_TYPES: Final = frozenset(
+    {"", "application/json", "application/octet-stream", "binary/octet-stream", "text/plain"}
+)
 _KNOWN_TYPES: Final = MANIFEST_TYPES | INDEX_TYPES | SCHEMA_1_TYPES | _VAGUE_TYPES
 _OK = 200
 
@@ -185,7 +187,11 @@ def read_manifest(
     if claimed not in _KNOWN_TYPES:
         claimed = (stated.content_type or "").strip()  # with its parameters, for the error
     if claimed in SCHEMA_1_TYPES:
-        raise _schema_1(what)
+        if _is_schema_1(raw):
+            raise _schema_1(what)
+        raise InvalidDocumentError(
+            claimed, f"{what}: its Content-Type says so, and the document is no schema 1"
+        )
     try:
         return parse_document(raw, None if claimed in _VAGUE_TYPES else claimed)
     except InvalidDocumentError as exc:

@@ -25,6 +25,7 @@ from aiodockersave.sources.registry.auth import (
     parse_challenges,
     parse_token,
     password_request,
+    pull_scope,
     realm_fault,
     token_request,
 )
@@ -314,6 +315,48 @@ async def test_a_token_is_kept_until_it_expires(service: TokenService) -> None:
         ("GET", "/token?service=s&scope=repository%3Aapp%3Apull")
     ] * 2
     assert keyring.asked == [("r.example", "app")] * 2
+
+
+@pytest.mark.parametrize(
+    ("scope", "expected"),
+    [
+        ("repository:library/app:pull", "repository:library/app:pull"),
+        ("repository:a/b:pull,push", "repository:a/b:pull"),
+        ("repository:a/b:*", "repository:a/b:pull"),
+        ("registry:catalog:* repository:a:push repository:b:pull", "repository:b:pull"),
+        ("repository:registry.example:5000/a:pull", "repository:registry.example:5000/a:pull"),
+        ("", None),
+        ("repository:a:push", None),
+        ("repository::pull", None),
+        ("repository:a&scope=x:pull", None),
+        (f"repository:{'a' * 301}:pull", None),
+        ("repository:pull", None),
+    ],
+)
+def test_the_scope_of_a_challenge(scope: str, expected: str | None) -> None:
+    assert pull_scope(scope) == expected
+
+
+async def test_a_challenge_that_names_another_scope(service: TokenService) -> None:
+    """A proxy knows the repository by another name: what it names is asked for when the own name did not do, and from then on."""
+    clock, told = (
+        Clock(),
+        Challenge("bearer", {**service.challenge.parameters, "scope": "repository:library/app:pull"}),
+    )
+    async with authorizer(Keyring(), clock) as auth:
+        service.answers = [token("one"), token("two", expires_in=100), token("three"), token("four")]
+        assert not auth.has_other_scope("app", [told])  # nothing was tried yet
+        assert await auth.answer(ASK, "app", [told], refused=None) == ("Bearer one", True)
+        assert auth.has_other_scope("app", [told])
+        assert not auth.has_other_scope("app", [service.challenge])
+        assert await auth.answer(ASK, "app", [told], refused="Bearer one") == ("Bearer two", True)
+        assert not auth.has_other_scope("app", [told])
+        clock.now += 101
+        assert await auth.header(ASK, "app") == "Bearer three"
+        # A placeholder that did not do either: the own name again.
+        assert await auth.answer(ASK, "app", [told], refused="Bearer three") == ("Bearer four", True)
+    own, others = "repository%3Aapp%3Apull", "repository%3Alibrary%2Fapp%3Apull"
+    assert [ask[1].partition("scope=")[2] for ask in service.asks] == [own, others, others, own]
 
 
 async def test_a_realm_is_judged_by_the_answer_that_named_it(service: TokenService) -> None:

@@ -61,7 +61,7 @@ from tests.support.faulty_registry import (
     Fault,
     FaultyRegistry,
     digest_header,
-    label_gzip,
+    label,
     no_length,
     redirect,
     refuse,
@@ -363,7 +363,7 @@ async def test_headers_may_be_missing(build: Build, fault: Fault) -> None:
 
 @pytest.mark.parametrize("kind", ["manifest", "config"])
 async def test_encoded_documents_are_refused(build: Build, kind: Any) -> None:
-    registry, source = await build(None, label_gzip().of(kind))
+    registry, source = await build(None, label("gzip").of(kind))
     with pytest.raises(RegistryError, match="Content-Encoding gzip"):
         await source.resolve(f"{registry.address}/team/app:1", AMD64)
 

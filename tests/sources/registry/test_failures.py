@@ -57,7 +57,7 @@ from tests.support.faulty_registry import (
     error_page,
     flip,
     ignore_range,
-    label_gzip,
+    label,
     multipart,
     no_length,
     redirect,
@@ -195,7 +195,7 @@ FATAL: dict[str, tuple[list[Fault], Errors]] = {
     "endless blob": ([endless()], (SizeMismatchError,)),
     "endless config": ([endless().of("config")], (ContentTooLargeError,)),
     "endless manifest": ([endless().of("manifest")], (ContentTooLargeError,)),
-    "labelled gzip": ([label_gzip()], (RegistryError,)),
+    "labelled br": ([label("br")], (RegistryError,)),
     # another part than was asked for
     "wrong part": ([BROKEN_OFF, wrong_part()], OTHER_BYTES),
     "later start": ([BROKEN_OFF, start_at(+1)], (RegistryError,)),

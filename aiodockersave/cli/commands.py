@@ -63,7 +63,7 @@ _COMMON: tuple[Callable[[Any], Any], ...] = (
         "--platform",
         callback=_read_platform,
         metavar="OS/ARCH[/VARIANT]",
-        help="The platform of an image to take; by default linux on this machine's architecture.",
+        help="The platform of an image to take, of Windows also :BUILD; by default linux on this machine's architecture.",
     ),
     _option(
         "--allow-other-platform",

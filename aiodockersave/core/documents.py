@@ -37,7 +37,7 @@ from .model import (
     Digest,
     Platform,
 )
-from .text import quoted
+from .text import listed, quoted
 
 __all__ = [
     "LEGACY_ATTRIBUTES",
@@ -285,7 +285,7 @@ class ImageIndex:
         """Choose the manifest for a platform.
 
         The exact variant wins, then the next lower one that the processor runs (arm v7, v6, v5). Among
-        equals the first counts. Attestations are no choice, and a manifest that names no platform is
+        equals the first counts. Where a version is wanted, an entry that names one comes before an entry that names none. Attestations are no choice, and a manifest that names no platform is
         one only where there is no other.
 
         Raises:
@@ -295,10 +295,15 @@ class ImageIndex:
         if len(choices) == 1 and choices[0].platform is None:
             return choices[0]
         for wanted in platform.fallbacks():
-            for choice in choices:
-                if choice.platform is not None and wanted.runs(choice.platform):
-                    return choice
-        raise PlatformNotFoundError(platform, [choice.platform for choice in choices if choice.platform])
+            found = [each for each in choices if each.platform is not None and wanted.runs(each.platform)]
+            if found:
+                exact = [each for each in found if each.platform and each.platform.os_version]
+                return exact[0] if wanted.os_version and exact else found[0]
+        nameless = listed(str(each.digest) for each in choices if each.platform is None)
+        advice = f"some say no platform, and can be named by their digests: {nameless}" if nameless else ""
+        raise PlatformNotFoundError(
+            platform, [each.platform for each in choices if each.platform is not None], advice
+        )
 
 
 def _is_attestation(manifest: Descriptor) -> bool:

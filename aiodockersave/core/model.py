@@ -252,6 +252,9 @@ def chain_id(diff_ids: Sequence[Digest]) -> Digest:
 # ── platforms ──
 
 _PLATFORM_PART = re.compile("[A-Za-z0-9_.-]+")
+_PLATFORM = re.compile(
+    r"(?P<os>[^/()]+)(?:\((?P<first>[^/()]+)\))?/(?P<architecture>[^/:]+)(?:/(?P<variant>[^/:]+))?(?::(?P<last>[^/:]+))?"
+)
 _ARCHITECTURES = {
     "aarch64": ("arm64", ""),
     "armel": ("arm", "v6"),
@@ -305,20 +308,24 @@ class Platform:
 
     @classmethod
     def parse(cls, text: str) -> Platform:
-        """Parse ``os/architecture[/variant]``.
+        """Parse ``os[(version)]/architecture[/variant]``, as containerd writes it, or with ``:version`` at its end, as crane does.
 
         Raises:
             InvalidPlatformError: It has another form.
         """
         if not isinstance(text, str):
             raise TypeError(f"a platform is a str, not {type(text).__name__}")
-        parts = text.split("/")
-        if len(parts) not in (2, 3) or "" in parts:
-            raise InvalidPlatformError(text, "write os/architecture[/variant], such as linux/arm64")
-        return cls(*parts)
+        found = _PLATFORM.fullmatch(text)
+        if found is None or (found["first"] and found["last"]):
+            raise InvalidPlatformError(
+                text, "write os/architecture[/variant], such as linux/arm64, or windows/amd64:10.0.20348"
+            )
+        version = found["first"] or found["last"] or ""
+        return cls(found["os"], found["architecture"], found["variant"] or "", version)
 
     def __str__(self) -> str:
-        return "/".join(filter(None, (self.os, self.architecture, self.variant)))
+        version = f"({self.os_version})" if self.os_version else ""
+        return "/".join(filter(None, (f"{self.os}{version}", self.architecture, self.variant)))
 
     def fallbacks(self) -> Iterator[Platform]:
         """Yield what runs on this platform too, the best first."""
@@ -327,13 +334,20 @@ class Platform:
             yield replace(self, variant=variant)
 
     def runs(self, image: Platform) -> bool:
-        """Tell whether an image is for exactly this platform; without ``os_version`` any will do."""
+        """Tell whether an image is for exactly this platform.
+
+        A version is compared where both have one, by its whole parts: 10.0.20348 is every build of that.
+        """
         # Field by field: an index may list thousands.
         return (
             self.architecture == image.architecture
             and self.os == image.os
             and self.variant == image.variant
-            and self.os_version in ("", image.os_version)
+            and (
+                self.os_version in ("", image.os_version)
+                or not image.os_version
+                or image.os_version.startswith(f"{self.os_version}.")
+            )
         )
 
 

@@ -184,7 +184,9 @@ async def prepare_all(
             with naming(request):
                 resolved = await _resolve(request, platform, ahead)
                 found[index] = checked = await worker.run(_check, request, resolved)
-                if not (is_default or allow_other_platform):
+                # Who names a manifest by its digest has chosen already: a warning will do.
+                is_chosen = str(resolved.digest) in request.reference
+                if not (is_default or allow_other_platform or is_chosen):
                     _check_platform(checked, platform)
 
     await run_together(*[run] * min(_RESOLVED_AT_ONCE, len(images)))

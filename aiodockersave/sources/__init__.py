@@ -19,10 +19,11 @@ from them.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol, TypeGuard, runtime_checkable
 
 from aiodockersave.core.documents import MAX_DOCUMENT_SIZE, ImageManifest
@@ -43,6 +44,8 @@ from aiodockersave.core.model import (
 from aiodockersave.core.text import NO_SECRETS, Secrets, cut
 
 __all__ = ["ResolvedImage", "Source", "SupportsEarlyBlobs", "default_platform"]
+
+_log = logging.getLogger("aiodockersave")
 
 _CONFIG_TYPES = frozenset({DOCKER_CONFIG, OCI_CONFIG})
 # Of images that were pushed in 2015. The layers tell that these are images, and whoever reads the config parses it.
@@ -203,6 +206,18 @@ def check_document_size(descriptor: Descriptor, what: str) -> None:
     """
     if descriptor.size is not None and descriptor.size > MAX_DOCUMENT_SIZE:
         raise ContentTooLargeError(MAX_DOCUMENT_SIZE, what=f"{what} {descriptor.digest}")
+
+
+def check_manifest(raw: bytes, descriptor: Descriptor, what: str) -> None:
+    """Check that a manifest or index is the one that ``descriptor`` names; errors as :func:`check_document`.
+
+    A size that is wrong in the index above is a warning alone: the digest tells that these are the right bytes.
+    """
+    check_document(raw, replace(descriptor, size=None), what)
+    if descriptor.size not in (None, len(raw)):
+        _log.warning(
+            "%s has %d bytes, not %d as its index says; its digest is right", what, len(raw), descriptor.size
+        )
 
 
 def check_document(raw: bytes, descriptor: Descriptor, what: str) -> None:

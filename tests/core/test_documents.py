@@ -411,8 +411,31 @@ def test_select_by_os_version() -> None:
     entries = [entry(number, f"windows/amd64//10.0.{number}") for number in range(3)]
     index = ImageIndex.parse(dump(INDEX | {"manifests": entries}))
     assert index.select(Platform("windows", "amd64", os_version="10.0.2")) == index.manifests[2]
-    with pytest.raises(PlatformNotFoundError):
+    assert index.select(Platform("windows", "amd64")) == index.manifests[0]
+    with pytest.raises(
+        PlatformNotFoundError, match=r"windows\(10\.0\.3\)/amd64; there are: windows\(10\.0\.0\)/amd64, "
+    ):
         index.select(Platform("windows", "amd64", os_version="10.0.3"))
+
+
+def test_select_by_a_part_of_the_version() -> None:
+    versions = ("10.0.203.1", "", "10.0.20.7", "10.0.20.9")
+    entries = [entry(number, f"windows/amd64//{version}") for number, version in enumerate(versions)]
+    index = ImageIndex.parse(dump(INDEX | {"manifests": entries}))
+    for version, number in (("10.0.20", 2), ("10.0.20.9", 3), ("10.0.20.7", 2), ("10.0.99", 1), ("", 0)):
+        assert index.select(Platform("windows", "amd64", os_version=version)) == index.manifests[number]
+
+
+def test_entries_without_platform_are_named_by_their_digests() -> None:
+    index = ImageIndex.parse(
+        dump(INDEX | {"manifests": [entry(0, None), entry(1, "linux/arm64"), entry(2, None)]})
+    )
+    with pytest.raises(PlatformNotFoundError) as caught:
+        index.select(Platform("linux", "amd64"))
+    nameless = f"{index.manifests[0].digest}, {index.manifests[2].digest}"
+    assert str(caught.value).endswith(
+        f"there are: linux/arm64; some say no platform, and can be named by their digests: {nameless}"
+    )
 
 
 def test_attestations_are_no_choice() -> None:

@@ -205,6 +205,9 @@ def test_chain_id() -> None:
         ("linux/ppc64le", "linux/ppc64le"),
         ("wasip1/wasm", "wasip1/wasm"),
         ("unknown/unknown", "unknown/unknown"),
+        ("windows(10.0.20348)/amd64", "windows(10.0.20348)/amd64"),
+        ("Windows/AMD64:10.0.20348.2031", "windows(10.0.20348.2031)/amd64"),
+        ("windows/arm/v7:10.0.1", "windows(10.0.1)/arm/v7"),
     ],
 )
 def test_platform(text: str, normal: str) -> None:
@@ -233,6 +236,12 @@ def test_platform(text: str, normal: str) -> None:
         "linux/*",
         "linux\x1b/amd64",
         "linux/arm/v7\u0661",
+        "windows(10.0)/amd64:10.0",
+        "windows()/amd64",
+        "windows(10.0/amd64",
+        "windows/amd64:",
+        "windows/amd64:1:2",
+        "(10.0)/amd64",
     ],
 )
 def test_invalid_platform(text: str) -> None:

@@ -264,6 +264,9 @@ async def test_an_image_for_another_platform_than_was_asked_for(
     assert caplog.records == []
 
 
+BY_DIGEST = f"app@{ONE.manifest.digest}"
+
+
 @pytest.mark.usefixtures("on_amd64")
 @pytest.mark.parametrize(
     ("options", "reference", "said"),
@@ -285,6 +288,8 @@ async def test_an_image_for_another_platform_than_was_asked_for(
             "is for linux/amd64, not for linux/arm64; it",
         ),
         ({"platform": ARM64, "allow_other_platform": True}, "arm64", ""),
+        # Who names the manifest by its digest has chosen it.
+        ({"platform": ARM64}, BY_DIGEST, "is for linux/amd64, not for linux/arm64; it is taken"),
     ],
     ids=lambda value: (
         ", ".join(f"{name}={each}" for name, each in value.items()) if isinstance(value, dict) else ""
@@ -293,7 +298,8 @@ async def test_an_image_for_another_platform_than_was_asked_for(
 async def test_a_platform_that_is_another_is_never_taken_in_silence(
     options: dict[str, Any], reference: str, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    source = MemorySource(amd64=ONE, arm64=FOR_ARM, silent=make_image(BASE, architecture=None))
+    silent = make_image(BASE, architecture=None)
+    source = MemorySource(**{"amd64": ONE, "arm64": FOR_ARM, "silent": silent, BY_DIGEST: ONE})
     sink = ListSink()
     await save([ImageRequest(source, reference, ["a:1"])], sink, **options)
     assert sink.getvalue() == await archive_of([source.images[reference].tagged("a:1")])

@@ -28,7 +28,7 @@ from aiodockersave.core.errors import (
 )
 from aiodockersave.core.model import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Digest
 from aiodockersave.core.text import shown
-from aiodockersave.sources import check_document
+from aiodockersave.sources import check_document, check_manifest
 
 from .answers import InterruptedTransfer, media_type
 from .endpoint import Place
@@ -180,7 +180,7 @@ def read_manifest(
         InvalidDocumentError: The document is not a manifest or index, or not a valid one.
     """
     if expected is not None:
-        check_document(raw, expected, what)
+        check_manifest(raw, expected, what)
     for text in dict.fromkeys(stated.digests):
         _check_stated_digest(raw, text, what)
     claimed = media_type(stated.content_type)

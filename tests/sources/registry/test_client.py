@@ -299,7 +299,6 @@ UNSOUND: dict[str, tuple[bytes, Stated, Descriptor | None, type[DockerSaveError]
         DigestMismatchError,
         "manifest x",
     ),
-    "other size": (RAW, Stated(), Descriptor("*/*", Digest.of(RAW), 7), DockerSaveError, "expected 7 bytes"),
     "lying header": (RAW, Stated(None, [WRONG]), PINNED, DigestMismatchError, "header Docker-Content-Digest"),
     "one header of two lies": (
         RAW,

@@ -312,8 +312,10 @@ async def test_a_helper_that_fails_leaves_the_file(
 async def test_a_helper_that_hangs_is_killed(computer: Computer) -> None:
     computer.install("bad", 'echo $$ >"${0%/*}/../pid"; exec sleep 1000')
     computer.write(DOCKER_JSON, {"credsStore": "bad"})
+    short = 1.0  # not a verdict: it never answers
+    hurried = DockerLogins(change_private, environ=computer.environ, helper_timeout=short)
     with pytest.raises(ConfigurationError, match="does not answer within 1 s"):
-        await DockerLogins(change_private, environ=computer.environ, helper_timeout=1).store("quay.io", NEW)
+        await hurried.store("quay.io", NEW)
     with pytest.raises(ProcessLookupError):
         os.kill(int((computer.folder / "pid").read_text()), 0)
 

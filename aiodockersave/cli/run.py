@@ -12,7 +12,7 @@ from aiodockersave.core.errors import AuthenticationError, DockerSaveError
 from aiodockersave.core.text import message_line
 
 from . import exit_codes
-from .printing import give_up_output
+from .printing import PROGRAM, give_up_output
 from .terminal import Terminal
 
 _PATIENCE = 0.5
@@ -77,7 +77,7 @@ def _explain(error: Exception, target: str) -> tuple[str, int]:
             code = exit_codes.INTERRUPTED if error.signal is signal.SIGINT else exit_codes.TERMINATED
             return _with_notes(f"ended by {error.signal.name}", error.__cause__), code
         case AuthenticationError() if _NEEDS_LOGIN in error.reason:
-            line = f"{error}; log in with docker login or podman login"
+            line = f"{error}; log in with {PROGRAM} login, docker login or podman login"
         case DockerSaveError():  # before OSError, which some of them are: their text is complete
             line = str(error)
         case OSError():

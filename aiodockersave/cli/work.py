@@ -17,6 +17,7 @@ from . import heap
 from .bars import Bars
 from .image_argument import ImageArgument
 from .json_lines import JsonLines
+from .passwords import given_credentials
 from .printing import print_data
 from .reporters import PlainLines, Reporter
 from .run import run
@@ -32,6 +33,7 @@ def save(
     resume: bool,
     no_fsync: bool,
     max_expansion: int | None,
+    creds_stdin: bool,
     quiet: bool,
     verbose: bool,
     **options: Any,
@@ -49,13 +51,14 @@ def save(
     if max_expansion is not None:
         options["max_expansion"] = max_expansion or None
     registries = RegistryOptions.taken_from(options)
+    given = given_credentials(images, registries) if creds_stdin else None
     get_ready(images)
     terminal = Terminal(quiet=quiet, verbose=verbose, as_json=progress == "json")
     reporter = new_reporter(progress, terminal)
 
     async def work() -> None:
         async with heap.giving_back(), AsyncExitStack() as stack:
-            requests = await open_sources(images, registries, stack)
+            requests = await open_sources(images, registries, stack, given)
             with reporter:
                 report = await pipeline.save(
                     requests, target, fsync=not no_fsync, resume=resume, progress=reporter, **options
@@ -97,14 +100,23 @@ def _can_show_bars() -> bool:
     )
 
 
-def plan(*, images: list[ImageArgument], as_json: bool, quiet: bool, verbose: bool, **options: Any) -> int:
+def plan(
+    *,
+    images: list[ImageArgument],
+    as_json: bool,
+    creds_stdin: bool,
+    quiet: bool,
+    verbose: bool,
+    **options: Any,
+) -> int:
     """Show size, ETag and members of an archive ahead of time, and return the exit code."""
     registries = RegistryOptions.taken_from(options)
+    given = given_credentials(images, registries) if creds_stdin else None
     get_ready(images)
 
     async def work() -> None:
         async with AsyncExitStack() as stack:
-            prepared = await prepare(await open_sources(images, registries, stack), **options)
+            prepared = await prepare(await open_sources(images, registries, stack, given), **options)
         if prepared.plan is not None:
             print_data((plan_json if as_json else plan_text)(prepared, prepared.plan))
 

@@ -122,6 +122,7 @@ def test_an_error_is_one_line_with_all_notes(
 # ── the library speaks of arguments, the command of options ──
 
 URL = "https://r.example/v2/"
+LOGINS = "aiodockersave login, docker login or podman login"
 
 
 @pytest.mark.parametrize(
@@ -130,7 +131,7 @@ URL = "https://r.example/v2/"
         (
             AuthenticationError("manifest", "a password is needed for r.example", url=URL),
             None,
-            f"manifest: {URL}: a password is needed for r.example; log in with docker login or podman login",
+            f"manifest: {URL}: a password is needed for r.example; log in with {LOGINS}",
         ),
         (AuthenticationError("manifest", "denied", url=URL), None, f"manifest: {URL}: denied"),
         (

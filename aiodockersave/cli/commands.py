@@ -89,7 +89,7 @@ _CONNECTION: tuple[_Declare, ...] = (
     _option("--plain-http", is_flag=True, help="Ask registries by http."),
 )
 _HOST: _Declare = click.argument("registry", callback=_read_host, metavar="HOST")
-_IMAGES: tuple[_Declare, ...] = (
+_COMMON: tuple[_Declare, ...] = (
     *_MESSAGES,
     _option(
         "--platform",
@@ -140,6 +140,9 @@ def _all_of(*declared: _Declare) -> Callable[[F], F]:
     return declare
 
 
+_common = _all_of(*_COMMON)
+
+
 @click.group(context_settings={"max_content_width": 100})
 @click.version_option(__version__, prog_name=PROGRAM, message="%(prog)s %(version)s")
 def command() -> None:
@@ -150,7 +153,7 @@ def command() -> None:
 
 
 @command.command()
-@_all_of(*_IMAGES)
+@_common
 @_option("-o", "--output", required=True, metavar="FILE", help="The file to write, or - for standard output.")
 @_option(
     "--layers",
@@ -214,7 +217,7 @@ def save(**options: Any) -> int:
 
 
 @command.command()
-@_all_of(*_IMAGES)
+@_common
 @_option("--json", "as_json", is_flag=True, help="Print JSON.")
 def plan(**options: Any) -> int:
     """Show size, ETag and members of an archive ahead of time.

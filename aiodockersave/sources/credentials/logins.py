@@ -22,6 +22,7 @@ from aiodockersave._aio import Worker, running_task
 from aiodockersave.core.errors import ConfigurationError, InvalidInputError, InvalidReferenceError
 from aiodockersave.core.reference import Reference
 from aiodockersave.core.text import one_line
+from aiodockersave.sources.regular_file import is_text
 
 from .auth_files import MAX_FILE, AuthFile, Credentials, Place, names_of, object_of, parse_document, places
 from .helper import HelperError, ask_helper, described, tell_helper
@@ -64,6 +65,8 @@ def check_login_text(credentials: Credentials) -> None:
     for name, text in (("username", credentials.username), ("password", credentials.password)):
         if not text:
             raise InvalidInputError(f"the {name} is empty")
+        if not is_text(text):  # a username from a command line may have any bytes
+            raise InvalidInputError(f"the {name} is not UTF-8")
         if any(char < " " or char == "\x7f" for char in text):
             raise InvalidInputError(f"the {name} has control characters, such as a line end")
     if ":" in credentials.username:

@@ -117,6 +117,7 @@ def test_a_password_before_a_host_is_not_repeated() -> None:
         ("me\n", SECRET, "username has control characters"),
         ("me", f"{SECRET}\r\n", "password has control characters"),
         ("me", f"\0{SECRET}", "password has control characters"),
+        ("m\udcff", SECRET, "username is not UTF-8"),
     ],
 )
 def test_texts_that_no_registry_can_be_shown(username: str, password: str, fault: str) -> None:

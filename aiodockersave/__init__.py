@@ -78,6 +78,7 @@ if TYPE_CHECKING:
         Progress,
         SaveFinished,
         SaveStarted,
+        Waiting,
     )
     from .pipeline.resolve import ImageRequest, Prepared, PreparedImage, prepare
     from .pipeline.save import save
@@ -92,6 +93,7 @@ if TYPE_CHECKING:
     )
     from .sources.oci_layout import OciLayoutSource
     from .sources.registry import RegistrySource, Retries, Timeouts
+    from .sources.waits import SupportsWaits, Wait
 
 __all__ = [
     "AnySink",
@@ -164,9 +166,12 @@ __all__ = [
     "SourceError",
     "StaticCredentials",
     "SupportsEarlyBlobs",
+    "SupportsWaits",
     "Timeouts",
     "TransferError",
     "UnsupportedImageError",
+    "Wait",
+    "Waiting",
     "WriterBrokenError",
     "WriterClosedError",
     "WriterError",
@@ -207,6 +212,8 @@ _ROOMS = {
     "ResolvedImage": "sources",
     "Source": "sources",
     "SupportsEarlyBlobs": "sources",
+    "SupportsWaits": "sources.waits",
+    "Wait": "sources.waits",
     "OciLayoutSource": "sources.oci_layout",
     "RegistrySource": "sources.registry",
     "CredentialStore": "sources.credentials",
@@ -223,6 +230,7 @@ _ROOMS = {
     "PreparedImage": "pipeline.resolve",
     "Event": "pipeline.progress",
     "SaveStarted": "pipeline.progress",
+    "Waiting": "pipeline.progress",
     "LayerStarted": "pipeline.progress",
     "LayerAdvanced": "pipeline.progress",
     "LayerFinished": "pipeline.progress",

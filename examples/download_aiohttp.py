@@ -57,4 +57,6 @@ def make_app() -> web.Application:
 
 
 if __name__ == "__main__":
+    if not sys.argv[1:]:
+        sys.exit(__doc__)
     web.run_app(make_app(), host="127.0.0.1", port=int(sys.argv[1]))

@@ -56,4 +56,6 @@ async def plain() -> ArchiveResponse:
 
 
 if __name__ == "__main__":
+    if not sys.argv[1:]:
+        sys.exit(__doc__)
     uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="warning")

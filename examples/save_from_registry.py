@@ -53,6 +53,8 @@ async def main(reference: str, path: str, platform: Platform | None) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) <= 2:
+        sys.exit(__doc__)
     name, target, *wanted = sys.argv[1:]
     try:
         asyncio.run(main(name, target, Platform.parse(wanted[0]) if wanted else None))

@@ -53,4 +53,6 @@ async def main(url: str) -> None:
 
 
 if __name__ == "__main__":
+    if not sys.argv[1:]:
+        sys.exit(__doc__)
     asyncio.run(main(sys.argv[1]))

@@ -21,13 +21,22 @@ import pytest
 from aiohttp.test_utils import RawTestServer
 
 import aiodockersave
-from aiodockersave import ImageRequest, Retries, Timeouts, cli, save
+from aiodockersave import ImageRequest, Platform, Retries, Timeouts, save
 from aiodockersave.cli import commands, exit_codes, json_lines
-from aiodockersave.core.model import MAX_EXPANSION, OCI_INDEX
+from aiodockersave.core.model import (
+    DOCKER_CONFIG,
+    DOCKER_LAYER_GZIP,
+    DOCKER_MANIFEST,
+    MAX_EXPANSION,
+    OCI_CONFIG,
+    OCI_INDEX,
+    OCI_LAYER_GZIP,
+    OCI_MANIFEST,
+)
 from tests.interop.programs import TIME_LIMIT, run
 from tests.interop.pushing import Entry, make_index
 from tests.support.faulty_registry import FaultyRegistry
-from tests.support.images import archive_of, make_image, make_layer, read_layout
+from tests.support.images import Image, archive_of, make_image, make_layer, read_layout
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -64,6 +73,7 @@ CONSOLE = "".join(blocks("console"))
 ALPINE = {
     name: make_image(make_layer({"app": name.encode()}), architecture=name) for name in ("amd64", "arm64")
 }
+DOCKER_TYPES = {OCI_MANIFEST: DOCKER_MANIFEST, OCI_CONFIG: DOCKER_CONFIG, OCI_LAYER_GZIP: DOCKER_LAYER_GZIP}
 HELLO = read_layout(ROOT / "examples" / "hello", "latest")
 
 
@@ -132,16 +142,34 @@ async def test_a_download(registry: FaultyRegistry) -> None:
     assert whole == await archive_of([ALPINE["amd64"].tagged(name)])
 
 
-async def test_a_source_of_your_own(registry: FaultyRegistry, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "tag", "image"),
+    [
+        ("hello", "1.0", HELLO),
+        ("team/app", "1.0", ALPINE["amd64"]),
+        ("team/app", "docker", ALPINE["amd64"]),
+    ],
+    ids=["manifest", "index", "Docker's manifest"],
+)
+async def test_a_source_of_your_own(
+    registry: FaultyRegistry, tmp_path: Path, name: str, tag: str, image: Image
+) -> None:
+    docker = ALPINE["amd64"].manifest_bytes
+    for oci_type, docker_type in DOCKER_TYPES.items():
+        docker = docker.replace(oci_type.encode(), docker_type.encode())
+    registry.add_document("team/app:docker", docker, DOCKER_MANIFEST)
     defined: dict[str, Any] = {}
     exec(OWN_SOURCE, defined)
     async with aiohttp.ClientSession() as session:
-        source = defined["MySource"](session, f"{registry.here.url}/v2/hello")
-        await save([ImageRequest(source, "1.0", ["example.com/app:1.0"])], tmp_path / "app.tar")
+        source = defined["MySource"](session, f"{registry.here.url}/v2/{name}")
+        request = ImageRequest(source, tag, ["example.com/app:1.0"])
+        await save(request, tmp_path / "app.tar", platform=Platform("linux", "amd64"))
         with pytest.raises(NotImplementedError):
             async with source.open_blob(HELLO.layers[0].descriptor, start=1):
                 pass
-    assert (tmp_path / "app.tar").read_bytes() == await archive_of([HELLO.tagged("example.com/app:1.0")])
+        with pytest.raises(aiohttp.ClientResponseError, match="404"):
+            await save(ImageRequest(source, "none"), tmp_path / "none.tar")
+    assert (tmp_path / "app.tar").read_bytes() == await archive_of([image.tagged("example.com/app:1.0")])
 
 
 async def test_a_sink_of_your_own() -> None:
@@ -259,16 +287,14 @@ def test_variables_are_those_of_options() -> None:
 
 def test_exit_codes_are_documented() -> None:
     (codes,) = tables(section(COMMAND_LINE, "Exit codes"))
-    assert [int(code) for code, _ in codes] == [
-        0,
-        exit_codes.FAILED,
-        click.UsageError.exit_code,
-        exit_codes.INTERRUPTED,
-        exit_codes.READER_LEFT,
-        exit_codes.TERMINATED,
+    in_code = {value for name, value in vars(exit_codes).items() if name.isupper() and isinstance(value, int)}
+    in_code |= {0} | {exit_codes.SIGNAL + number for number in exit_codes.ENDING}
+    documented = [int(code) for code, _ in codes]
+    assert documented == sorted(in_code - {exit_codes.SIGNAL})
+    assert documented == [
+        int(code) for code in re.findall(r"^(\d+) ", exit_codes.__doc__ or "", re.MULTILINE)
     ]
-    in_code = re.findall(r"^(\d+) ", cli.__doc__ or "", re.MULTILINE)
-    assert [code for code, _ in codes] == in_code
+    assert click.UsageError.exit_code == exit_codes.WRONG_USE
 
 
 def test_limits_are_documented() -> None:

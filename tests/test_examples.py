@@ -53,6 +53,24 @@ def test_every_example_is_run_here() -> None:
 # ── examples that end by themselves ──
 
 
+WITH_ARGUMENTS = [path for path in EXAMPLES.glob("*.py") if "sys.exit(__doc__)" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", WITH_ARGUMENTS, ids=lambda path: path.stem)
+def test_an_example_without_its_arguments_shows_how_to_run_it(path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, path],
+        env=os.environ | environment(),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
+    assert (result.returncode, result.stdout) == (1, "")
+    assert f"python examples/{path.name} " in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_write_file(tmp_path: Path) -> None:
     archive = tmp_path / "greeting.tar"
     said = example("write_file.py", archive)

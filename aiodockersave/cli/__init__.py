@@ -1,20 +1,10 @@
-"""The command line: arguments to calls, errors to exit codes.
-
-====  ================================================================================================
-exit  meaning
-====  ================================================================================================
-0     done
-1     failed: one line on standard error says what, and what to do
-2     the command line is wrong
-130   interrupted by SIGINT (Ctrl-C): nothing half-written is under the target's name
-141   the reader of standard output has left
-143   ended by SIGTERM or SIGHUP: as 130
-====  ================================================================================================
-"""
+"""The command line: arguments to calls, errors to exit codes (:mod:`.exit_codes`)."""
 
 from __future__ import annotations
 
 import io
+import itertools
+import os
 import signal
 import sys
 
@@ -32,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     # a KeyboardInterrupt in the middle of an import is no pretty sight.
     if before[signal.SIGINT] is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    code = exit_codes.INTERRUPTED
+    code = exit_codes.SIGNAL + signal.SIGINT
     try:
         code = _run(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:
@@ -58,7 +48,7 @@ def _run(arguments: list[str]) -> int:
         if isinstance(error, BrokenPipeError):
             return exit_codes.READER_LEFT
         print_error(f"{PROGRAM}: standard output: {error.strerror or error}")
-        return exit_codes.FAILED
+        return exit_codes.TARGET
     return code
 
 
@@ -67,14 +57,32 @@ def _call(arguments: list[str]) -> int:
     try:
         code: int | None = command.main(arguments, prog_name=PROGRAM, standalone_mode=False)
     except click.ClickException as error:
-        text = io.StringIO()
-        error.show(file=text)
-        print_error(text.getvalue().rstrip(), keep="\n\t")
+        _report_wrong_use(error, as_json=_wants_json(arguments))
         return error.exit_code
     except click.Abort:
-        return exit_codes.INTERRUPTED
+        return exit_codes.SIGNAL + signal.SIGINT
     except SystemExit:
         if sys.stdout is output:  # the end of shell completion
             raise
         raise BrokenPipeError from None  # click has wrapped standard output, whose reader has left
     return code or 0
+
+
+def _wants_json(arguments: list[str]) -> bool:
+    """Tell whether ``--progress json`` was asked for, by arguments that click could not read."""
+    values = [each.partition("=")[2] for each in arguments if each.startswith("--progress=")]
+    values += [value for option, value in itertools.pairwise(arguments) if option == "--progress"]
+    return "json" in (values or [os.environ.get(f"{PROGRAM}_PROGRESS".upper(), "")])
+
+
+def _report_wrong_use(error: click.ClickException, *, as_json: bool) -> None:
+    if as_json:
+        from .terminal import Terminal  # noqa: PLC0415 - with it comes the library
+
+        terminal = Terminal(quiet=True, verbose=False, as_json=True)
+        terminal.fail(error.format_message(), error, error.exit_code)
+        terminal.printer.close()
+        return
+    text = io.StringIO()
+    error.show(file=text)
+    print_error(text.getvalue().rstrip(), keep="\n\t")

@@ -20,13 +20,13 @@ import io
 import os
 import re
 import time
-from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from aiodockersave.core.model import Digest
-from aiodockersave.pipeline.progress import Event, SaveStarted
+from aiodockersave.pipeline.progress import Event, SaveStarted, Waiting
 
-from .reporters import LayerTally, Reporter, amount, count
+from .printing import printable
+from .reporters import LayerTally, Pace, Reporter, amount, clock, count, wait_line
 from .terminal import Terminal
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 _NAME, _PERCENT, _AMOUNT, _RATE, _LEFT = 12, 4, 15, 9, 7
 _GAP: Final = "  "
 _SHORTEST_BAR, _LONGEST_BAR = 8, 40
-_WINDOW: Final = 5.0
-"""Seconds over which rates are measured."""
+_FRESH: Final = 2.0
+"""Seconds for which a line about a wait is shown: the next event about it comes after one."""
 _STYLING: Final = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -48,14 +48,20 @@ class Bars(Reporter):
         super().__init__()
         self._terminal = terminal
         self._begin = time.monotonic()
+        self._wait: tuple[float, str] = (0.0, "")  # until when a line about a wait is shown, and the line
+        self._is_shown = False
         # Of the printer's thread:
-        self._paces: dict[Digest | None, _Pace] = {}
+        self._paces: dict[Digest | None, Pace] = {}
         self._painter: _Painter | None = None
 
     def show(self, event: Event) -> None:
         """Bring up the bars, which look up how far the layers are when they are painted."""
         if isinstance(event, SaveStarted):
             self._begin = time.monotonic()
+        elif isinstance(event, Waiting):
+            self._wait = (time.monotonic() + _FRESH, printable(wait_line(event.wait)))
+        if not self._is_shown and isinstance(event, SaveStarted | Waiting):
+            self._is_shown = True
             self._terminal.printer.show(self)
 
     def end(self) -> None:
@@ -86,8 +92,13 @@ class Bars(Reporter):
             self._painter = _Painter(size, encoding)
         running = tuple(self.tally.running.values())  # a copy: the loop's thread changes it
         self._forget_all_but(running)
-        room = max(0, size.lines - 2)
+        until, line = self._wait
+        waiting = [line[: max(1, size.columns - 1)]] if time.monotonic() < until else []
+        if not self.tally.layers and self.prepared is None:  # nothing is known yet
+            return waiting
+        room = max(0, size.lines - 2 - len(waiting))
         return [
+            *waiting[: max(0, size.lines - 2)],
             *(self._layer_row(self._painter, each) for each in running[:room]),
             self._total_row(self._painter),
         ]
@@ -108,38 +119,14 @@ class Bars(Reporter):
         done = (tally.total_done, tally.total)
         return painter.row(name, tally.percent, done, pace.rate, pace.left(tally.total))
 
-    def _pace(self, of: Digest | None, done: int) -> _Pace:
-        pace = self._paces.setdefault(of, _Pace())
+    def _pace(self, of: Digest | None, done: int) -> Pace:
+        pace = self._paces.setdefault(of, Pace())
         pace.note(time.monotonic(), done)
         return pace
 
     def _forget_all_but(self, running: tuple[LayerTally, ...]) -> None:
         keep = {None, *(each.layer.digest for each in running)}
         self._paces = {of: pace for of, pace in self._paces.items() if of in keep}
-
-
-class _Pace:
-    """The speed at which a count grows."""
-
-    def __init__(self) -> None:
-        self._noted: deque[tuple[float, int]] = deque()
-
-    def note(self, now: float, done: int) -> None:
-        """Note the count at a moment, in seconds."""
-        self._noted.append((now, done))
-        while now - self._noted[0][0] > _WINDOW:
-            self._noted.popleft()
-
-    @property
-    def rate(self) -> float | None:
-        """Bytes a second within the window; None before there are two moments."""
-        (begin, first), (end, last) = self._noted[0], self._noted[-1]
-        return (last - first) / (end - begin) if end > begin else None
-
-    def left(self, size: int) -> str:
-        """Return the time until the count is ``size`` bytes, at this speed."""
-        missing, rate = size - self._noted[-1][1], self.rate
-        return clock(missing / rate) if rate and missing >= 0 else "-:--"
 
 
 class _Painter:
@@ -199,12 +186,3 @@ def _new_console(width: int, encoding: str) -> Console:
     # rich decides on colours, and takes the characters that it may use from the file's encoding.
     file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     return Console(file=file, force_terminal=True, width=width, height=1, legacy_windows=False)
-
-
-def clock(seconds: float) -> str:
-    """Return a duration as clocks show it: minutes and seconds, and hours where there are some."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours > 99:
-        return ">99 h"
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

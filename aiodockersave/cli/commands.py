@@ -15,7 +15,7 @@ from aiodockersave import __version__
 from aiodockersave.core.errors import InvalidInputError
 from aiodockersave.core.model import Platform
 
-from .image_argument import ImageArgument, parse_image
+from .image_argument import ImageArgument, read_images
 from .printing import PROGRAM, printable
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -24,13 +24,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _read_images(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> list[ImageArgument]:
-    images = []
-    for value in values:
-        try:
-            images.append(parse_image(value))
-        except InvalidInputError as error:
-            raise click.BadParameter(printable(str(error))) from None
-    return images
+    try:
+        return read_images(values)
+    except InvalidInputError as error:
+        raise click.BadParameter(printable(str(error))) from None
 
 
 def _read_platform(_: click.Context, __: click.Parameter, value: str | None) -> Platform | None:
@@ -71,21 +68,25 @@ def _option(*names: str, **settings: Any) -> Callable[[F], F]:
 _Declare: TypeAlias = Callable[[Any], Any]
 
 _MESSAGES: tuple[_Declare, ...] = (
-    _option("--verbose", is_flag=True, help="Print more, and tracebacks of errors."),
+    _option("--verbose", is_flag=True, help="Print more, and what caused an error."),
     _option("--quiet", is_flag=True, help="Print nothing but errors."),
 )
 _AUTHFILE: _Declare = _option(
     "--authfile",
-    type=click.Path(dir_okay=False),
+    type=click.Path(exists=True, dir_okay=False),
     help="Credentials, as docker login and podman login write them.",
 )
 _CONNECTION: tuple[_Declare, ...] = (
     _option(
         "--cert-dir",
-        type=click.Path(file_okay=False),
+        type=click.Path(exists=True, file_okay=False),
         help="Authorities (*.crt) and a client certificate (*.cert, *.key) for registries.",
     ),
-    _option("--ca-file", type=click.Path(dir_okay=False), help="More authorities for registries, in PEM."),
+    _option(
+        "--ca-file",
+        type=click.Path(exists=True, dir_okay=False),
+        help="More authorities for registries, in PEM.",
+    ),
     _option("--plain-http", is_flag=True, help="Ask registries by http."),
 )
 _HOST: _Declare = click.argument("registry", callback=_read_host, metavar="HOST")
@@ -143,7 +144,7 @@ def _all_of(*declared: _Declare) -> Callable[[F], F]:
 _common = _all_of(*_COMMON)
 
 
-@click.group(context_settings={"max_content_width": 100})
+@click.group(context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name=PROGRAM, message="%(prog)s %(version)s")
 def command() -> None:
     """Write container images into archives for "docker load"."""
@@ -206,7 +207,8 @@ def save(**options: Any) -> int:
     """Save images into one archive.
 
     IMAGE is an image in a registry, as Docker writes it (alpine:3.20), or oci:DIR[:REF], one in an OCI image layout.
-    =NAME:TAG[,NAME:TAG...] behind it gives it other names. An existing FILE is not touched before the archive is whole.
+    =NAME:TAG[,NAME:TAG...] behind it gives it other names. @LIST stands for the images in a file, one in each line. An
+    existing FILE is not touched before the archive is whole.
     """
     from . import work  # noqa: PLC0415 - see the head of this file
 
@@ -269,3 +271,20 @@ def logout(**options: Any) -> int:
     from . import login as work  # noqa: PLC0415 - see the head of this file
 
     return work.logout(**options)
+
+
+# ── help ──
+
+
+@command.command("help")
+@click.argument("name", metavar="[COMMAND]", required=False)
+@click.pass_context
+def show_help(context: click.Context, name: str | None) -> None:
+    """Show the options of a command, or all commands."""
+    group = context.find_root()
+    if name is None:
+        click.echo(group.get_help())
+    elif (found := command.get_command(group, name)) is None:
+        raise click.UsageError(f"there is no command {name!r}", group)
+    else:
+        click.echo(found.get_help(click.Context(found, info_name=name, parent=group)))

@@ -1,5 +1,7 @@
 """IMAGE of the command line: a reference as Docker writes it, or ``oci:DIR[:REF]``; ``=NAME:TAG[,NAME:TAG…]`` may follow.
 
+``@FILE`` stands for the images that a file lists.
+
 The last ``=`` splits off the tags, the last ``:`` after the last ``/`` the REF; a digest may be the REF too. Names of
 directories may have both characters. So an argument that can be read in another way too, of which the directory exists, is
 refused, and the error shows the ways to write it. ``::`` between DIR and REF, and a ``=`` at the end, make an argument
@@ -9,7 +11,7 @@ unambiguous: ``oci:DIR::REF=``.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from aiodockersave.core.errors import InvalidInputError
@@ -18,13 +20,18 @@ from aiodockersave.core.text import cut
 
 _KIND = "oci:"
 _REGISTRY = "docker://"
-_OTHER_KINDS = (
-    "containers-storage:",
-    "dir:",
-    "docker-archive:",
-    "docker-daemon:",
-    "oci-archive:",
-)
+_USE = "use oci:DIR[:REF], or an image in a registry"
+_COPY = f"{_USE} (skopeo copy makes a layout of it)"
+_OTHER_KINDS = {
+    "containers-storage:": _COPY,
+    "dir:": _COPY,
+    "docker-archive:": f"{_USE} (skopeo copy makes a layout of the tar)",
+    "docker-daemon:": _COPY,
+    "oci-archive:": "unpack the tar into a directory, and use oci:DIR[:REF]",
+}
+"""Kinds of images that other programs know, and what to do with them."""
+_LONGEST_LIST = 1 << 20
+"""Bytes of a list of images: ten thousand names, more than anybody puts into one archive."""
 _LONGEST_PATH = 4096
 """Characters before REF: Linux takes no longer path (PATH_MAX), and a text of colons alone would have as many readings."""
 _MAX_SHOWN = 300
@@ -75,6 +82,47 @@ class LayoutImage(NamedTuple):
 ImageArgument = RegistryImage | LayoutImage
 
 
+def read_images(arguments: Sequence[str]) -> list[ImageArgument]:
+    """Read IMAGE arguments, and the lists that they name.
+
+    A list has an IMAGE in each line. Empty lines count for nothing, nor does ``#`` with what follows, at the begin of a line or
+    behind a space. ``@-`` is standard input.
+
+    Raises:
+        InvalidInputError: As :func:`parse_image`; or a list cannot be read, or is empty.
+    """
+    images: list[ImageArgument] = []
+    for argument in arguments:
+        images += _read_list(argument[1:]) if argument.startswith("@") else [parse_image(argument)]
+    return images
+
+
+def _read_list(path: str) -> list[ImageArgument]:
+    if not path:
+        raise InvalidInputError("the name of the list is missing: @FILE")
+    name = "standard input" if path == "-" else path
+    try:
+        with open(0 if path == "-" else path, "rb", closefd=path != "-") as file:
+            data = file.read(_LONGEST_LIST + 1)
+        lines = data.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise InvalidInputError(f"{name} is no list of images: it is not text in UTF-8") from None
+    except OSError as error:
+        raise InvalidInputError(f"{name}: {error.strerror or error}") from None
+    if len(data) > _LONGEST_LIST:
+        raise InvalidInputError(f"{name} is no list of images: it has more than {_LONGEST_LIST} bytes")
+    images = []
+    for number, line in enumerate(lines, 1):
+        if text := f" {line}".partition(" #")[0].strip():
+            try:
+                images.append(parse_image(text))
+            except InvalidInputError as error:
+                raise InvalidInputError(f"{name}, line {number}: {error}") from None
+    if not images:
+        raise InvalidInputError(f"{name} lists no image")
+    return images
+
+
 def parse_image(text: str, is_directory: Callable[[str], bool] = os.path.isdir) -> ImageArgument:
     """Read an IMAGE.
 
@@ -85,9 +133,9 @@ def parse_image(text: str, is_directory: Callable[[str], bool] = os.path.isdir) 
     Raises:
         InvalidInputError: The argument is malformed, ambiguous, or of a kind that is not supported.
     """
-    for kind in _OTHER_KINDS:
+    for kind, advice in _OTHER_KINDS.items():
         if text.startswith(kind):
-            raise InvalidInputError(f"{kind} is not supported; use oci:DIR[:REF], or an image in a registry")
+            raise InvalidInputError(f"{kind} is not supported; {advice}")
     return _parse_layout(text, is_directory) if text.startswith(_KIND) else _parse_registry(text)
 
 

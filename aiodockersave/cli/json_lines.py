@@ -17,6 +17,7 @@ source has them, digests are ``algorithm:hex``.
 ``layer_reused``    ``digest``: another image has the layer too; it is not read again
 ``image_finished``  ``reference``, ``image_id``
 ``save_finished``   ``size`` of the archive in bytes, its ``sha256`` (``--checksum``; else null), ``total_done``, ``total``
+``waiting``         ``what``, ``reason``, ``seconds``, ``limit``: a registry is waited for, for longer than 2 s; once a second
 ``message``         ``level`` (``info``, ``warning`` or ``error``), ``message``: the line that people are told
 ``error``           ``message``, ``exit_code``, ``traceback`` (null without ``--verbose``): the last line, if it fails
 ==================  ==============================================================================================
@@ -24,7 +25,7 @@ source has them, digests are ``algorithm:hex``.
 Layers overlap. Neither a layer's ``done`` nor ``total_done`` ever goes back. A save that succeeds has one
 ``save_finished``; a save that fails has an ``error`` instead. With exit code 141 (the reader of standard output has
 left) there is neither. Where nobody reads the lines, ``layer_advanced`` is left out, so that the save does not wait.
-``--quiet`` leaves out everything but errors. A wrong command line is reported in plain text, with exit code 2.
+``--quiet`` leaves out everything but errors. A wrong command line is an ``error`` with exit code 2.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from aiodockersave.pipeline.progress import (
     LayerStarted,
     SaveFinished,
     SaveStarted,
+    Waiting,
 )
 from aiodockersave.pipeline.resolve import PreparedImage
 
@@ -57,6 +59,7 @@ _NAMES: Final = {
     LayerReused: "layer_reused",
     ImageFinished: "image_finished",
     SaveFinished: "save_finished",
+    Waiting: "waiting",
 }
 
 
@@ -70,7 +73,7 @@ class JsonLines(Reporter):
     def show(self, event: Event) -> None:
         """Print the event."""
         if not self._terminal.is_quiet:
-            self._terminal.put(self._as_json(event), may_drop=isinstance(event, LayerAdvanced))
+            self._terminal.put(self._as_json(event), may_drop=isinstance(event, LayerAdvanced | Waiting))
 
     def _as_json(self, event: Event) -> dict[str, Any]:
         fields: dict[str, Any]
@@ -94,6 +97,9 @@ class JsonLines(Reporter):
                 fields = {"digest": str(layer.digest)}
             case ImageFinished(image):
                 fields = _name(image)
+            case Waiting(wait):
+                seconds = round(wait.seconds, 1)
+                fields = {"what": wait.what, "reason": wait.reason, "seconds": seconds, "limit": wait.limit}
             case SaveFinished(report):
                 sha256 = str(report.sha256) if report.sha256 else None
                 fields = {"size": report.size, "sha256": sha256, **self._total()}

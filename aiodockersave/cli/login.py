@@ -6,11 +6,13 @@ from typing import Any
 
 import click
 
+from aiodockersave.pipeline.waiting import TellingWaits
 from aiodockersave.sinks.private_file import change_private
 from aiodockersave.sources.credentials import DockerCredentials, MappingCredentials
 from aiodockersave.sources.credentials.logins import DockerLogins
 
 from .passwords import ask_login, read_login
+from .reporters import WaitLines
 from .run import run
 from .sources import RegistryOptions, load_client
 from .terminal import Terminal
@@ -41,7 +43,10 @@ def login(
     terminal = Terminal(quiet=quiet, verbose=verbose)
 
     async def work() -> None:
-        async with registries.open(MappingCredentials({registry: credentials})) as source:
+        async with (
+            registries.open(MappingCredentials({registry: credentials})) as source,
+            TellingWaits([source], WaitLines(terminal)),
+        ):
             was_asked = await source.check_login(registry)
         places = await DockerLogins(change_private, authfile=registries.authfile).store(registry, credentials)
         if not was_asked:

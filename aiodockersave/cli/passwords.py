@@ -147,8 +147,8 @@ def _signals_raise() -> Iterator[None]:
 
     def end(number: int, _: Any) -> None:
         if number == signal.SIGINT:
-            raise KeyboardInterrupt
-        raise click.exceptions.Exit(exit_codes.TERMINATED)
+            raise KeyboardInterrupt  # for which click ends the line
+        raise click.exceptions.Exit(exit_codes.SIGNAL + number)
 
     ending = [number for number in exit_codes.ENDING if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, end) for number in ending}

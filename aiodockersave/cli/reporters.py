@@ -15,6 +15,7 @@ All forms count by one :class:`Tally`, which never goes back.
 from __future__ import annotations
 
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, Self
@@ -29,13 +30,21 @@ from aiodockersave.pipeline.progress import (
     LayerStarted,
     SaveFinished,
     SaveStarted,
+    Waiting,
 )
 from aiodockersave.pipeline.resolve import Prepared
+from aiodockersave.sources.waits import Wait
 
 from .terminal import Terminal
 
 PATIENCE: Final = 5.0
 """Seconds between two plain lines about one layer: a log of an hour has 720 of them, not 36,000."""
+
+WAIT_PATIENCE: Final = 30.0
+"""Seconds between two plain lines about one wait: the longest wait, of 300 s, has ten of them."""
+WINDOW: Final = 5.0
+"""Seconds over which rates are measured."""
+UNKNOWN_TIME: Final = "-:--"
 
 
 # ── counting ──
@@ -140,6 +149,30 @@ class Tally:
         self.total_done = max(total_done, self.total_done)
 
 
+class Pace:
+    """The speed at which a count grows."""
+
+    def __init__(self) -> None:
+        self._noted: deque[tuple[float, int]] = deque()
+
+    def note(self, now: float, done: int) -> None:
+        """Note the count at a moment, in seconds."""
+        self._noted.append((now, done))
+        while now - self._noted[0][0] > WINDOW:
+            self._noted.popleft()
+
+    @property
+    def rate(self) -> float | None:
+        """Bytes a second within the window; None before there are two moments."""
+        (begin, first), (end, last) = self._noted[0], self._noted[-1]
+        return (last - first) / (end - begin) if end > begin else None
+
+    def left(self, size: int) -> str:
+        """Return the time until the count is ``size`` bytes, at this speed."""
+        missing, rate = size - self._noted[-1][1], self.rate
+        return clock(missing / rate) if rate and missing >= 0 else UNKNOWN_TIME
+
+
 # ── showing ──
 
 
@@ -179,34 +212,64 @@ class Reporter:
         """Remove the display."""
 
 
-class PlainLines(Reporter):
-    """Prints a line when a layer is in the archive, and one every `PATIENCE` seconds while it is read."""
+class WaitLines(Reporter):
+    """Prints a line about each long wait, when it begins to be long and every `WAIT_PATIENCE` seconds."""
 
     def __init__(self, terminal: Terminal) -> None:
         super().__init__()
         self._terminal = terminal
+        self._told: dict[tuple[str, str], tuple[float, float]] = {}
+        """Of each wait: how long it had lasted at its last event, and at its last line."""
+
+    def show(self, event: Event) -> None:
+        """Print a line about a wait, if it is new, or there was none for a while."""
+        if isinstance(event, Waiting):
+            wait = event.wait
+            before, line = self._told.get((wait.what, wait.reason), (0.0, -WAIT_PATIENCE))
+            if wait.seconds < before or wait.seconds - line >= WAIT_PATIENCE:
+                line = wait.seconds
+                self._terminal.say(wait_line(wait))
+            self._told[wait.what, wait.reason] = (wait.seconds, line)
+
+
+def wait_line(wait: Wait) -> str:
+    """Return a line about a wait."""
+    return f"waiting, {wait.seconds:.0f} s of at most {wait.limit:.0f} s: {wait.reason} ({wait.what})"
+
+
+class PlainLines(WaitLines):
+    """Prints a line when a layer is in the archive, and one every `PATIENCE` seconds while it is read."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        super().__init__(terminal)
         self._last_line: dict[Digest, float] = {}
+        self._paces: dict[Digest, Pace] = {}
 
     def show(self, event: Event) -> None:
         """Print a line; about a layer that is being read, only if there was none for a while."""
+        super().show(event)
         match event:
             case LayerStarted(layer):
                 self._last_line[layer.digest] = time.monotonic()
             case LayerAdvanced(layer) | LayerRetried(layer):
                 self._print_now_and_then(self.tally.of(layer))
             case LayerFinished(layer):
+                self._paces.pop(layer.digest, None)
                 tally = self.tally.of(layer)
                 self._print(tally, amount(tally.done) + _remarks(tally))
             case LayerReused(layer):
-                self._print(self.tally.of(layer), "is there for another image")
+                self._print(self.tally.of(layer), "is in the archive already")
             case _:
                 pass
 
     def _print_now_and_then(self, tally: LayerTally) -> None:
         now, digest = time.monotonic(), tally.layer.digest
+        pace = self._paces.setdefault(digest, Pace())
+        pace.note(now, tally.done)
         if now - self._last_line.setdefault(digest, now) >= PATIENCE:
             self._last_line[digest] = now
-            self._print(tally, f"{amount(tally.done)} of {amount(tally.size)}{_remarks(tally)}")
+            speed = "" if pace.rate is None else f", {amount(pace.rate)}/s, {pace.left(tally.size)} left"
+            self._print(tally, f"{amount(tally.done)} of {amount(tally.size)}{speed}{_remarks(tally)}")
 
     def _print(self, tally: LayerTally, text: str) -> None:
         number = f"{tally.number}/{len(self.tally.layers)}"
@@ -231,3 +294,12 @@ def amount(size: float) -> str:
         value /= 1000
         del units[0]
     return f"{value:.0f} B" if units[0] == "B" else f"{value:.3g} {units[0]}"
+
+
+def clock(seconds: float) -> str:
+    """Return a duration as clocks show it: minutes and seconds, and hours where there are some."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours > 99:
+        return ">99 h"
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -8,7 +8,7 @@ import os
 import signal
 from collections.abc import Awaitable, Callable, Sequence
 
-from aiodockersave.core.errors import AuthenticationError, DockerSaveError
+from aiodockersave.core.errors import AuthenticationError, DockerSaveError, RegistryError
 from aiodockersave.core.text import message_line
 
 from . import exit_codes
@@ -20,11 +20,14 @@ _PATIENCE = 0.5
 _IN_OPTIONS = {
     "allow more by max_expansion": "allow more by --max-expansion",
     "pass allow_other_platform=True": "pass --allow-other-platform",
+    "plain http must be asked for": "ask with --plain-http",
     "the same save with resume=True": "the same command with --resume",
 }
 """The library's advice, which names arguments, and the same advice with the command's options."""
 _NEEDS_LOGIN = "a password is needed"
 """Part of the reason of an error that a login mends."""
+_NEEDS_AUTHORITY = ("self-signed certificate", "issuer certificate", "verify the first certificate")
+"""Parts of OpenSSL's reasons for which an authority that is not known may be named."""
 _ADVICE = {
     errno.EACCES: "check the permissions",
     errno.EDQUOT: "free some space, or write to another place",
@@ -65,7 +68,8 @@ def _run(work: Callable[[], Awaitable[None]], terminal: Terminal, target: str | 
             if isinstance(error, BrokenPipeError):
                 return exit_codes.READER_LEFT
         line, code = _explain(error, target or "standard output")
-        terminal.fail(line, error, code)
+        is_internal = not isinstance(error, DockerSaveError | OSError | _EndedError)
+        terminal.fail(line, error, code, is_internal=is_internal)
         return code
     return 0
 
@@ -74,18 +78,22 @@ def _explain(error: Exception, target: str) -> tuple[str, int]:
     """Return the line that reports an error, and the exit code."""
     match error:
         case _EndedError():
-            code = exit_codes.INTERRUPTED if error.signal is signal.SIGINT else exit_codes.TERMINATED
-            return _with_notes(f"ended by {error.signal.name}", error.__cause__), code
+            line = f"ended by {error.signal.name}"
+            return _with_notes(line, error.__cause__), exit_codes.SIGNAL + error.signal
         case AuthenticationError() if _NEEDS_LOGIN in error.reason:
             line = f"{error}; log in with {PROGRAM} login, docker login or podman login"
+        case RegistryError() if any(part in error.reason for part in _NEEDS_AUTHORITY):
+            line = f"{error}; if you trust it, name its authority with --ca-file"
         case DockerSaveError():  # before OSError, which some of them are: their text is complete
             line = str(error)
         case OSError():
-            line = _reason(error, target)
+            name = _name(error, target)
+            code = exit_codes.TARGET if _is_of(name, target) else exit_codes.FAILED
+            return _with_notes(_reason(error, name), error), code
         case _:
             cause = message_line(f"{type(error).__name__}: {error}")
             line = f"internal error: {cause}; please report it with the output of --verbose"
-    return _with_notes(line, error), exit_codes.FAILED
+    return _with_notes(line, error), exit_codes.code_of(error)
 
 
 class _EndedError(Exception):
@@ -135,9 +143,22 @@ async def _interruptible(work: Callable[[], Awaitable[None]]) -> None:
             signal.signal(number, end_again if received else signal.SIG_DFL)
 
 
-def _reason(error: OSError, target: str) -> str:
+def _name(error: OSError, target: str) -> str:
     # An error without a name is of the target, which is written by descriptor: files are opened for reading by name.
-    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else target
+    return os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else target
+
+
+def _is_of(name: str, target: str) -> bool:
+    """Tell whether a file is the target, a file of ours beside it, or a directory on the way to it."""
+    name = os.path.abspath(name)
+    for path in (os.path.abspath(target), os.path.realpath(target)):
+        folder, last = os.path.split(path)
+        if os.path.commonpath((name, path)) == name or name.startswith(os.path.join(folder, f".{last}.")):
+            return True
+    return False
+
+
+def _reason(error: OSError, name: str) -> str:
     reason = error.strerror or str(error)
     # Messages of this package have their advice already, those of the system have none.
     advice = None if ";" in reason else _ADVICE.get(error.errno or 0)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from aiodockersave.core.plan import Plan, Report
+from aiodockersave.core.text import message_line
 from aiodockersave.pipeline.resolve import Prepared
 
 from .printing import PROGRAM, Printer, printable
@@ -19,7 +20,7 @@ class Terminal:
 
     Args:
         quiet: Print nothing but errors.
-        verbose: Print more, and tracebacks of errors.
+        verbose: Print more, and what caused an error.
         as_json: Print JSON, as :mod:`.json_lines` describes it.
 
     Attributes:
@@ -49,15 +50,24 @@ class Terminal:
         """Print a line that begins with the program's name; ``level`` is that of a log, such as ``warning``."""
         self._print(level, line, f"{PROGRAM}: {line}")
 
-    def fail(self, line: str, error: BaseException, code: int) -> None:
-        """Print an error in one line; with ``--verbose`` its traceback too. ``code`` is the command's exit code."""
+    def fail(self, line: str, error: BaseException, code: int, *, is_internal: bool = False) -> None:
+        """Print an error in one line; with ``--verbose`` print more.
+
+        Args:
+            line: The line.
+            error: The error; with ``--verbose`` each of its causes is a line.
+            code: The command's exit code.
+            is_internal: The error is a fault of this program: with ``--verbose`` the traceback is wanted.
+        """
         trace = "".join(traceback.format_exception(error)).rstrip() if self._verbose else None
         if self._as_json:
             self.put({"event": "error", "message": line, "exit_code": code, "traceback": trace})
             return
         self.printer.print(printable(f"{PROGRAM}: {line}"))
         if trace is not None:
-            self.printer.print(printable(trace, keep="\n"))
+            text = trace if is_internal else "\n".join(_causes(error))
+            if text:
+                self.printer.print(printable(text, keep="\n"))
 
     def put(self, event: Mapping[str, Any], *, may_drop: bool = False) -> None:
         """Print a JSON object as one line of ASCII without control characters."""
@@ -68,6 +78,18 @@ class Terminal:
             self.put({"event": "message", "level": level, "message": message})
         else:
             self.printer.print(printable(line))
+
+
+def _causes(error: BaseException) -> Iterator[str]:
+    """Yield a line for each error that led to this one."""
+    seen = {id(error)}
+    while True:
+        cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        if cause is None or id(cause) in seen:
+            return
+        seen.add(id(cause))
+        yield message_line(f"  caused by {type(cause).__name__}: {cause}")
+        error = cause
 
 
 class _LogHandler(logging.Handler):

@@ -12,6 +12,7 @@ import click
 
 from aiodockersave.pipeline import save as pipeline
 from aiodockersave.pipeline.resolve import prepare
+from aiodockersave.pipeline.waiting import TellingWaits
 
 from . import heap
 from .bars import Bars
@@ -19,10 +20,13 @@ from .image_argument import ImageArgument
 from .json_lines import JsonLines
 from .passwords import given_credentials
 from .printing import print_data
-from .reporters import PlainLines, Reporter
+from .reporters import PlainLines, Reporter, WaitLines
 from .run import run
 from .sources import RegistryOptions, get_ready, open_sources
 from .terminal import Terminal, plan_json, plan_text, result_lines
+
+_COMPRESSED = (".gz", ".tgz", ".zst", ".tzst", ".xz", ".bz2")
+"""Ends of names that promise a compressed file."""
 
 
 def save(
@@ -55,6 +59,11 @@ def save(
     get_ready(images)
     terminal = Terminal(quiet=quiet, verbose=verbose, as_json=progress == "json")
     reporter = new_reporter(progress, terminal)
+    if name is not None and name.endswith(_COMPRESSED):
+        terminal.note(
+            "warning",
+            f"{name} will not be compressed, as its name promises: use -o - and a compressor, or another name",
+        )
 
     async def work() -> None:
         async with heap.giving_back(), AsyncExitStack() as stack:
@@ -113,11 +122,14 @@ def plan(
     registries = RegistryOptions.taken_from(options)
     given = given_credentials(images, registries) if creds_stdin else None
     get_ready(images)
+    terminal = Terminal(quiet=quiet, verbose=verbose)
 
     async def work() -> None:
         async with AsyncExitStack() as stack:
-            prepared = await prepare(await open_sources(images, registries, stack, given), **options)
+            requests = await open_sources(images, registries, stack, given)
+            async with TellingWaits((each.source for each in requests), WaitLines(terminal)):
+                prepared = await prepare(requests, **options)
         if prepared.plan is not None:
             print_data((plan_json if as_json else plan_text)(prepared, prepared.plan))
 
-    return run(work, Terminal(quiet=quiet, verbose=verbose), target=None)
+    return run(work, terminal, target=None)

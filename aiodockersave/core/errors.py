@@ -419,7 +419,8 @@ class RateLimitedError(RegistryError):
     def __init__(
         self, what: str, reason: str, *, url: str, codes: Sequence[str] = (), retry_after: float | None = None
     ) -> None:
-        super().__init__(what, reason, url=url, status=429, codes=codes)
+        wait = "" if retry_after is None else f"; it may be asked again after {retry_after:.0f} s"
+        super().__init__(what, reason + wait, url=url, status=429, codes=codes)
         self.retry_after = retry_after
 
 

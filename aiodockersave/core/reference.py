@@ -33,6 +33,7 @@ _REPOSITORY = re.compile(f"{_COMPONENT}(?:/{_COMPONENT})*")
 _TAG = re.compile("[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _IDENTIFIER = re.compile("[0-9a-f]{64}")
 _PLAIN = re.compile("[!-~]+")
+_DIGESTS = ("sha256:", "sha512:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +150,7 @@ def _without_login(text: str) -> str:
     """Leave out what stands before ``@`` where it may be a login, as in a URL."""
     before, at, behind = text.rpartition("@")
     is_login = "://" in before or (":" in before and not before.startswith("[") and "/" not in before)
-    is_digest = behind.startswith(("sha256:", "sha512:"))
+    is_digest = behind.startswith(_DIGESTS)
     return f"…@{behind}" if at and is_login and not is_digest else text
 
 
@@ -202,6 +203,8 @@ def _repository_fault(repository: str) -> str | None:
 def _tag_fault(tag: str) -> str | None:
     if not tag:
         return "the tag is empty"
+    if tag.startswith(_DIGESTS):
+        return "a digest stands behind '@', not behind ':'"
     if len(tag) > _MAX_TAG:
         return f"the tag is longer than {_MAX_TAG} characters"
     if not _TAG.fullmatch(tag):

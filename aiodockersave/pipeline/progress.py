@@ -4,6 +4,8 @@
 
     SaveStarted ─▶ LayerReused … ─▶ LayerStarted ─▶ LayerAdvanced … ─▶ LayerFinished ─▶ ImageFinished ─▶ … ─▶ SaveFinished
 
+:class:`Waiting` may come at any time, also before the first of these.
+
 Layers overlap, where several are read at once. All sizes are bytes of blobs as the source has them, so that totals are
 known from the start, also where layers are decompressed. Neither a layer's count nor the total ever goes back: what is
 fetched again is not counted again. Of each layer there is at most one :class:`LayerAdvanced` in 100 ms.
@@ -28,10 +30,9 @@ from .resolve import Prepared, PreparedImage
 
 if TYPE_CHECKING:
     from aiodockersave.blobs.content import OpenBlob
-    from aiodockersave.core.model import Descriptor, Digest
+    from aiodockersave.sources.waits import Wait
 
     from .prefetch import Ahead
-    from .resolve import Prepared, PreparedImage
 
 __all__ = [
     "Blob",
@@ -46,6 +47,7 @@ __all__ = [
     "Progress",
     "SaveFinished",
     "SaveStarted",
+    "Waiting",
 ]
 
 INTERVAL: Final = 0.1
@@ -140,6 +142,17 @@ class SaveFinished:
     report: Report
 
 
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A source waits, for longer than people expect: told after 2 seconds, and then each second.
+
+    Attributes:
+        wait: The wait, and how long it has lasted.
+    """
+
+    wait: Wait
+
+
 Event = (
     SaveStarted
     | LayerStarted
@@ -149,6 +162,7 @@ Event = (
     | LayerReused
     | ImageFinished
     | SaveFinished
+    | Waiting
 )
 Progress = Callable[[Event], None]
 """Called on the event loop, so it must not block. What it raises ends the save, as an error of a source does."""

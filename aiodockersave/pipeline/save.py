@@ -26,6 +26,7 @@ from aiodockersave.core.model import MAX_EXPANSION, Limits, check_limits
 from .prefetch import NO_FILE, Ahead, Order, look_at
 from .progress import check_progress
 from .resolve import ImageRequest, listed_requests, prepare_all
+from .waiting import TellingWaits
 
 if TYPE_CHECKING:
     from aiodockersave.core.model import Format, Layers, Platform
@@ -128,7 +129,7 @@ async def save(
     check_limits(max_plain_size=max_plain_size, max_expansion=max_expansion)
     requests = listed_requests(images)
     verify_diff_ids = verify_diff_ids and layers == "keep"
-    async with AsyncExitStack() as stack:
+    async with TellingWaits((each.source for each in requests), progress), AsyncExitStack() as stack:
         ahead = None
         if len(requests) == 1 and jobs > 1 and not resume:
             place = await look_at(target) if isinstance(target, str | os.PathLike) else NO_FILE

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager
 from typing import Final, Self
@@ -43,6 +44,7 @@ from .regular_file import open_regular, read_file, shorter
 __all__ = ["OciLayoutSource"]
 
 REF_NAME: Final = "org.opencontainers.image.ref.name"
+CONTAINERD_NAME: Final = "io.containerd.image.name"
 """The annotation that names an image (OCI image-spec, annotations.md)."""
 
 CHUNK_SIZE = 512 << 10
@@ -68,8 +70,9 @@ class OciLayoutSource:
         """Find an image.
 
         Args:
-            reference: The value of the annotation ``org.opencontainers.image.ref.name``, or a digest; empty for the
-                only image of the layout.
+            reference: The value of the annotation ``org.opencontainers.image.ref.name``, else that of
+                ``io.containerd.image.name`` (the whole name, where containerd and Docker put only the tag into the other), or
+                a digest; empty for the only image of the layout.
             platform: The platform whose manifest is taken out of an index; by default ``linux`` on this machine's
                 architecture.
 
@@ -131,10 +134,12 @@ class OciLayoutSource:
         path = os.path.join(self._path, "oci-layout")
         try:
             raw = read_file(path, _MAX_HEADER)
-        except (FileNotFoundError, NotADirectoryError):
-            raise self._not_found(
-                reference, "this is no OCI image layout, as it has no file oci-layout"
-            ) from None
+        except FileNotFoundError:
+            reason = "this is no OCI image layout, as it has no file oci-layout"
+            raise self._not_found(reference, reason) from None
+        except NotADirectoryError:
+            reason = "it is a file, not a directory; if it is a layout in a tar, unpack it first"
+            raise UnsupportedImageError(self._name(reference), reason) from None
         document = gojson.parse(raw, _LAYOUT_TYPE)
         version = document.get("imageLayoutVersion") if isinstance(document, dict) else None
         if not isinstance(version, str) or not _VERSION.fullmatch(version):
@@ -179,16 +184,25 @@ class OciLayoutSource:
 def _matching(images: Iterable[Descriptor], reference: str) -> list[Descriptor]:
     if not reference:
         return list(images)
-    named = [image for image in images if image.annotations.get(REF_NAME) == reference]
+    images = list(images)
+    for annotation in (REF_NAME, CONTAINERD_NAME):
+        if named := [image for image in images if image.annotations.get(annotation) == reference]:
+            return named
     try:
         digest = Digest.parse(reference)
     except InvalidDigestError:
-        return named
-    return named or [image for image in images if image.digest == digest]
+        return []
+    return [image for image in images if image.digest == digest]
 
 
 def _listed(images: Iterable[Descriptor]) -> str:
-    names = (image.annotations.get(REF_NAME) or str(image.digest) for image in images)
+    """List the names by which each image can be told from the others."""
+    images = list(images)
+    refs = Counter(image.annotations.get(REF_NAME) for image in images)
+    names = []
+    for image in images:
+        ref, name = image.annotations.get(REF_NAME), image.annotations.get(CONTAINERD_NAME)
+        names.append(ref if ref and (refs[ref] == 1 or not name) else name or str(image.digest))
     return listed(names, _MAX_NAME) or "no images at all"
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from aiodockersave import Digest, __version__, cli
 from aiodockersave.cli.commands import command
-from aiodockersave.cli.image_argument import LayoutImage, RegistryImage, parse_image
+from aiodockersave.cli.image_argument import LayoutImage, RegistryImage, parse_image, read_images
 from aiodockersave.cli.printing import printable
 from aiodockersave.cli.reporters import Reporter
 from aiodockersave.core.errors import InvalidInputError, MissingDependencyError
@@ -170,7 +170,7 @@ def test_an_image_that_can_be_read_in_several_ways(text: str, directories: set[s
         ("alpine=UPPER", "must be lowercase"),
         ("docker-archive:file.tar", "docker-archive: is not supported; use oci:DIR[:REF]"),
         ("docker-daemon:alpine:3.20", "docker-daemon: is not supported"),
-        ("oci-archive:file.tar", "oci-archive: is not supported"),
+        ("oci-archive:file.tar", "oci-archive: is not supported; unpack the tar"),
         ("oci:", "the directory is missing"),
         ("oci::ref", "the directory is missing"),
         ("oci:=a:1", "the directory is missing"),
@@ -219,6 +219,106 @@ def test_usage(run: Run, arguments: list[str], reason: str) -> None:
     assert (result.code, result.out) == (2, "")
     assert reason in "\n".join(result.lines)
     assert all(printable(line) == line for line in result.lines)
+
+
+LISTS: list[tuple[bytes, list[str] | str]] = [
+    # the file, and the names of its images, or the reason why there are none
+    (b"alpine:3.20\nteam/app:1=a:1,b:2\n", ["alpine:3.20", "team/app:1"]),
+    (b"# all of them\n\n  alpine:3.20 \t\r\nteam/app:1 # the newest\n#end", ["alpine:3.20", "team/app:1"]),
+    (b"\xef\xbb\xbfalpine:3.20", ["alpine:3.20"]),
+    (b"oci:dir#1:ref\n", ["oci:dir#1:ref"]),
+    (b"", "lists no image"),
+    (b"# none\n\n", "lists no image"),
+    (b"alpine\n\nUpper:1\n", ", line 3: "),
+    (b"@other.txt\n", ", line 1: "),
+    (b"\xff\xfe", "not text in UTF-8"),
+    (b"a:1\n" * 300_000, "more than 1048576 bytes"),
+]
+
+
+@pytest.mark.parametrize(("content", "expected"), LISTS, ids=[repr(content[:20]) for content, _ in LISTS])
+def test_a_list_of_images(content: bytes, expected: list[str] | str, tmp_path: Path) -> None:
+    path = tmp_path / "images.txt"
+    path.write_bytes(content)
+    if isinstance(expected, str):
+        with pytest.raises(InvalidInputError) as caught:
+            read_images([f"@{path}"])
+        assert str(caught.value).startswith(str(path))
+        assert expected in str(caught.value)
+    else:
+        around = ["debian:12", f"@{path}", "busybox"]
+        assert [str(image) for image in read_images(around)] == ["debian:12", *expected, "busybox"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "reason"),
+    [
+        ("@nowhere.txt", "nowhere.txt: No such file"),
+        ("@.", ".: Is a dir"),
+        ("@", "the name of the list is missing"),
+    ],
+)
+def test_a_list_that_cannot_be_read(run: Run, argument: str, reason: str) -> None:
+    result = run("plan", argument)
+    assert (result.code, result.out) == (2, "")
+    assert f"Error: Invalid value for 'IMAGE...': {reason}" in result.lines[-1]
+
+
+def test_a_list_on_standard_input(layout: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "aiodockersave", "plan", "@-", "--json"],
+        input=f"oci:{layout}:one=a:1\n",
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert json.loads(result.stdout)["images"][0]["repo_tags"] == ["docker.io/library/a:1"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--progress", "json"], ["--progress=json"], []], ids=["two", "one", "variable"]
+)
+def test_wrong_use_is_json_where_progress_is(
+    run: Run, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not arguments:
+        monkeypatch.setenv("AIODOCKERSAVE_PROGRESS", "json")
+    result = run("save", *arguments, "a:1", "--jobs", "0", "-o", "a.tar")
+    (line,) = result.lines
+    error = json.loads(line)
+    message = error.pop("message")
+    assert (result.code, result.out) == (2, "")
+    assert error == {"event": "error", "exit_code": 2, "traceback": None}
+    assert "0 is not in the range 1<=x<=64" in message
+
+
+def test_all_ways_to_ask_for_help(run: Run) -> None:
+    whole, of_save = run("--help"), run("save", "--help")
+    assert of_save.out.startswith("Usage: aiodockersave save")
+    for arguments, expected in (
+        (["-h"], whole),
+        (["help"], whole),
+        (["save", "-h"], of_save),
+        (["help", "save"], of_save),
+    ):
+        assert run(*arguments).out == expected.out
+    result = run("help", "sail")
+    assert (result.code, result.out) == (2, "")
+    assert "there is no command 'sail'" in result.lines[-1]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_can_complete(shell: str) -> None:
+    script = subprocess.run(
+        [sys.executable, "-m", "aiodockersave"],
+        env=os.environ | {"_AIODOCKERSAVE_COMPLETE": f"{shell}_source"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert f"_AIODOCKERSAVE_COMPLETE={shell}_complete" in script.stdout
 
 
 def test_help_and_version(run: Run) -> None:
@@ -289,7 +389,7 @@ def test_save_says_what_was_saved(run: Run, layout: Path, tmp_path: Path) -> Non
         f"layer {i}/2  {layer.descriptor.digest!s:.19}  {len(layer.blob)} B"
         for i, layer in enumerate(IMAGE.layers, 1)
     ]
-    assert reused == f"  0%  layer 1/2  {BASE.descriptor.digest!s:.19}  is there for another image"
+    assert reused == f"  0%  layer 1/2  {BASE.descriptor.digest!s:.19}  is in the archive already"
     assert sorted(line[6:] for line in progress) == shown  # two are read at once: which is in first is open
     assert progress[-1].startswith("100%")
 
@@ -352,7 +452,7 @@ def test_platform(run: Run, layout: Path) -> None:
     for platform, image in (("linux/amd64", IMAGE), ("linux/s390x", FOR_S390X)):
         assert str(image.manifest.digest) in run("plan", f"oci:{layout}", "--platform", platform).out
     result = run("plan", f"oci:{layout}", "--platform", "linux/riscv64")
-    assert (result.code, len(result.lines)) == (1, 1)
+    assert (result.code, len(result.lines)) == (4, 1)
     reason = "no image for platform linux/riscv64; there are: linux/amd64, linux/s390x"
     assert result.lines[0] == f"aiodockersave: {reason} (image oci:{layout})"
 
@@ -372,7 +472,7 @@ def test_another_platform_than_was_asked_for(
     image = f"oci:{layout}:one=a:1"
     arguments = [*(word.format(path=path) for word in arguments), image, "--platform", "linux/riscv64"]
     result = run(*arguments, "--quiet")
-    assert (result.code, result.out, len(result.lines)) == (1, "", 1)
+    assert (result.code, result.out, len(result.lines)) == (4, "", 1)
     assert "no image for platform linux/riscv64; there are: linux/amd64; " in result.lines[0]
     assert "--allow-other-platform" in result.lines[0]
     assert not path.exists()
@@ -421,18 +521,39 @@ def test_failure_is_one_line(
     path.write_bytes(b"old")
     image = image.format(layout=layout)
     result = run("save", image, "-o", path, *(["--verbose"] if verbose else []))
-    assert (result.code, result.out) == (1, "")
+    assert (result.code, result.out) == (4, "")
     assert result.lines[0].startswith(f"aiodockersave: image {image} not found: ")
     assert reason in result.lines[0]
-    assert ("Traceback" in "\n".join(result.lines), len(result.lines) > 1) == (verbose, verbose)
+    assert all(line.startswith("  caused by ") for line in result.lines[1:])
+    assert verbose or len(result.lines) == 1
     assert path.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("option", ["--authfile", "--ca-file", "--cert-dir"])
+def test_a_file_that_is_not_there_is_found_at_once(run: Run, option: str) -> None:
+    result = run("save", "127.0.0.1:1/a", "-o", "a.tar", option, "nowhere")
+    assert (result.code, result.out) == (2, "")
+    assert f"Invalid value for '{option}'" in result.lines[-1]
+    assert result.lines[-1].endswith("'nowhere' does not exist.")
+
+
+@pytest.mark.parametrize(
+    ("name", "is_warned"), [("a.tar.gz", True), ("a.tzst", True), ("a.tar", False), ("gz", False)]
+)
+def test_a_name_that_promises_compression(
+    run: Run, layout: Path, tmp_path: Path, name: str, is_warned: bool
+) -> None:
+    result = run("save", f"oci:{layout}:one=a:1", "-o", tmp_path / name)
+    assert result.code == 0
+    assert any("will not be compressed" in line for line in result.lines) == is_warned
+    assert tarfile.is_tarfile(tmp_path / name)
 
 
 def test_a_damaged_layer_names_layer_and_image(run: Run, layout: Path, tmp_path: Path) -> None:
     digest = BASE.descriptor.digest
     (layout / "blobs" / "sha256" / digest.encoded).write_bytes(bytes(len(BASE.blob)))
     result = run("save", f"oci:{layout}:one", "-o", tmp_path / "a.tar", "--progress", "none")
-    assert (result.code, len(result.lines)) == (1, 1)
+    assert (result.code, len(result.lines)) == (7, 1)
     assert f"expected {digest}, got " in result.lines[0]
     assert result.lines[0].endswith(f" (image oci:{layout}:one)")
 
@@ -462,7 +583,7 @@ def test_an_unexpected_error_is_one_line(
 
 def test_names_are_escaped(run: Run, tmp_path: Path) -> None:
     result = run("plan", f"oci:{tmp_path}/\x1b[31m\n\u202egnp")
-    assert (result.code, len(result.lines)) == (1, 1)
+    assert (result.code, len(result.lines)) == (4, 1)
     assert r"\x1b[31m\n\u202egnp" in result.lines[0]
 
 

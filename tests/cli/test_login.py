@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from aiodockersave.cli import exit_codes
 from aiodockersave.cli.commands import command as commands
 from tests.sinks.test_adapters import ROOT
 from tests.support.faulty_registry import (
@@ -130,7 +131,7 @@ async def test_a_login_is_checked_and_stored_and_used(
     assert result == (0, "", [f"logged out of {address}; removed from {home.file}"])
     result = await home.run("logout", address)
     assert result == (0, "", [f"there is no login at {address} to remove"])
-    assert (await home.run("plan", f"{address}/team/app:1")).code == 1
+    assert (await home.run("plan", f"{address}/team/app:1")).code == exit_codes.LOGIN
 
 
 @pytest.mark.parametrize("verbose", [(), ("--verbose",)], ids=["", "verbose"])
@@ -138,7 +139,7 @@ async def test_a_refused_password_is_not_stored(
     registry: FaultyRegistry, home: Home, verbose: tuple[str, ...]
 ) -> None:
     result = await home.run("login", registry.address, *LOGIN, *verbose, given=WRONG)
-    assert (result.code, result.out) == (1, "")
+    assert (result.code, result.out) == (exit_codes.LOGIN, "")
     assert f"login at {registry.address}" in result.lines[0]
     assert "the credentials from --password-stdin are refused: " in result.lines[0]
     assert verbose or len(result.lines) == 1
@@ -148,7 +149,7 @@ async def test_a_refused_password_is_not_stored(
 async def test_an_old_login_stays_where_the_new_one_is_refused(registry: FaultyRegistry, home: Home) -> None:
     home.keep(registry.address, PASSWORD)
     before = home.file.read_bytes()
-    assert (await home.run("login", registry.address, *LOGIN, given=WRONG)).code == 1
+    assert (await home.run("login", registry.address, *LOGIN, given=WRONG)).code == exit_codes.LOGIN
     assert home.file.read_bytes() == before
 
 
@@ -221,7 +222,7 @@ async def test_a_hostile_registry_learns_nothing(home: Home, case: str) -> None:
     faults, reason = HOSTILE[case]
     async with FaultyRegistry(faults=faults) as registry:
         result = await home.run("login", registry.address, *LOGIN, given=PASSWORD)
-        assert result.code == 1
+        assert result.code == (exit_codes.REGISTRY if case == "not found" else exit_codes.LOGIN)
         assert reason in "\n".join(result.lines)
         asks = [*registry.asks, *registry.other.asks]
         assert asks
@@ -236,7 +237,7 @@ async def test_plain_http_is_not_tried_for_other_hosts(home: Home) -> None:
         home.environ["NO_PROXY"] = "*"
         host = f"{os.uname().nodename}.invalid:{port}"
         result = await home.run("login", host, *LOGIN, given=PASSWORD)
-        assert result.code == 1
+        assert result.code == exit_codes.REGISTRY
         assert f"https://{host}/v2/" in result.lines[-1]
         assert not registry.asks
 
@@ -305,7 +306,7 @@ async def test_credentials_for_one_command(registry: FaultyRegistry, home: Home,
     )
     assert saved.code == 0
     result = await home.run("plan", image, "--creds-stdin", given=f"{USER}:{WRONG}")
-    assert result.code == 1
+    assert result.code == exit_codes.LOGIN
     assert "the credentials from --creds-stdin are refused" in result.lines[-1]
 
 
@@ -329,7 +330,7 @@ async def test_a_mirror_is_not_shown_the_credentials_of_one_command(home: Home) 
 async def test_the_file_of_a_refused_password_is_named(registry: FaultyRegistry, home: Home) -> None:
     home.keep(registry.address, WRONG)
     result = await home.run("plan", f"{registry.address}/team/app:1")
-    assert result.code == 1
+    assert result.code == exit_codes.LOGIN
     (line,) = result.lines
     assert f"the credentials from {home.file} are refused: " in line
 
@@ -447,7 +448,7 @@ async def test_a_terminal_asks_and_does_not_show_the_password(
 
 @pytest.mark.parametrize(
     ("way", "expected"),
-    [("Ctrl-C", 130), ("Ctrl-D", 130), (signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)],
+    [("Ctrl-C", 130), ("Ctrl-D", 130), (signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
 )
 def test_an_interrupt_at_the_password_leaves_a_terminal_that_shows(
     home: Home, way: str | signal.Signals, expected: int

@@ -40,7 +40,7 @@ PACKAGE = Path(aiodockersave.__file__).parent
 ENDINGS = {
     signal.SIGINT: (130, "aiodockersave: ended by SIGINT"),
     signal.SIGTERM: (143, "aiodockersave: ended by SIGTERM"),
-    signal.SIGHUP: (143, "aiodockersave: ended by SIGHUP"),
+    signal.SIGHUP: (129, "aiodockersave: ended by SIGHUP"),
 }
 
 
@@ -157,7 +157,7 @@ def test_dev_null(small: str) -> None:
 
 def test_a_device_that_is_full(small: str) -> None:
     result = execute("save", small, "-o", "/dev/full")
-    assert result.returncode == 1
+    assert result.returncode == 8
     assert only_line(result.stderr).startswith("aiodockersave: /dev/full: No space left on device; free")
     assert stat.S_ISCHR(Path("/dev/full").stat().st_mode)
 
@@ -194,7 +194,7 @@ def test_a_fifo_whose_reader_leaves(large: str, fifo: Path) -> None:
     with started("save", large, "-o", fifo) as process:
         with fifo.open("rb") as reader:
             reader.read(10_000)
-        assert process.wait(LIMIT) == 1
+        assert process.wait(LIMIT) == 8
         line = only_line(process.communicate()[1])
     assert line == f"aiodockersave: {fifo}: Broken pipe; whoever read it has left"
 
@@ -270,7 +270,7 @@ def test_a_directory_that_cannot_be_written_to(small: str, target: Path) -> None
         result = execute("save", small, "-o", target, prefix=UNPRIVILEGED if is_root else ())
     finally:
         target.parent.chmod(0o755)
-    assert result.returncode == 1
+    assert result.returncode == 8
     said = r"aiodockersave: .*/\.a\.tar\.\w+\.tmp: Permission denied; check the permissions"
     assert re.fullmatch(said, only_line(result.stderr))
     assert_untouched(target)
@@ -292,7 +292,7 @@ def test_a_target_that_cannot_be(small: str, target: Path, output: str, reason: 
     if output.endswith("loop"):
         (target.parent / "loop").symlink_to("loop")
     result = execute("save", small, "-o", output.format(folder=target.parent))
-    assert result.returncode == 1
+    assert result.returncode == 8
     assert only_line(result.stderr).endswith(f": {reason}")
     (target.parent / "loop").unlink(missing_ok=True)
     assert_untouched(target)
@@ -340,12 +340,12 @@ def test_a_plan_whose_reader_has_left(small: str) -> None:
 def test_standard_output_on_a_full_disk(small: str, arguments: list[str]) -> None:
     with Path("/dev/full").open("wb") as full:
         result = execute(*arguments, small, stdout=full)
-    assert result.returncode == 1
+    assert result.returncode == 8
     assert only_line(result.stderr).startswith("aiodockersave: standard output: No space left on device")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code"), [(["save", "-o", "-"], 2), (["plan"], 1), (["save", "-o", "{file}"], 0)]
+    ("arguments", "code"), [(["save", "-o", "-"], 2), (["plan"], 8), (["save", "-o", "{file}"], 0)]
 )
 def test_standard_output_is_closed(small: str, tmp_path: Path, arguments: list[str], code: int) -> None:
     arguments = [each.format(file=tmp_path / "a.tar") for each in arguments]
@@ -380,7 +380,7 @@ def test_a_limit_on_file_sizes(large: str, target: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 
     result = execute("save", large, "-o", target, preexec_fn=limit)
-    assert result.returncode == 1
+    assert result.returncode == 8
     assert only_line(result.stderr).startswith(f"aiodockersave: {target}: File too large; raise the limit")
     assert_untouched(target)
 
@@ -398,7 +398,7 @@ def test_a_small_disk(layouts: Path, tmp_path: Path, name: str, layers: str) -> 
     result = subprocess.run(
         [*on_small_disk(disk), "sh", "-c", script], cwd=ROOT, capture_output=True, timeout=LIMIT, check=False
     )
-    assert result.stdout.decode().split() == ["1", "a.tar", "old"]
+    assert result.stdout.decode().split() == ["8", "a.tar", "old"]
     line = only_line(result.stderr)
     said = r"\d+ bytes are needed there, \d+ are free; free some space, or write to another place"
     assert re.match(rf"aiodockersave: {disk}/a\.tar: {said}", line), line
@@ -411,7 +411,7 @@ def test_a_diff_id_that_is_wrong(layouts: Path, target: Path) -> None:
     arguments = ["save", f"oci:{layouts}/odd:other=a:1", "-o", target, "--progress", "none"]
     for more in (["--verify-diff-ids"], ["--verify-diff-ids", "--resume"], ["--layers", "decompress"]):
         result = execute(*arguments, *more)
-        assert result.returncode == 1
+        assert result.returncode == 7
         said = only_line(result.stderr)
         digests = f"{OTHER.layers[0].diff_id}, got {SMALL.layers[0].diff_id}"
         assert f"diff ID of blob {SMALL.layers[0].descriptor.digest} is not what was promised" in said
@@ -419,7 +419,7 @@ def test_a_diff_id_that_is_wrong(layouts: Path, target: Path) -> None:
         for part in target.parent.glob(".*.part"):
             part.unlink()
         assert_untouched(target)
-    assert execute(*arguments[:4], "-o", "-", "--verify-diff-ids").returncode == 1
+    assert execute(*arguments[:4], "-o", "-", "--verify-diff-ids").returncode == 7
     assert execute(*arguments).returncode == 0
 
 
@@ -457,7 +457,7 @@ def test_a_layer_that_expands_without_end_is_refused(layouts: Path, target: Path
         (["--max-expansion", "0", "--max-plain-size", "1000000"], "the limit of 1000000 bytes"),
     ):
         result = execute(*arguments, *more)
-        assert (result.returncode, said in only_line(result.stderr)) == (1, True)
+        assert (result.returncode, said in only_line(result.stderr)) == (7, True)
         assert_untouched(target)
     for number in ("0", "40000"):
         result = execute(*arguments, "--max-expansion", number)
@@ -670,7 +670,7 @@ def test_a_lost_terminal_ends_it(large: str, target: Path) -> None:
     with stopped_while_it_writes(large, target) as process:
         process.send_signal(signal.SIGHUP)
         process.send_signal(signal.SIGCONT)
-        assert process.wait(LIMIT) == 143
+        assert process.wait(LIMIT) == 129
         assert only_line(process.communicate()[1]) == "aiodockersave: ended by SIGHUP"
     assert_untouched(target)
 
@@ -749,4 +749,4 @@ def test_a_reader_of_standard_output_that_has_left(arguments: list[str]) -> None
 def test_a_full_standard_output_is_one_line(arguments: list[str]) -> None:
     with Path("/dev/full").open("wb") as full:
         line = "aiodockersave: standard output: No space left on device\n"
-        assert print_into(full, arguments) == (1, line)
+        assert print_into(full, arguments) == (8, line)

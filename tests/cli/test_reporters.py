@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 
 from aiodockersave import Digest, cli
 from aiodockersave.cli import reporters
-from aiodockersave.cli.bars import Bars, clock
+from aiodockersave.cli.bars import Bars
 from aiodockersave.cli.json_lines import JsonLines
-from aiodockersave.cli.reporters import PlainLines, Reporter, Tally, amount
+from aiodockersave.cli.reporters import PlainLines, Reporter, Tally, amount, clock
 from aiodockersave.cli.terminal import Terminal
 from aiodockersave.cli.work import new_reporter
 from aiodockersave.core.model import OCI_LAYER, Descriptor
@@ -38,8 +38,10 @@ from aiodockersave.pipeline.progress import (
     Meter,
     SaveFinished,
     SaveStarted,
+    Waiting,
 )
 from aiodockersave.pipeline.resolve import Prepared
+from aiodockersave.sources.waits import Wait
 from tests.support.images import make_image, make_layer, write_layout
 
 MB = 1_000_000
@@ -231,6 +233,7 @@ def test_plain_lines_say_what_was_resumed_reused_and_retried(
     monkeypatch: pytest.MonkeyPatch, terminal: Terminal, lines: Lines
 ) -> None:
     monkeypatch.setattr(reporters, "PATIENCE", 0.0)
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)  # no rate yet
     one, two = layers = make_layers(3 * MB, 1 * MB)
     name = {layer.digest: f"{layer.digest!s:.19}" for layer in layers}
     with PlainLines(terminal) as report:
@@ -245,7 +248,7 @@ def test_plain_lines_say_what_was_resumed_reused_and_retried(
         report(LayerFinished(one, 4 * MB))
         report(SaveFinished(REPORT))
     assert lines() == [
-        f"  0%  layer 2/2  {name[two.digest]}  is there for another image",
+        f"  0%  layer 2/2  {name[two.digest]}  is in the archive already",
         f" 50%  layer 1/2  {name[one.digest]}  2 MB of 3 MB, 2 MB of it resumed",
         f" 50%  layer 1/2  {name[one.digest]}  2 MB of 3 MB, 2 MB of it resumed, 1 retry",
         f" 75%  layer 2/2  {name[two.digest]}  1 MB",
@@ -274,6 +277,19 @@ def test_a_running_layer_has_a_line_now_and_then(
     for i, layer in enumerate(layers, 1):
         of_it = [line for line in said if f"layer {i}/2  {layer.digest!s:.19}" in line]
         assert 60 / reporters.PATIENCE - 2 < len(of_it) <= 60 / reporters.PATIENCE
+        assert of_it[5].endswith("  300 B of 600 B, 10 B/s, 0:30 left")
+
+
+def test_a_long_wait_has_a_line_now_and_then(terminal: Terminal, lines: Lines) -> None:
+    report = PlainLines(terminal)
+    for what, seconds in (
+        ("one", 2.0), ("one", 3.0), ("two", 2.4), ("one", 31.9), ("one", 32.0), ("one", 33.0), ("one", 2.0)
+    ):  # fmt: skip
+        report(Waiting(Wait(f"manifest {what}", "no answer yet", seconds, 90.0)))
+    assert lines() == [
+        f"waiting, {seconds} s of at most 90 s: no answer yet (manifest {what})"
+        for what, seconds in (("one", 2), ("two", 2), ("one", 32), ("one", 2))
+    ]
 
 
 # ── JSON ──
@@ -318,10 +334,11 @@ EVENTS: dict[str, dict[str, Any]] = {
     "layer_reused": {"digest": DIGEST},
     "image_finished": {"reference": TEXT, "image_id": DIGEST},
     "save_finished": {"size": SIZE, "sha256": {**DIGEST, "type": ["string", "null"]}, **TOTAL},
+    "waiting": {"what": TEXT, "reason": TEXT, "seconds": {"type": "number"}, "limit": {"type": "number"}},
     "message": {"level": {"enum": ["info", "warning", "error"]}, "message": TEXT},
     "error": {
         "message": TEXT,
-        "exit_code": {"enum": [1, 130, 143]},
+        "exit_code": {"enum": [1, 2, 4, 5, 6, 7, 8, 129, 130, 143]},
         "traceback": {"type": ["string", "null"]},
     },
 }
@@ -330,7 +347,7 @@ SCHEMA = {
     "oneOf": [as_object({"event": {"const": name}, **fields}) for name, fields in EVENTS.items()],
 }
 
-TYPES = {"object": dict, "array": list, "string": str, "integer": int, "null": type(None)}
+TYPES = {"number": float, "object": dict, "array": list, "string": str, "integer": int, "null": type(None)}
 
 
 def satisfies(value: Any, schema: dict[str, Any]) -> bool:
@@ -392,6 +409,7 @@ def test_json_of_every_event(terminal: Terminal, lines: Lines) -> None:
         report(LayerStarted(one, 2 * MB))
         report(LayerAdvanced(one, 2 * MB + 1, 2 * MB + 1))
         report(LayerRetried(one, 1))
+        report(Waiting(Wait("blob x", "no more bytes yet", 2.04, 60.0)))
         report(LayerFinished(one, 3 * MB))
         terminal.note("warning", "\x1b[31m\u202e\udcff\n")
         report(SaveFinished(REPORT))
@@ -404,6 +422,7 @@ def test_json_of_every_event(terminal: Terminal, lines: Lines) -> None:
         {"event": "layer_started", **one_json, "resumed": 2 * MB},
         {"event": "layer_advanced", **one_json, "done": 2 * MB + 1, **total, "total_done": 2 * MB + 1},
         {"event": "layer_retried", "digest": digests[0], "retries": 1},
+        {"event": "waiting", "what": "blob x", "reason": "no more bytes yet", "seconds": 2.0, "limit": 60.0},
         {"event": "layer_finished", **one_json, **total},
         {"event": "message", "level": "warning", "message": "\x1b[31m\u202e\udcff\n"},
         {"event": "save_finished", "size": REPORT.size, "sha256": str(REPORT.sha256), **total},
@@ -466,9 +485,9 @@ def test_json_of_a_failure(
     capfd: pytest.CaptureFixture[str], layout: str, tmp_path: Path, options: list[str]
 ) -> None:
     output = str(tmp_path / "a.tar")
-    assert cli.main(["save", f"{layout}:\x1b", "-o", output, "--progress", "json", *options]) == 1
+    assert cli.main(["save", f"{layout}:\x1b", "-o", output, "--progress", "json", *options]) == 4
     (error,) = read_events(capfd.readouterr().err)
-    assert (error["event"], error["exit_code"]) == ("error", 1)
+    assert (error["event"], error["exit_code"]) == ("error", 4)
     assert "none of that name; there are: one, two" in error["message"]
     assert (error["traceback"] is not None) is (options == ["--verbose"])
 
@@ -507,6 +526,24 @@ def test_rows_fit_into_any_terminal(
             "".join(rows).encode(encoding)
             assert ("\x1b" in "".join(rows)) is (columns > 27 and not no_color)
             assert visible(rows[-1]).startswith("0/64 layers"[: columns - 1])
+
+
+def test_a_long_wait_has_a_row(
+    monkeypatch: pytest.MonkeyPatch, terminal: Terminal, running_bars: Bars
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    size = os.terminal_size((40, 4))
+    early = Bars(terminal)
+    for report, others in ((early, 0), (running_bars, 3)):
+        report(Waiting(Wait("manifest", "no\x1b[31m answer yet", 2.0, 90.0)))
+        row, *rest = report.rows(size, "utf-8")
+        assert row == r"waiting, 2 s of at most 90 s: no\x1b[31"
+        assert len(rest) == max(0, others - 1)
+        now[0] += 2.0
+        assert len(report.rows(size, "utf-8")) == others
+    monkeypatch.undo()
+    early.end()
 
 
 @pytest.mark.parametrize(

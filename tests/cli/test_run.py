@@ -13,12 +13,26 @@ import pytest
 
 from aiodockersave.cli.run import run
 from aiodockersave.cli.terminal import Terminal
-from aiodockersave.core.errors import AuthenticationError, InsufficientSpaceError, SourceError
+from aiodockersave.core.errors import (
+    AuthenticationError,
+    ContentError,
+    ImageNotFoundError,
+    InsufficientSpaceError,
+    InvalidDocumentError,
+    PartFileLockedError,
+    PlatformNotFoundError,
+    RateLimitedError,
+    RegistryError,
+    SinkError,
+    SourceError,
+    UnsupportedImageError,
+)
+from aiodockersave.core.model import Platform
 
 HOW_TO_RESUME = (
     "the part that was received is kept in .a.tar.part; the same command with --resume resumes there"
 )
-SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 143}
+SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 
 
 @pytest.fixture(autouse=True)
@@ -93,36 +107,82 @@ def test_json_has_the_notes_too(capfd: pytest.CaptureFixture[str]) -> None:
     }
 
 
+URL = "https://r.example/v2/"
 ERRORS = [
-    (OSError(errno.ENOSPC, "No space left on device"), "a.tar: No space left on device; free some space, or write"),
-    (BrokenPipeError(errno.EPIPE, "Broken pipe"), "a.tar: Broken pipe; whoever read it has left"),
-    (PermissionError(errno.EACCES, "Permission denied", "b"), "b: Permission denied; check the permissions"),
-    (InsufficientSpaceError("a.tar", 100, 10), "a.tar: 100 bytes are needed there, 10 are free; free some space"),
-    (SourceError("it is not there"), "it is not there"),
-    (ZeroDivisionError("zero"), "internal error: ZeroDivisionError: zero; please report it"),
+    (OSError(errno.ENOSPC, "No space left on device"), 8, "a.tar: No space left on device; free some space, or write"),
+    (BrokenPipeError(errno.EPIPE, "Broken pipe"), 8, "a.tar: Broken pipe; whoever read it has left"),
+    (PermissionError(errno.EACCES, "Permission denied", "b"), 1, "b: Permission denied; check the permissions"),
+    (PermissionError(errno.EACCES, "Permission denied", "a.tar"), 8, "a.tar: Permission denied; check the permissions"),
+    (OSError(errno.EDQUOT, "Quota exceeded", ".a.tar.0123.part"), 8, ".a.tar.0123.part: Quota exceeded; free some"),
+    (OSError(errno.ENOTDIR, "Not a directory", "/"), 8, "/: Not a directory; it is below a file"),
+    (InsufficientSpaceError("a.tar", 100, 10), 8, "a.tar: 100 bytes are needed there, 10 are free; free some space"),
+    (PartFileLockedError("a.part"), 8, "a.part: another save is writing it"),
+    (SinkError("it took nothing"), 8, "it took nothing"),
+    (ImageNotFoundError("a:1", "no such tag"), 4, "image a:1 not found: no such tag"),
+    (PlatformNotFoundError(Platform.parse("linux/riscv64"), []), 4, "no image for platform linux/riscv64"),
+    (AuthenticationError("manifest", "denied", url=URL), 5, f"manifest: {URL}: denied"),
+    (RateLimitedError("manifest", "too many requests", url=URL), 6, f"manifest: {URL}: too many requests"),
+    (RegistryError("manifest", "it is broken", url=URL), 6, f"manifest: {URL}: it is broken"),
+    (ContentError("it has 10 bytes"), 7, "it has 10 bytes"),
+    (InvalidDocumentError("manifest", "no JSON"), 7, ""),
+    (UnsupportedImageError("a:1", "it is a chart"), 1, "a:1 cannot be saved: it is a chart"),
+    (SourceError("it is not there"), 1, "it is not there"),
+    (ZeroDivisionError("zero"), 1, "internal error: ZeroDivisionError: zero; please report it"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("error", "line"), ERRORS, ids=[type(error).__name__ for error, _ in ERRORS])
-def test_an_error_is_one_line_with_all_notes(
-    capfd: pytest.CaptureFixture[str], terminal: Terminal, error: Exception, line: str
+@pytest.mark.parametrize(("error", "code", "line"), ERRORS, ids=[repr(error) for error, _, _ in ERRORS])
+def test_an_error_is_one_line_with_all_notes_and_a_code(
+    capfd: pytest.CaptureFixture[str], terminal: Terminal, error: Exception, code: int, line: str
 ) -> None:
     error.add_note(HOW_TO_RESUME)
 
     async def work() -> None:
         raise error
 
-    assert run(work, terminal, target="a.tar") == 1
+    assert run(work, terminal, target="a.tar") == code
     said = capfd.readouterr().err
     assert said.startswith(f"aiodockersave: {line}")
     assert said.endswith(f" ({HOW_TO_RESUME})\n")
     assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize("verbose", [False, True], ids=["", "verbose"])
+def test_causes_are_told_to_who_wants_to_know(capfd: pytest.CaptureFixture[str], verbose: bool) -> None:
+    async def work() -> None:
+        try:
+            try:
+                raise KeyError("first")
+            except KeyError:
+                raise OSError("second\x1b")  # noqa: B904 - a context counts, too
+        except OSError as error:
+            raise RegistryError("manifest", "it cannot be reached", url=URL) from error
+
+    assert run(work, Terminal(quiet=False, verbose=verbose), target="a.tar") == 6
+    first, *causes = capfd.readouterr().err.splitlines()
+    assert first == f"aiodockersave: manifest: {URL}: it cannot be reached"
+    assert causes == (
+        [r"  caused by OSError: second\x1b", "  caused by KeyError: 'first'"] if verbose else []
+    )
+
+
+@pytest.mark.parametrize("verbose", [False, True], ids=["", "verbose"])
+def test_a_fault_of_ours_has_a_traceback_where_one_is_wanted(
+    capfd: pytest.CaptureFixture[str], verbose: bool
+) -> None:
+    async def work() -> None:
+        raise ZeroDivisionError("zero")
+
+    assert run(work, Terminal(quiet=False, verbose=verbose), target="a.tar") == 1
+    told = capfd.readouterr().err
+    assert told.startswith("aiodockersave: internal error: ZeroDivisionError: zero; please report it")
+    assert ("Traceback (most recent call last)" in told) == verbose
+
+
 # ── the library speaks of arguments, the command of options ──
 
-URL = "https://r.example/v2/"
 LOGINS = "aiodockersave login, docker login or podman login"
+SELF_SIGNED = "its certificate is not valid: self-signed certificate"
 
 
 @pytest.mark.parametrize(
@@ -135,6 +195,25 @@ LOGINS = "aiodockersave login, docker login or podman login"
         ),
         (AuthenticationError("manifest", "denied", url=URL), None, f"manifest: {URL}: denied"),
         (
+            RegistryError("manifest", SELF_SIGNED, url=URL),
+            None,
+            f"manifest: {URL}: {SELF_SIGNED}; if you trust it, name its authority with --ca-file",
+        ),
+        (
+            RegistryError("manifest", "its certificate is not valid: certificate has expired", url=URL),
+            None,
+            f"manifest: {URL}: its certificate is not valid: certificate has expired",
+        ),
+        (
+            RegistryError(
+                "manifest",
+                "it does not speak TLS; where that is right, plain http must be asked for",
+                url=URL,
+            ),
+            None,
+            f"manifest: {URL}: it does not speak TLS; where that is right, ask with --plain-http",
+        ),
+        (
             SourceError("to take it, pass allow_other_platform=True"),
             None,
             "to take it, pass --allow-other-platform",
@@ -146,7 +225,7 @@ LOGINS = "aiodockersave login, docker login or podman login"
             "it broke (the part that was received is kept in x; the same command with --resume resumes there)",
         ),
     ],
-    ids=["password", "denied", "platform", "expansion", "resume"],
+    ids=["password", "denied", "authority", "expired", "plain http", "platform", "expansion", "resume"],
 )
 def test_advice_is_given_in_options(
     capfd: pytest.CaptureFixture[str], terminal: Terminal, error: Exception, note: str | None, said: str
@@ -156,5 +235,5 @@ def test_advice_is_given_in_options(
             error.add_note(note)
         raise error
 
-    assert run(work, terminal, target="a.tar") == 1
+    run(work, terminal, target="a.tar")
     assert capfd.readouterr() == ("", f"aiodockersave: {said}\n")

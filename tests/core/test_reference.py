@@ -92,6 +92,8 @@ def test_parts_are_normalised() -> None:
         (("example.com", "a\n"), "the repository name is made of"),
         (("example.com", "a", "b\n"), "the tag is made of"),
         (("example.com", "a", ""), "the tag is empty"),
+        (("example.com", "a", f"sha256:{'0' * 64}"), "a digest stands behind '@', not behind ':'"),
+        (("example.com", "a", f"sha512:{'0' * 128}"), "a digest stands behind '@', not behind ':'"),
         (("example.com", "a:b"), "the repository name is made of"),
     ],
 )

@@ -39,7 +39,7 @@ from aiodockersave.core.model import (
     Platform,
 )
 from aiodockersave.sources import oci_layout
-from aiodockersave.sources.oci_layout import REF_NAME, OciLayoutSource
+from aiodockersave.sources.oci_layout import CONTAINERD_NAME, REF_NAME, OciLayoutSource
 from tests.support.images import make_config, make_image, make_layer, to_json, write_layout
 from tests.support.interruption import (
     Driver,
@@ -158,6 +158,25 @@ async def test_the_only_image_needs_no_name(tmp_path: Path) -> None:
 async def test_two_names_of_one_image_are_one_image(tmp_path: Path) -> None:
     source = OciLayoutSource(write_layout(tmp_path, {"one": IMAGE, "two": IMAGE}))
     assert (await source.resolve("", AMD64)).manifest == IMAGE.manifest
+
+
+async def test_names_as_containerd_and_docker_write_them(layout: Layout) -> None:
+    """Two images with one tag are told apart by their whole names; an annotation of the specification comes first."""
+    images = [layout.add_manifest(platform=f"linux/{number}", ref="1.0") for number in range(2)] + [
+        layout.add_manifest(platform="linux/2", ref="registry.example/b:1.0")
+    ]
+    for image, name in zip(images, ("registry.example/a:1.0", "registry.example/b:1.0", "c:1"), strict=True):
+        image["annotations"][CONTAINERD_NAME] = name
+    layout.write_index(*images)
+    for reference, image in (
+        ("registry.example/a:1.0", images[0]),
+        ("registry.example/b:1.0", images[2]),
+        ("c:1", images[2]),
+    ):
+        assert (await layout.source.resolve(reference, AMD64)).digest == digest_of(image)
+    with pytest.raises(ImageNotFoundError) as caught:
+        await layout.source.resolve("1.0", AMD64)
+    assert "there are: registry.example/a:1.0, registry.example/b:1.0" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -300,7 +319,9 @@ async def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
 
 async def test_a_file_is_no_layout(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ImageNotFoundError, match="no OCI image layout"):
+    with pytest.raises(
+        UnsupportedImageError, match="it is a file, not a directory; if it is a layout in a tar, unpack it"
+    ):
         await OciLayoutSource(tmp_path / "file").resolve("", AMD64)
 
 

@@ -27,9 +27,10 @@ from typing import Final, NamedTuple, Self
 from aiodockersave.core.errors import InvalidInputError, SizeMismatchError, TransferError
 from aiodockersave.core.model import Descriptor
 from aiodockersave.core.text import NO_SECRETS, Secrets, shown
+from aiodockersave.sources.waits import Waits
 
 from .answers import InterruptedTransfer, content_range, media_type, number, unsatisfied_total
-from .endpoint import Place, Retries, Sleep, Turns
+from .endpoint import Place, Retries, Turns
 from .transport import Response
 
 __all__ = ["BlobReader", "Verdict", "Wanted", "judge"]
@@ -166,7 +167,7 @@ class BlobReader:
         wanted: The range that is wanted.
         places: The repositories that have the blob; the registry itself last.
         retries: The limits on attempts.
-        sleep: Waits for a number of seconds.
+        waits: Where waits between attempts are noted.
 
     Attributes:
         retries: The number of transfers that broke off.
@@ -179,14 +180,14 @@ class BlobReader:
         wanted: Wanted,
         places: Sequence[Place],
         retries: Retries,
-        sleep: Sleep,
+        waits: Waits,
     ) -> None:
         self.retries = 0
         self._what = what
         self._path = f"blobs/{descriptor.digest}"
         self._wanted = wanted
         self._position = wanted.start
-        self._turns = Turns(what, places, retries, sleep)
+        self._turns = Turns(what, places, retries, waits)
         self._response: Response | None = None
         self._skip = 0
         self._reaches = 0

@@ -47,13 +47,14 @@ from aiodockersave.sources import (
     check_supported,
     default_platform,
 )
+from aiodockersave.sources.waits import Sleep, Wait, Waits
 
 from .addresses import DialGuard
 from .answers import discretion
 from .blob_reader import BlobReader, Wanted
 from .cache import Kept
 from .certificates import Path, TlsContexts
-from .endpoint import Endpoint, Place, Retries, Sleep, Turns
+from .endpoint import Endpoint, Place, Retries, Turns
 from .manifests import fetch_config, fetch_digest, fetch_manifest
 from .session_pool import Proxies, Settings
 from .timeouts import Timeouts
@@ -131,13 +132,14 @@ class RegistrySource:
         self._plain_http = plain_http
         self._contexts = TlsContexts(ca_file, cert_dir, is_lent=session is not None)
         self._retries = retries or Retries()
-        self._sleep = sleep or asyncio.sleep
+        self._waits = Waits(sleep or asyncio.sleep)
         self._settings = Settings(
             tls=self._contexts.get,
             timeouts=timeouts or Timeouts(),
             guard=guard or DialGuard(),
             proxies=Proxies.read(os.environ),
             session=session,
+            waits=self._waits,
         )
         self._secrets = Secrets()
         self._mirrors = [
@@ -166,6 +168,10 @@ class RegistrySource:
         if self._is_closed:
             raise RuntimeError("the source is closed")
 
+    def waits(self) -> list[Wait]:
+        """Return what the source waits for at this moment, the longest wait first."""
+        return self._waits.listed()
+
     # ── logins ──
 
     async def check_login(self, registry: str) -> bool:
@@ -193,7 +199,7 @@ class RegistrySource:
                     raise await response.failure()
 
         with discretion(self._secrets, what, endpoint.url("")):
-            await Turns(what, [endpoint.place("")], self._retries, self._sleep).run(ask)
+            await Turns(what, [endpoint.place("")], self._retries, self._waits).run(ask)
         return endpoint.is_logged_in
 
     # ── images ──
@@ -304,7 +310,7 @@ class RegistrySource:
         self, image: Reference, what: str, places: Sequence[Place], ask: Callable[[Place], Awaitable[T]]
     ) -> T:
         with _not_found_as(lambda exc: ImageNotFoundError(str(image), f"{exc.url}: {exc.reason}")):
-            return await Turns(what, places, self._retries, self._sleep).run(ask)
+            return await Turns(what, places, self._retries, self._waits).run(ask)
 
     async def _config(self, image: Reference, descriptor: Descriptor) -> bytes:
         what = f"config {descriptor.digest} of {image}"
@@ -317,7 +323,7 @@ class RegistrySource:
             return await fetch_config(place, descriptor, what)
 
         with _not_found_as(lambda exc: BlobNotFoundError(descriptor.digest, f"{image.name} ({exc.url})")):
-            config = await Turns(what, self._places(image), self._retries, self._sleep).run(ask)
+            config = await Turns(what, self._places(image), self._retries, self._waits).run(ask)
         self._kept.put_config(image, descriptor.digest, config)
         return config
 
@@ -359,7 +365,7 @@ class RegistrySource:
         urls = [url for image in images for url in self._own_urls(image)]
         names = ", ".join(image.name for image in images)
         what = f"blob {descriptor.digest} of {names}"
-        reader = BlobReader(what, descriptor, wanted, places, self._retries, self._sleep)
+        reader = BlobReader(what, descriptor, wanted, places, self._retries, self._waits)
         missing = partial(_missing_layer, descriptor, names, self._secrets)
         try:
             with discretion(self._secrets, what, *urls, names), _not_found_as(missing):

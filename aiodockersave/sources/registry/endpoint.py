@@ -26,6 +26,7 @@ from aiodockersave.core.errors import (
     TransferError,
 )
 from aiodockersave.core.text import Secrets, shown_url
+from aiodockersave.sources.waits import Waits
 
 from .addresses import is_loopback_name
 from .answers import InterruptedTransfer, discretion, origin
@@ -43,7 +44,6 @@ T = TypeVar("T")
 
 logger = logging.getLogger("aiodockersave")
 
-Sleep = Callable[[float], Awaitable[object]]
 """Waits for a number of seconds."""
 
 # ── attempts ──
@@ -89,20 +89,20 @@ class Turns(Generic[P]):
         what: The name of the content, for errors.
         places: The addresses; the last one is the registry itself. The registry's refusal is raised where no address helps.
         retries: The limits on attempts.
-        sleep: Waits for a number of seconds.
+        waits: Where waits between attempts are noted.
 
     Attributes:
         failures: The number of attempts that broke off since the last progress.
         last_error: The error of the last attempt that broke off, whether or not there was progress since.
     """
 
-    def __init__(self, what: str, places: Sequence[P], retries: Retries, sleep: Sleep) -> None:
+    def __init__(self, what: str, places: Sequence[P], retries: Retries, waits: Waits) -> None:
         self._what = what
         self._places = list(places)
         self._registry = self._places[-1]
         self._refusal: DockerSaveError | None = None
         self._retries = retries
-        self._sleep = sleep
+        self._waits = waits
         self._turn = 0
         self.failures = 0
         self.last_error: DockerSaveError | None = None
@@ -144,7 +144,7 @@ class Turns(Generic[P]):
         delay = self.next_turn(fault)
         logger.info("%s; next attempt in %.1f s", fault, delay)
         if delay > 0:
-            await self._sleep(delay)
+            await self._waits.pause(self._what, f"the next attempt, after {fault}", delay)
 
     def next_turn(self, fault: InterruptedTransfer | DockerSaveError) -> float:
         """Choose the next address after a failure; return the wait before it is asked, in seconds. Errors as :meth:`failed`."""

@@ -52,6 +52,7 @@ from urllib.parse import unquote_to_bytes, urlsplit, urlunsplit
 
 from aiodockersave._aio import close_all
 from aiodockersave.core.errors import InvalidInputError
+from aiodockersave.sources.waits import Waits
 
 from .addresses import AddressClass, AddressRefusedError, DialGuard, is_loopback_name, numeric
 from .answers import Origin, load_aiohttp
@@ -301,6 +302,7 @@ class Settings(NamedTuple):
         guard: The rules for addresses.
         proxies: The proxies of the environment.
         session: A caller's session, whose connector is used; None for connectors of ours.
+        waits: The waits of the source.
     """
 
     tls: Tls
@@ -308,6 +310,7 @@ class Settings(NamedTuple):
     guard: DialGuard = DialGuard()
     proxies: Proxies = Proxies()
     session: aiohttp.ClientSession | None = None
+    waits: Waits = Waits()
 
 
 class Dialler:

@@ -36,7 +36,6 @@ from .answers import (
     retry_after,
 )
 from .session_pool import Dialler, HeadError, Settings
-from .timeouts import Timeouts
 
 if TYPE_CHECKING:
     import aiohttp
@@ -52,6 +51,8 @@ MAX_ERROR_BODY: Final = 1 << 20
 """Bytes of an error's body that are read (containers/image has the same limit)."""
 _QUICK_BODY = 4 << 10
 """Bytes of an error's body that are parsed without a thread: this takes under a millisecond, whatever they are."""
+_NO_ANSWER: Final = "no answer yet"
+_NO_BYTES: Final = "no more bytes yet"
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _DRAINED = 16 << 10
 """Bytes of an unwanted body that are read, so that its connection can be used again: cheaper than a new connection."""
@@ -117,7 +118,7 @@ class Response:
         raw: aiohttp.ClientResponse,
         request: Request,
         url: str,
-        timeouts: Timeouts,
+        settings: Settings,
         *,
         is_own: bool,
         by: AddressClass,
@@ -129,7 +130,8 @@ class Response:
         self._raw = raw
         self._what = request.what
         self._request = request
-        self._timeouts = timeouts
+        self._timeouts = settings.timeouts
+        self._waits = settings.waits
 
     def headers(self, name: str) -> Sequence[str]:
         """Return every value of a header."""
@@ -172,7 +174,8 @@ class Response:
         try:
             # aiohttp has a limit on silence too. But where the framing of a body is broken, it does not wake the reader.
             async with asyncio.timeout(self._timeouts.silence):
-                return await read(self._raw.content)
+                with self._waits.noted(self._what, _NO_BYTES, self._timeouts.silence):
+                    return await read(self._raw.content)
         except fault_kinds() as exc:
             fault = explain(exc, what=self._what, url=self.place, timeouts=self._timeouts)
         raise fault  # outside of the handler, so that it has no context
@@ -261,6 +264,7 @@ class Transport:
 
     def __init__(self, host: str, port: int | None, settings: Settings, name: str = "") -> None:
         self.dialler = Dialler(host, port, settings, name)
+        self._settings = settings
         self._timeouts = settings.timeouts
 
     async def speaks_tls(self, request: Request) -> bool | None:
@@ -272,7 +276,8 @@ class Transport:
         Cancel: no connection stays open; an import of aiohttp that runs is waited for.
         """
         try:
-            return await _while_importing(self.dialler.speaks_tls())
+            with self._settings.waits.noted(request.what, _NO_ANSWER, self._timeouts.connect):
+                return await _while_importing(self.dialler.speaks_tls())
         except OSError as exc:
             fault = explain(exc, what=request.what, url=request.url, timeouts=self._timeouts)
         raise fault  # outside of the handler, so that it has no context
@@ -346,15 +351,16 @@ class Transport:
         try:
             session = await self.dialler.choose(target, by)
             async with making:
-                raw: Any = await session.request(
-                    request.method,
-                    _encoded(url),
-                    headers={**own, **headers, **options.pop("headers", {})},
-                    data=request.form,
-                    allow_redirects=False,
-                    trace_request_ctx=making,
-                    **options,
-                )
+                with self._settings.waits.noted(request.what, _NO_ANSWER, self._timeouts.head):
+                    raw: Any = await session.request(
+                        request.method,
+                        _encoded(url),
+                        headers={**own, **headers, **options.pop("headers", {})},
+                        data=request.form,
+                        allow_redirects=False,
+                        trace_request_ctx=making,
+                        **options,
+                    )
         # 3. Turn a fault into ours. aiohttp's is not chained, since it may hold a whole URL.
         except HeadError as exc:
             is_refusal = False
@@ -372,7 +378,7 @@ class Transport:
         else:
             kind = self.dialler.class_of(target, raw.peer)
             by = kind if by in (None, kind) else AddressClass.PUBLIC
-            response = Response(raw, request, url, self._timeouts, is_own=is_own, by=by)
+            response = Response(raw, request, url, self._settings, is_own=is_own, by=by)
             self.dialler.set_portion(raw.connection, response.content_length)
             return response
         raise _TlsRefusal if is_refusal else fault  # outside of the handler, so that it has no context

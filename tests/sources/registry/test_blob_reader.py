@@ -23,6 +23,7 @@ from aiodockersave import (
 from aiodockersave.core.text import NO_SECRETS
 from aiodockersave.sources.registry import RegistrySource, Retries, Timeouts
 from aiodockersave.sources.registry.blob_reader import BlobReader, Verdict, Wanted, judge
+from aiodockersave.sources.waits import Waits
 from tests.support.clock import LoopClock
 from tests.support.faulty_registry import (
     FaultyRegistry,
@@ -360,7 +361,7 @@ class TwoPieces:
 async def test_excess_bytes_are_noticed() -> None:
     place: Any = TwoPieces(b"12345", b"6")
     descriptor = Descriptor(LAYER.media_type, LAYER.digest, 5)
-    reader = BlobReader("blob", descriptor, Wanted(0, 5, 5), [place], Retries(), Naps().sleep)
+    reader = BlobReader("blob", descriptor, Wanted(0, 5, 5), [place], Retries(), Waits(Naps().sleep))
     assert await anext(reader) == b"12345"
     with pytest.raises(SizeMismatchError) as caught:
         await anext(reader)

@@ -36,6 +36,7 @@ from aiodockersave.sources.registry.endpoint import Retries, Turns
 from aiodockersave.sources.registry.session_pool import Proxies, Settings
 from aiodockersave.sources.registry.timeouts import Timeouts
 from aiodockersave.sources.registry.transport import Request, Transport
+from aiodockersave.sources.waits import Waits
 from tests.support.clock import LoopClock
 from tests.support.faulty_registry import (
     PASSWORD,
@@ -262,7 +263,7 @@ async def test_the_registrys_404_wins_over_a_broken_mirror(fault: Fault) -> None
 
 
 def test_the_registrys_refusal_counts_whoever_refuses_last() -> None:
-    turns = Turns("blob", ["mirror", "registry"], Retries(), no_sleep)
+    turns = Turns("blob", ["mirror", "registry"], Retries(), Waits(no_sleep))
     turns.next_turn(InterruptedTransfer(RegistryError("blob", "broke", url="https://m.example")))
     turns.next_turn(RegistryError("blob", "gone", url="https://r.example", status=404))
     with pytest.raises(RegistryError, match="gone"):

@@ -8,6 +8,7 @@ from aiodockersave import DockerSaveError, InvalidInputError, RateLimitedError, 
 from aiodockersave.sources.registry.answers import InterruptedTransfer
 from aiodockersave.sources.registry.cache import Recent
 from aiodockersave.sources.registry.endpoint import Retries, Turns
+from aiodockersave.sources.waits import Waits
 
 RETRIES = Retries(attempts=3, min_delay=1, max_delay=3, retry_after_limit=100)
 BROKEN = RegistryError("blob", "the connection broke", url="https://h.example")
@@ -28,7 +29,7 @@ class Naps:
 
 
 def turns(*places: str, retries: Retries = RETRIES) -> Turns[str]:
-    return Turns("blob", places, retries, Naps().sleep)
+    return Turns("blob", places, retries, Waits(Naps().sleep))
 
 
 @pytest.mark.parametrize("rounds", range(1, 6))
@@ -110,6 +111,7 @@ def test_a_registry_that_asks_for_too_long_is_not_waited_for() -> None:
     with pytest.raises(RateLimitedError) as caught:
         turns("registry").next_turn(InterruptedTransfer(limited, retry_after=101))
     assert (caught.value.status, caught.value.retry_after) == (429, 101)
+    assert str(caught.value) == "blob: https://h.example: too many; it may be asked again after 101 s"
     order = turns("mirror", "registry")
     assert order.next_turn(InterruptedTransfer(limited, retry_after=101)) == 0
     assert order.place == "registry"
@@ -128,7 +130,7 @@ def test_an_error_that_says_more_is_raised_itself(fault: InterruptedTransfer) ->
 
 async def test_run_asks_until_a_place_answers() -> None:
     naps = Naps()
-    order = Turns("blob", ["one", "two"], RETRIES, naps.sleep)
+    order = Turns("blob", ["one", "two"], RETRIES, Waits(naps.sleep))
     faults: list[InterruptedTransfer | DockerSaveError] = [interrupted(), interrupted(), BROKEN]
     asked = []
 

@@ -1,0 +1,68 @@
+"""Tell people what sources wait for, where that takes longer than they expect."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any, Final
+
+from aiodockersave._aio import ending, running_task
+from aiodockersave.sources import Source
+from aiodockersave.sources.waits import SupportsWaits
+
+from .progress import Progress, Waiting
+
+__all__ = ["TellingWaits"]
+
+PATIENCE: Final = 2.0
+"""Seconds of a wait of which nobody is told: what takes shorter is no surprise."""
+INTERVAL: Final = 1.0
+"""Seconds between two looks, and so between two events about one wait."""
+
+
+class TellingWaits:
+    """Call ``progress`` with an event for each long wait of sources, while the block runs.
+
+    What ``progress`` raises ends the block: it is cancelled, and the error is raised behind it.
+
+    Cancel: is raised when nothing is told any more.
+    """
+
+    def __init__(self, sources: Iterable[Source], progress: Progress | None) -> None:
+        each_once = {id(source): source for source in sources}.values()
+        self._sources = [source for source in each_once if isinstance(source, SupportsWaits)]
+        self._progress = progress
+        self._tasks: list[asyncio.Task[None]] = []
+        self._fault: BaseException | None = None
+
+    async def __aenter__(self) -> None:
+        if self._progress is not None and self._sources:
+            owner = running_task()
+            self._cancels = owner.cancelling()
+            self._tasks.append(asyncio.ensure_future(self._tell(self._progress, owner)))
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await ending(lambda: self._tasks).__aexit__(exc_type, exc, tb)
+        if self._fault is None:
+            return
+        # Only a cancel of ours is turned into the error: one of somebody else stays one, as is an error of the block.
+        is_alone = running_task().uncancel() <= self._cancels
+        if exc is None or (isinstance(exc, asyncio.CancelledError) and is_alone):
+            raise self._fault from None
+
+    async def _tell(self, progress: Progress, owner: asyncio.Task[Any]) -> None:
+        try:
+            while True:
+                await asyncio.sleep(INTERVAL)
+                for source in self._sources:
+                    for wait in source.waits():
+                        if wait.seconds >= PATIENCE:
+                            progress(Waiting(wait))
+        except asyncio.CancelledError:
+            raise
+        except BaseException as exc:  # noqa: BLE001 - raised by the owner
+            self._fault = exc
+            owner.cancel()

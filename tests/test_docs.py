@@ -240,7 +240,7 @@ FOREIGN_OPTIONS = {
 def test_options_exist(document: str) -> None:
     foreign = FOREIGN_OPTIONS.get(document, set())
     shown_here = options_in(DOCUMENTS[document])
-    assert shown_here - foreign <= options_of("save") | options_of("plan")
+    assert shown_here - foreign <= set().union(*map(options_of, commands.command.commands))
     assert foreign <= shown_here
 
 
@@ -253,6 +253,19 @@ def test_options_are_documented() -> None:
         (of_plan, options_of("plan") - shared),
     ):
         assert options_in("\n".join(row[0] for row in table)) == wanted
+
+
+def test_options_of_logins_are_documented() -> None:
+    text = section(COMMAND_LINE, "Log in")
+    (of_login,) = tables(text)
+    assert options_in("\n".join(row[0] for row in of_login)) == options_of("login")
+    (of_logout,) = re.findall(r"^`logout` takes .+$", text, re.MULTILINE)
+    assert options_in(of_logout) == options_of("logout")
+
+
+def test_every_command_is_documented() -> None:
+    synopsis, *_ = re.findall(r"^```\n(.*?)^```$", COMMAND_LINE, re.MULTILINE | re.DOTALL)
+    assert re.findall(r"^aiodockersave (\w+) ", synopsis, re.MULTILINE) == list(commands.command.commands)
 
 
 def section(text: str, heading: str) -> str:

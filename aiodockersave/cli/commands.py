@@ -7,7 +7,7 @@ processor time instead of 100.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import click
 
@@ -49,6 +49,15 @@ def _read_mirrors(_: click.Context, __: click.Parameter, values: tuple[str, ...]
     return values
 
 
+def _read_host(_: click.Context, __: click.Parameter, value: str) -> str:
+    from aiodockersave.sources.credentials.logins import parse_host  # noqa: PLC0415 - see the head of this file
+
+    try:
+        return parse_host(value)
+    except InvalidInputError as error:
+        raise click.BadParameter(printable(str(error))) from None
+
+
 def _option(*names: str, **settings: Any) -> Callable[[F], F]:
     """Declare an option that may also be set by ``AIODOCKERSAVE_`` and its long name."""
     (long,) = (name for name in names if name.startswith("--"))
@@ -56,9 +65,33 @@ def _option(*names: str, **settings: Any) -> Callable[[F], F]:
     return click.option(*names, envvar=variable, show_envvar=True, **settings)
 
 
-_COMMON: tuple[Callable[[Any], Any], ...] = (
+_Declare: TypeAlias = Callable[[Any], Any]
+
+_MESSAGES: tuple[_Declare, ...] = (
     _option("--verbose", is_flag=True, help="Print more, and what caused an error."),
     _option("--quiet", is_flag=True, help="Print nothing but errors."),
+)
+_AUTHFILE: _Declare = _option(
+    "--authfile",
+    type=click.Path(exists=True, dir_okay=False),
+    help="Credentials, as docker login and podman login write them.",
+)
+_CONNECTION: tuple[_Declare, ...] = (
+    _option(
+        "--cert-dir",
+        type=click.Path(exists=True, file_okay=False),
+        help="Authorities (*.crt) and a client certificate (*.cert, *.key) for registries.",
+    ),
+    _option(
+        "--ca-file",
+        type=click.Path(exists=True, dir_okay=False),
+        help="More authorities for registries, in PEM.",
+    ),
+    _option("--plain-http", is_flag=True, help="Ask registries by http."),
+)
+_HOST: _Declare = click.argument("registry", callback=_read_host, metavar="HOST")
+_COMMON: tuple[_Declare, ...] = (
+    *_MESSAGES,
     _option(
         "--platform",
         callback=_read_platform,
@@ -85,32 +118,30 @@ _COMMON: tuple[Callable[[Any], Any], ...] = (
         metavar="URL",
         help="Ask this mirror first for everything that has a digest; may be given several times.",
     ),
+    _AUTHFILE,
     _option(
-        "--authfile",
-        type=click.Path(exists=True, dir_okay=False),
-        help="Credentials, as docker login and podman login write them.",
+        "--creds-stdin",
+        is_flag=True,
+        help="Read USER:PASSWORD for the registry of the images from standard input.",
     ),
-    _option(
-        "--cert-dir",
-        type=click.Path(exists=True, file_okay=False),
-        help="Authorities (*.crt) and a client certificate (*.cert, *.key) for registries.",
-    ),
-    _option(
-        "--ca-file",
-        type=click.Path(exists=True, dir_okay=False),
-        help="More authorities for registries, in PEM.",
-    ),
-    _option("--plain-http", is_flag=True, help="Ask registries by http."),
+    *_CONNECTION,
     click.argument("images", nargs=-1, required=True, callback=_read_images, metavar="IMAGE..."),
 )
-"""The options and arguments that every command takes."""
+"""The options and arguments of every command that takes images."""
 
 
-def _common(function: F) -> F:
-    """Declare `_COMMON` for a command."""
-    for declare in _COMMON:
-        function = declare(function)
-    return function
+def _all_of(*declared: _Declare) -> Callable[[F], F]:
+    """Declare options and arguments for a command."""
+
+    def declare(function: F) -> F:
+        for each in declared:
+            function = each(function)
+        return function
+
+    return declare
+
+
+_common = _all_of(*_COMMON)
 
 
 @click.group(context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]})
@@ -198,6 +229,48 @@ def plan(**options: Any) -> int:
     from . import work  # noqa: PLC0415 - see the head of this file
 
     return work.plan(**options)
+
+
+# ── login, logout ──
+
+
+@command.command()
+@_all_of(*_MESSAGES, *_CONNECTION)
+@_option(
+    "--authfile",
+    type=click.Path(dir_okay=False),
+    help="The file for the login; by default Docker's config.json, which podman reads too.",
+)
+@_option(
+    "--password-stdin",
+    is_flag=True,
+    help="Read the password from standard input; by default the terminal asks for it.",
+)
+@_option("-u", "--username", metavar="USER", help="The user; by default the terminal asks for it.")
+@_HOST
+def login(**options: Any) -> int:
+    """Log in at a registry.
+
+    HOST is a registry as in the names of images: docker.io, ghcr.io, localhost:5000. The registry is asked whether the
+    password is right. Then the login is stored where docker and podman find it: in the file, or with its credential helper.
+    """
+    from . import login as work  # noqa: PLC0415 - see the head of this file
+
+    return work.login(**options)
+
+
+@command.command()
+@_all_of(*_MESSAGES)
+@_option("--authfile", type=click.Path(dir_okay=False), help="Remove the login from this file alone.")
+@_HOST
+def logout(**options: Any) -> int:
+    """Log out of a registry.
+
+    HOST is as for "login". The login is removed from all files and helpers that have it.
+    """
+    from . import login as work  # noqa: PLC0415 - see the head of this file
+
+    return work.logout(**options)
 
 
 # ── help ──

@@ -12,7 +12,7 @@ from aiodockersave.core.errors import AuthenticationError, DockerSaveError, Regi
 from aiodockersave.core.text import message_line
 
 from . import exit_codes
-from .printing import give_up_output
+from .printing import PROGRAM, give_up_output
 from .terminal import Terminal
 
 _PATIENCE = 0.5
@@ -81,7 +81,7 @@ def _explain(error: Exception, target: str) -> tuple[str, int]:
             line = f"ended by {error.signal.name}"
             return _with_notes(line, error.__cause__), exit_codes.SIGNAL + error.signal
         case AuthenticationError() if _NEEDS_LOGIN in error.reason:
-            line = f"{error}; log in with docker login or podman login"
+            line = f"{error}; log in with {PROGRAM} login, docker login or podman login"
         case RegistryError() if any(part in error.reason for part in _NEEDS_AUTHORITY):
             line = f"{error}; if you trust it, name its authority with --ca-file"
         case DockerSaveError():  # before OSError, which some of them are: their text is complete

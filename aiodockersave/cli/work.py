@@ -18,6 +18,7 @@ from . import heap
 from .bars import Bars
 from .image_argument import ImageArgument
 from .json_lines import JsonLines
+from .passwords import given_credentials
 from .printing import print_data
 from .reporters import PlainLines, Reporter, WaitLines
 from .run import run
@@ -36,6 +37,7 @@ def save(
     resume: bool,
     no_fsync: bool,
     max_expansion: int | None,
+    creds_stdin: bool,
     quiet: bool,
     verbose: bool,
     **options: Any,
@@ -53,6 +55,7 @@ def save(
     if max_expansion is not None:
         options["max_expansion"] = max_expansion or None
     registries = RegistryOptions.taken_from(options)
+    given = given_credentials(images, registries) if creds_stdin else None
     get_ready(images)
     terminal = Terminal(quiet=quiet, verbose=verbose, as_json=progress == "json")
     reporter = new_reporter(progress, terminal)
@@ -64,7 +67,7 @@ def save(
 
     async def work() -> None:
         async with heap.giving_back(), AsyncExitStack() as stack:
-            requests = await open_sources(images, registries, stack)
+            requests = await open_sources(images, registries, stack, given)
             with reporter:
                 report = await pipeline.save(
                     requests, target, fsync=not no_fsync, resume=resume, progress=reporter, **options
@@ -106,15 +109,24 @@ def _can_show_bars() -> bool:
     )
 
 
-def plan(*, images: list[ImageArgument], as_json: bool, quiet: bool, verbose: bool, **options: Any) -> int:
+def plan(
+    *,
+    images: list[ImageArgument],
+    as_json: bool,
+    creds_stdin: bool,
+    quiet: bool,
+    verbose: bool,
+    **options: Any,
+) -> int:
     """Show size, ETag and members of an archive ahead of time, and return the exit code."""
     registries = RegistryOptions.taken_from(options)
+    given = given_credentials(images, registries) if creds_stdin else None
     get_ready(images)
     terminal = Terminal(quiet=quiet, verbose=verbose)
 
     async def work() -> None:
         async with AsyncExitStack() as stack:
-            requests = await open_sources(images, registries, stack)
+            requests = await open_sources(images, registries, stack, given)
             async with TellingWaits((each.source for each in requests), WaitLines(terminal)):
                 prepared = await prepare(requests, **options)
         if prepared.plan is not None:

@@ -181,7 +181,7 @@ def test_a_fault_of_ours_has_a_traceback_where_one_is_wanted(
 
 # ── the library speaks of arguments, the command of options ──
 
-
+LOGINS = "aiodockersave login, docker login or podman login"
 SELF_SIGNED = "its certificate is not valid: self-signed certificate"
 
 
@@ -191,7 +191,7 @@ SELF_SIGNED = "its certificate is not valid: self-signed certificate"
         (
             AuthenticationError("manifest", "a password is needed for r.example", url=URL),
             None,
-            f"manifest: {URL}: a password is needed for r.example; log in with docker login or podman login",
+            f"manifest: {URL}: a password is needed for r.example; log in with {LOGINS}",
         ),
         (AuthenticationError("manifest", "denied", url=URL), None, f"manifest: {URL}: denied"),
         (

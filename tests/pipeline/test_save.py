@@ -299,7 +299,8 @@ async def test_a_platform_that_is_another_is_never_taken_in_silence(
     options: dict[str, Any], reference: str, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     silent = make_image(BASE, architecture=None)
-    source = MemorySource(**{"amd64": ONE, "arm64": FOR_ARM, "silent": silent, BY_DIGEST: ONE})
+    source = MemorySource(amd64=ONE, arm64=FOR_ARM, silent=silent)
+    source.images[BY_DIGEST] = ONE
     sink = ListSink()
     await save([ImageRequest(source, reference, ["a:1"])], sink, **options)
     assert sink.getvalue() == await archive_of([source.images[reference].tagged("a:1")])

@@ -19,7 +19,16 @@ from aiodockersave.core.errors import ConfigurationError, ContentTooLargeError, 
 from aiodockersave.core.text import MAX_LISTED, cut, one_line
 from aiodockersave.sources.regular_file import is_text, read_file
 
-__all__ = ["AuthFile", "Credentials", "Place", "places"]
+__all__ = [
+    "MAX_FILE",
+    "AuthFile",
+    "Credentials",
+    "Place",
+    "names_of",
+    "object_of",
+    "parse_document",
+    "places",
+]
 
 MAX_FILE = 1 << 20
 """The largest file that is read, in bytes: as much as Kubernetes allows for a secret."""
@@ -37,12 +46,14 @@ class Credentials:
         password: The password, or a token in its place.
         identity_token: A refresh token for the token server (OAuth2); empty if there is none.
         registry_token: A bearer token for the registry itself; empty if there is none.
+        origin: The file, the variable or the helper that has them, for messages; empty for the caller's own.
     """
 
     username: str
     password: str = field(repr=False)
     identity_token: str = field(default="", repr=False)
     registry_token: str = field(default="", repr=False)
+    origin: str = field(default="", repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +85,7 @@ class Place:
         if_missing: The meaning of a file that is missing: nothing ("fine"), a fault ("reported"), an error ("error").
         is_legacy: Whether the whole file has the form of "auths" in other files.
         is_private: Whether it is an error that others can read the file.
+        is_for_logins: Whether a login is written into the file.
         text: The value of the variable; None for a file.
     """
 
@@ -81,6 +93,7 @@ class Place:
     if_missing: Literal["fine", "reported", "error"] = "fine"
     is_legacy: bool = False
     is_private: bool = False
+    is_for_logins: bool = False
     text: str | None = field(default=None, repr=False)
 
     def read(self) -> AuthFile:
@@ -122,9 +135,9 @@ class Place:
 def places(authfile: str | None, environ: Mapping[str, str], home: str | None) -> list[Place]:
     """Return the places that may hold credentials; the first that has some decides."""
     if authfile is not None:
-        return [Place(authfile, "error")]
+        return [Place(authfile, "error", is_for_logins=True)]
     if named := environ.get("REGISTRY_AUTH_FILE"):
-        return [Place(named, "reported")]
+        return [Place(named, "reported", is_for_logins=True)]
     return list(_default_places(environ, home or environ.get("HOME") or os.path.expanduser("~")))
 
 
@@ -141,7 +154,8 @@ def _default_places(environ: Mapping[str, str], home: str) -> Iterator[Place]:
     if text := environ.get("DOCKER_AUTH_CONFIG"):
         yield Place("$DOCKER_AUTH_CONFIG", text=text)
     docker = environ.get("DOCKER_CONFIG") or os.path.join(home, ".docker")
-    yield Place(os.path.join(docker, "config.json"))
+    # Docker reads this file alone, and podman reads it too.
+    yield Place(os.path.join(docker, "config.json"), is_for_logins=True)
     yield Place(os.path.join(home, ".dockercfg"), is_legacy=True)
     if user == 0 and not is_unit:
         yield Place(SYSTEM_FILE, is_private=True)
@@ -155,12 +169,12 @@ class _Unusable(Exception):  # noqa: N818 - not an error of the file: the rest o
 
 
 def _parse(raw: bytes, place: Place) -> AuthFile:
-    document = _parse_document(raw, place.path)
+    document = parse_document(raw, place.path)
     faults: list[str] = []
     if place.is_legacy:
         return AuthFile(_entries(document, faults), faults=_located(faults, place))
-    entries = _entries(_object(document, "auths", faults), faults)
-    helpers = _helpers(_object(document, "credHelpers", faults), faults)
+    entries = _entries(object_of(document, "auths", faults), faults)
+    helpers = _helpers(object_of(document, "credHelpers", faults), faults)
     store = _last(document, "credsStore") or ""
     if not isinstance(store, str):
         faults.append('"credsStore" is not used: it is not a name')
@@ -175,10 +189,14 @@ def _located(faults: list[str], place: Place) -> tuple[str, ...]:
     return tuple(f"{one_line(place.path)}: {fault}" for fault in [*faults[:MAX_LISTED], *more])
 
 
-def _all(document: Mapping[str, object], name: str) -> list[object]:
-    """Return the values of a field in order, in every spelling: Go ignores the case of names."""
+def names_of(document: Mapping[str, object], name: str) -> list[str]:
+    """Return every spelling of a field's name in a document, in order: Go ignores the case of names."""
     wanted = gojson.fold(name)
-    return [value for key, value in document.items() if gojson.fold(key) == wanted]
+    return [key for key in document if gojson.fold(key) == wanted]
+
+
+def _all(document: Mapping[str, object], name: str) -> list[object]:
+    return [document[key] for key in names_of(document, name)]
 
 
 def _last(document: Mapping[str, object], name: str) -> object:
@@ -186,7 +204,8 @@ def _last(document: Mapping[str, object], name: str) -> object:
     return next((value for value in reversed(_all(document, name)) if value is not None), None)
 
 
-def _object(document: Mapping[str, object], name: str, faults: list[str]) -> Mapping[str, object]:
+def object_of(document: Mapping[str, object], name: str, faults: list[str]) -> dict[str, object]:
+    """Return a new object with the members of a field, as Go reads them; add the reason to ``faults`` where it is none."""
     found: dict[str, object] = {}
     for value in _all(document, name):
         if value is None:  # in Go, null empties a map, and an object in another spelling adds to it
@@ -221,7 +240,12 @@ def _helpers(names: Mapping[str, object], faults: list[str]) -> Mapping[str, str
     return helpers
 
 
-def _parse_document(raw: bytes, path: str) -> Mapping[str, object]:
+def parse_document(raw: bytes, path: str) -> dict[str, object]:
+    """Parse a whole file.
+
+    Raises:
+        ConfigurationError: It is not a JSON object.
+    """
     if not raw.strip():
         return {}  # Docker takes an empty file for one without entries
     reason = "it is not a JSON object"

@@ -5,6 +5,8 @@
     docker-credential-NAME get      standard input:   the server, as the store knows it
                                     standard output:  {"ServerURL": …, "Username": …, "Secret": …}, exit 0
                                                       credentials not found in native keychain, exit 1
+    docker-credential-NAME store    standard input:   {"ServerURL": …, "Username": …, "Secret": …}
+    docker-credential-NAME erase    standard input:   the server
 
 Source: the protocol of docker-credential-helpers. A helper is somebody else's program. Its name is checked before it is
 searched for on the PATH, and its output is bounded. It runs in a session of its own, all of which is killed when the
@@ -19,9 +21,9 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from aiodockersave._aio import Worker, wait_out
 from aiodockersave.core import gojson
@@ -29,7 +31,7 @@ from aiodockersave.core.errors import InvalidDocumentError
 from aiodockersave.core.text import cut, one_line
 from aiodockersave.sources.regular_file import is_text
 
-__all__ = ["HelperAnswer", "HelperError", "ask_helper"]
+__all__ = ["HelperAnswer", "HelperError", "ask_helper", "described", "tell_helper"]
 
 MAX_ANSWER = 1 << 20
 """Bytes of an answer that are accepted; real answers have a few thousand, most of them a token."""
@@ -69,9 +71,37 @@ async def ask_helper(
 
     Cancel: the helper is killed and gone when the cancel is raised.
     """
-    program = await Worker("aiodockersave-helper").run(_find_program, name, environ.get("PATH", ""))
-    status, output = await _converse(program, server.encode(), environ, time_limit)
+    status, output = await _run(name, "get", server.encode(), environ, time_limit)
     return await Worker("aiodockersave-helper").run(_read_answer, status, output)
+
+
+async def tell_helper(
+    name: str, verb: Literal["store", "erase"], text: bytes, *, environ: Mapping[str, str], time_limit: float
+) -> None:
+    """Have a helper store credentials, or erase those of a server.
+
+    Args:
+        name: As for :func:`ask_helper`.
+        verb: What to do.
+        text: The credentials in JSON, or the server's name.
+        environ: As for :func:`ask_helper`.
+        time_limit: The limit on the helper's work, in seconds.
+
+    Raises:
+        HelperError: The helper is missing, fails, or hangs.
+
+    Cancel: the helper is killed and gone when the cancel is raised; it may have done its work.
+    """
+    status, _ = await _run(name, verb, text, environ, time_limit)
+    if status != 0:
+        raise _failed(status)
+
+
+async def _run(
+    name: str, verb: str, text: bytes, environ: Mapping[str, str], time_limit: float
+) -> tuple[int, bytes]:
+    program = await Worker("aiodockersave-helper").run(_find_program, name, environ.get("PATH", ""))
+    return await _converse([program, verb], text, environ, time_limit)
 
 
 def _find_program(name: str, search: str) -> str:
@@ -120,7 +150,7 @@ _Started: TypeAlias = tuple[asyncio.SubprocessTransport, _Conversation]
 
 
 async def _converse(
-    program: str, question: bytes, environ: Mapping[str, str], time_limit: float
+    command: Sequence[str], question: bytes, environ: Mapping[str, str], time_limit: float
 ) -> tuple[int, bytes]:
     """Run the program to its end; return its exit status and its output."""
     conversation = _Conversation()
@@ -130,8 +160,7 @@ async def _converse(
     starting = loop.create_task(
         loop.subprocess_exec(
             lambda: conversation,
-            program,
-            "get",
+            *command,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
@@ -197,12 +226,16 @@ def _send(transport: asyncio.SubprocessTransport, question: bytes) -> None:
 # ── the answer ──
 
 
+def _failed(status: int) -> HelperError:
+    how = f"exit status {status}" if status > 0 else f"signal {-status}"
+    return HelperError(f"it fails with {how}")
+
+
 def _read_answer(status: int, output: bytes) -> HelperAnswer | None:
     if status != 0:
         if output.strip() == _NOT_FOUND:
             return None
-        how = f"exit status {status}" if status > 0 else f"signal {-status}"
-        raise HelperError(f"it fails with {how}")
+        raise _failed(status)
     try:
         answer = gojson.parse(output, "a credential helper's answer")
     except InvalidDocumentError:

@@ -30,8 +30,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
-from typing import Final, Protocol, TypeVar, runtime_checkable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Final, Protocol, runtime_checkable
 
 from aiodockersave._aio import Worker, running_task
 from aiodockersave.core.errors import InvalidInputError
@@ -39,15 +40,9 @@ from aiodockersave.core.text import one_line, quoted
 
 from .auth_files import AuthFile, Credentials, places
 from .helper import HelperError, ask_helper, described
+from .keys import canonical, for_path, for_registry, helper_for
 
 __all__ = ["CredentialStore", "Credentials", "DockerCredentials", "MappingCredentials", "StaticCredentials"]
-
-T = TypeVar("T")
-
-_HUB: Final = "docker.io"
-_HUB_HOSTS = frozenset({_HUB, "index.docker.io", "registry-1.docker.io"})
-_HUB_SERVER: Final = "https://index.docker.io/v1/"
-"""Docker Hub's name in Docker's files and stores: the address of an index that no longer exists."""
 
 _TOKEN_USER: Final = "<token>"  # noqa: S105 - the name of no user
 """The username of a helper's answer whose secret is an identity token."""
@@ -99,10 +94,8 @@ class MappingCredentials:
 
         Cancel: nothing is waited for.
         """
-        registry = _canonical(registry)
-        return _for_path(self._credentials, registry, repository) or _for_registry(
-            self._credentials, registry
-        )
+        registry = canonical(registry)
+        return for_path(self._credentials, registry, repository) or for_registry(self._credentials, registry)
 
 
 # ── credentials of Docker and podman ──
@@ -156,7 +149,7 @@ class DockerCredentials:
         running_task()
         if not (registry.isascii() and registry.isprintable()) or " " in registry:
             raise InvalidInputError(f"not the name of a registry: {quoted(registry, 200)}")
-        registry = _canonical(registry)
+        registry = canonical(registry)
         worker = Worker("aiodockersave-credentials")
         with worker.held():
             for place in await worker.run(places, self._authfile, self._environ, self._home):
@@ -164,20 +157,20 @@ class DockerCredentials:
                 for fault in file.faults:
                     self._warn(fault)
                 if found := await self._look_up(file, registry, repository):
-                    logger.debug("credentials for %s: %s", registry, one_line(place.path))
+                    found = found if found.origin else replace(found, origin=one_line(place.path))
+                    logger.debug("credentials for %s: %s", registry, found.origin)
                     return found
         return None
 
     async def _look_up(self, file: AuthFile, registry: str, repository: str) -> Credentials | None:
-        key = _helper_key(file.helpers, registry)
-        if key is not None and file.helpers[key]:
-            return await self._ask(file.helpers[key], key)
-        if found := _for_path(file.entries, registry, repository):
+        helper = helper_for(file, registry)
+        if helper is not None and helper.is_of_registry:
+            return await self._ask(helper.name, helper.server)
+        if found := for_path(file.entries, registry, repository):
             return found
-        # In Docker, an empty name of a helper excludes its registry from the store.
-        if file.store and key is None:
-            found = await self._ask(file.store, _HUB_SERVER if registry == _HUB else registry)
-        return found or _for_registry(file.entries, registry)
+        if helper is not None:
+            found = await self._ask(helper.name, helper.server)
+        return found or for_registry(file.entries, registry)
 
     async def _ask(self, helper: str, server: str) -> Credentials | None:
         try:
@@ -190,54 +183,10 @@ class DockerCredentials:
         if answer is None:
             return None
         if answer.username == _TOKEN_USER:
-            return Credentials("", "", identity_token=answer.secret)
-        return Credentials(answer.username, answer.secret)
+            return Credentials("", "", identity_token=answer.secret, origin=described(helper))
+        return Credentials(answer.username, answer.secret, origin=described(helper))
 
     def _warn(self, message: str) -> None:
         if message not in self._said:
             self._said.add(message)
             self._on_warning(message)
-
-
-# ── keys ──
-
-
-def _canonical(registry: str) -> str:
-    return _HUB if registry in _HUB_HOSTS else registry
-
-
-def _for_path(entries: Mapping[str, T], registry: str, repository: str) -> T | None:
-    """Return the entry of the longest path that leads to the repository."""
-    return next((entries[path] for path in _paths(registry, repository) if path in entries), None)
-
-
-def _paths(registry: str, repository: str) -> Iterator[str]:
-    path = f"{registry}/{repository}"
-    while path != registry:
-        yield path
-        path = path.rpartition("/")[0]
-
-
-def _for_registry(entries: Mapping[str, T], registry: str) -> T | None:
-    """Return the entry of a whole registry: under its name, or else under another form of it."""
-    if registry in entries:
-        return entries[registry]
-    return next((entry for key, entry in entries.items() if _registry_of(key) == registry), None)
-
-
-def _registry_of(key: str) -> str | None:
-    """Return the registry that a key names as a whole, or None if it names a path in one.
-
-    Docker wrote addresses of its API for years (``https://quay.io/v1/``), also without the scheme.
-    """
-    bare = key.removeprefix("https://").removeprefix("http://")
-    host, _, path = bare.partition("/")
-    is_path = bare == key and path.rstrip("/") not in {"", "v1", "v2"}
-    return None if is_path else _canonical(host)
-
-
-def _helper_key(helpers: Mapping[str, str], registry: str) -> str | None:
-    """Return the key of a registry's helper. Only Docker Hub has more than one form there."""
-    if registry in helpers or registry != _HUB:
-        return registry if registry in helpers else None
-    return next((key for key in helpers if _registry_of(key) == _HUB), None)

@@ -301,13 +301,30 @@ _PASSING = frozenset({408, 429, 500, 502, 503, 504})
 _OWN_LIMIT = 520  # and above: content delivery networks report the servers behind them by such statuses
 
 
+def refusal(login: str) -> str:
+    """Return the reason of a refusal; ``login`` is the place that the credentials come from, or empty."""
+    return f"the credentials from {login} are refused" if login else "the credentials are refused"
+
+
 def explain_status(
-    status: int, said: ErrorBody, *, what: str, url: str, retry_after: float | None
+    status: int,
+    said: ErrorBody,
+    *,
+    what: str,
+    url: str,
+    retry_after: float | None,
+    login: str | None = None,
 ) -> InterruptedTransfer | DockerSaveError:
-    """Turn a status of failure into the exception to raise, as :func:`explain` does."""
+    """Turn a status of failure into the exception to raise, as :func:`explain` does.
+
+    ``login`` is the place that the credentials in the request come from; None for a request without credentials.
+    """
     phrase = _PHRASES.get(status, "this answer was not expected")
-    advice = "; log in, or check the name" if status == 401 else ""
-    reason = f"{said.message or phrase}{advice} (status {status})"
+    reason = f"{said.message or phrase} (status {status})"
+    if status in _ACCESS and login is not None:  # some token servers refuse a password with 403
+        reason = f"{refusal(login)}: {reason}"
+    elif status == 401:
+        reason = f"{said.message or phrase}; log in, or check the name (status {status})"
     place = shown_url(url)
     if status == 429:
         limited = RateLimitedError(what, reason, url=place, codes=said.codes, retry_after=retry_after)

@@ -30,7 +30,7 @@ from aiodockersave.core.errors import AuthenticationError
 from aiodockersave.core.text import Secrets, shown, shown_url
 
 from .addresses import AddressClass, AddressRefusedError, is_loopback_name
-from .answers import Origin, origin
+from .answers import Origin, origin, refusal
 from .cache import Recent
 from .transport import Request, Transport
 
@@ -171,7 +171,7 @@ def token_request(
     realm: str, service: str, scope: str, credentials: Credentials | None, *, what: str
 ) -> Request:
     """Make the request for a token: a POST with an identity token, a GET with a password or without credentials."""
-    wanted = {"service": service, "scope": scope} if service else {"scope": scope}
+    wanted = {name: value for name, value in (("service", service), ("scope", scope)) if value}
     if credentials is not None and credentials.identity_token:
         form = {"grant_type": "refresh_token", **wanted, "client_id": _CLIENT_ID}
         return _post(realm, form | {"refresh_token": credentials.identity_token}, what)
@@ -237,6 +237,8 @@ class _Grant:
     challenge: Challenge
     by: AddressClass
     secrets: tuple[str, ...] = field(repr=False)
+    login: str | None
+    """The place that the credentials behind it come from; None where there are none."""
     scope: str = ""
 
 
@@ -295,6 +297,11 @@ class Authorizer:
         header, _ = await self.answer(request, repository, [grant.challenge], refused=None, by=grant.by)
         return header
 
+    def login(self, repository: str) -> str | None:
+        """Return the place that the credentials behind the last header come from; None where there were none."""
+        grant = self._access(repository).grant
+        return None if grant is None else grant.login
+
     async def answer(
         self,
         request: Request,
@@ -308,7 +315,7 @@ class Authorizer:
 
         Args:
             request: The request for which the header is needed.
-            repository: The repository of the request.
+            repository: The repository of the request; empty for the registry itself.
             challenges: The ways of logging in that the registry accepts.
             refused: The header that the registry has refused.
             by: The class of the host that sent the challenges; by default the class that the registry's name gives.
@@ -332,14 +339,15 @@ class Authorizer:
             scope = _next_scope(repository, challenges, grant, refused)
             access.grant = grant = await self._obtain(request, repository, challenges, by, scope)
         if grant.header == refused:
-            raise _failed(request, "the credentials are refused")
+            raise _failed(request, refusal(grant.login or ""))
         return grant.header, True
 
     def has_other_scope(self, repository: str, challenges: Sequence[Challenge]) -> bool:
         """Tell whether challenges name another scope than the one that the last token was asked for with."""
         grant = self._access(repository).grant
-        told = _told_scope(challenges)
-        return grant is not None and grant.scope == _own_scope(repository) and told not in (None, grant.scope)
+        if grant is None or not grant.scope or grant.scope != _own_scope(repository):
+            return False
+        return _told_scope(challenges) not in (None, grant.scope)
 
     def _access(self, repository: str) -> _Access:
         access = self._accesses.get(repository)
@@ -363,7 +371,7 @@ class Authorizer:
         credentials, kept = await self._credentials_for(repository)
         if credentials is None or not credentials.password:
             raise _failed(request, f"a password is needed for {self._registry}")
-        return _Grant(basic(credentials), math.inf, by_scheme["basic"], by, kept)
+        return _Grant(basic(credentials), math.inf, by_scheme["basic"], by, kept, credentials.origin)
 
     async def _bearer(
         self, request: Request, repository: str, challenge: Challenge, by: AddressClass, scope: str
@@ -372,11 +380,13 @@ class Authorizer:
         await self._check_realm(request, realm, by)
         credentials, kept = await self._credentials_for(repository)
         if credentials is not None and credentials.registry_token:
-            return _Grant(f"Bearer {credentials.registry_token}", math.inf, challenge, by, kept)
+            header = f"Bearer {credentials.registry_token}"
+            return _Grant(header, math.inf, challenge, by, kept, credentials.origin)
         token = await self._fetch(request, challenge, scope, credentials, by)
         self.secrets.add(token.text)
         until = self._clock() + token.lifetime
-        return _Grant(f"Bearer {token.text}", until, challenge, by, (*kept, token.text), scope)
+        login = None if credentials is None else credentials.origin
+        return _Grant(f"Bearer {token.text}", until, challenge, by, (*kept, token.text), login, scope)
 
     async def _check_realm(self, request: Request, realm: str, by: AddressClass) -> None:
         """Refuse a realm before credentials are looked up for it."""
@@ -422,12 +432,12 @@ class Authorizer:
     ) -> Token:
         realm, service = challenge.parameters["realm"], challenge.parameters.get("service", "")
         what = f"token for {request.what}"
-        ask = self._told(token_request(realm, service, scope, credentials, what=what))
+        ask = self._told(token_request(realm, service, scope, credentials, what=what), credentials)
         response = await self._transport.open(ask, by)
         if response.status in _NO_GET and ask.form is None and credentials is not None:
             await response.discard()
             ask = password_request(realm, service, scope, credentials, what=what)
-            response = await self._transport.open(self._told(ask), by)
+            response = await self._transport.open(self._told(ask, credentials), by)
         with contextlib.closing(response):
             if response.status != _OK:
                 raise await response.failure()
@@ -436,13 +446,15 @@ class Authorizer:
             raise AuthenticationError(what, "it answers without a token", url=response.place)
         return token
 
-    def _told(self, request: Request) -> Request:
+    def _told(self, request: Request, credentials: Credentials | None) -> Request:
         """Return a request to a realm with its marks: the registry named the URL, and the answer may repeat secrets."""
-        return replace(request, secrets=self.secrets, is_told=True)
+        login = None if credentials is None else credentials.origin
+        return replace(request, secrets=self.secrets, is_told=True, login=login)
 
 
 def _own_scope(repository: str) -> str:
-    return f"repository:{repository}:pull"
+    """Return the scope to read a repository; none where only a login is checked."""
+    return f"repository:{repository}:pull" if repository else ""
 
 
 def _told_scope(challenges: Sequence[Challenge]) -> str | None:

@@ -23,7 +23,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, Self, TypeVar
@@ -72,6 +72,7 @@ _MAX_URLS: Final = 8
 """URLs of a foreign layer that an error lists: a manifest may name any number."""
 _ANY_TYPE: Final = "*/*"
 """The media type of a document of which only the digest is known."""
+_OK = 200
 _NOT_FOUND = 404
 
 T = TypeVar("T")
@@ -170,6 +171,36 @@ class RegistrySource:
     def waits(self) -> list[Wait]:
         """Return what the source waits for at this moment, the longest wait first."""
         return self._waits.listed()
+
+    # ── logins ──
+
+    async def check_login(self, registry: str) -> bool:
+        """Ask a registry whether it takes the credentials that the store has for it.
+
+        Args:
+            registry: Host and perhaps port, as in references.
+
+        Returns:
+            Whether the registry has asked for credentials. If not, they were not shown, and may be wrong.
+
+        Raises:
+            InvalidReferenceError: ``registry`` has an address or a port that cannot be.
+            AuthenticationError: The registry refuses the credentials, or must not be told them.
+            DockerSaveError: As :meth:`resolve`.
+
+        Cancel: nothing stays open.
+        """
+        self._check_open()
+        what, endpoint = f"login at {registry}", self._endpoint(registry)
+
+        async def ask(place: Place) -> None:
+            with closing(await place.open(what, "", {})) as response:
+                if response.status != _OK:
+                    raise await response.failure()
+
+        with discretion(self._secrets, what, endpoint.url("")):
+            await Turns(what, [endpoint.place("")], self._retries, self._waits).run(ask)
+        return endpoint.is_logged_in
 
     # ── images ──
 
@@ -363,17 +394,20 @@ class RegistrySource:
         return [*mirrors, self._registry(image)]
 
     def _registry(self, image: Reference) -> Place:
-        endpoint = self._registries.get(image.registry)
+        return self._endpoint(image.registry).place(image.repository)
+
+    def _endpoint(self, registry: str) -> Endpoint:
+        endpoint = self._registries.get(registry)
         if endpoint is None:
-            endpoint = self._registries[image.registry] = Endpoint.of_registry(
-                image.registry,
+            endpoint = self._registries[registry] = Endpoint.of_registry(
+                registry,
                 self._settings,
                 self._credentials,
                 plain_http=self._plain_http,
                 has_authorities=self._contexts.has_authorities,
                 secrets=self._secrets,
             )
-        return endpoint.place(image.repository)
+        return endpoint
 
 
 class _Reading:

@@ -296,6 +296,8 @@ class Endpoint:
     ) -> Response:
         """Ask for ``path`` in a repository, and log in where the registry asks for a login. Any status may come back.
 
+        Where ``repository`` is empty, the registry itself is asked.
+
         Raises:
             InterruptedTransfer: Another attempt may help.
             DockerSaveError: The request cannot be made, or the login fails.
@@ -303,7 +305,7 @@ class Endpoint:
         Cancel: nothing stays open.
         """
         try:
-            url = f"{await self._base(what)}{repository}/{path}"
+            url = await self._base(what) + (f"{repository}/{path}" if repository else path)
             with discretion(self.secrets, what, url):
                 request = Request(what, url, headers, is_head=is_head, secrets=self.secrets)
                 return await self._open(request, repository)
@@ -313,7 +315,8 @@ class Endpoint:
         raise fault
 
     async def _open(self, request: Request, repository: str) -> Response:
-        request = replace(request, authorization=await self._authorizer.header(request, repository))
+        header = await self._authorizer.header(request, repository)
+        request = replace(request, authorization=header, login=self._authorizer.login(repository))
         was_fresh = False
         for _ in range(_MAX_LOGINS):
             response = await self._transport.open(request)
@@ -331,12 +334,17 @@ class Endpoint:
             header, was_fresh = await self._authorizer.answer(
                 request, repository, challenges, refused=request.authorization, by=response.by
             )
-            request = replace(request, authorization=header)
+            request = replace(request, authorization=header, login=self._authorizer.login(repository))
         return await self._transport.open(request)
 
+    @property
+    def is_logged_in(self) -> bool:
+        """Whether the registry itself has asked for credentials, and was given some."""
+        return self._authorizer.login("") is not None
+
     def url(self, repository: str) -> str:
-        """Return the URL of a repository, as it may stand in a message."""
-        return f"{self._scheme or 'http'}://{self._authority}/v2/{repository}/"
+        """Return the URL of a repository, as it may stand in a message; that of the registry itself for an empty name."""
+        return f"{self._scheme or 'http'}://{self._authority}/v2/{repository and f'{repository}/'}"
 
     async def _base(self, what: str) -> str:
         scheme = self._scheme

@@ -71,6 +71,7 @@ class Request:
         is_head: Whether only status and headers are wanted, by HEAD instead of GET.
         secrets: The texts that no message may show, should an answer repeat them.
         is_told: Whether a registry named the URL, and not the user.
+        login: The place that the credentials in the request come from, or empty; None for a request without credentials.
     """
 
     what: str
@@ -81,6 +82,7 @@ class Request:
     is_head: bool = False
     secrets: Secrets = field(default=NO_SECRETS, repr=False, compare=False)
     is_told: bool = False
+    login: str | None = None
 
     @property
     def method(self) -> str:
@@ -228,7 +230,10 @@ class Response:
             self.close()
         delay = retry_after(self.header("Retry-After"), time.time())
         said = await _error_body(body, self.secrets)
-        return explain_status(self.status, said, what=self._what, url=self.place, retry_after=delay)
+        login = self._request.login if self.is_own else None
+        return explain_status(
+            self.status, said, what=self._what, url=self.place, retry_after=delay, login=login
+        )
 
     async def discard(self) -> None:
         """Close an answer whose body is not wanted; read a small body first, so that its connection can be used again.

@@ -140,12 +140,18 @@ class Worker:
         self._put(lambda: call(*args, **kwargs))
 
     async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run one call and wait for its end. A cancel is raised after it; the result is lost then."""
+        """Run one call and wait for its end.
+
+        Cancel: is raised when the call has ended; its result is lost.
+        """
         await check_cancel_scopes()
         return await wait_out(self.submit(call, *args, **kwargs))
 
     async def run_always(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """As :meth:`run`, for what must happen also where a cancel scope is cancelled already."""
+        """As :meth:`run`, for what must happen even if a cancel scope is cancelled already.
+
+        Cancel: as :meth:`run`.
+        """
         return await wait_out(self.submit_always(call, *args, **kwargs))
 
     def submit_always(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
@@ -374,7 +380,10 @@ async def wait_out(future: asyncio.Future[T]) -> T:
 
 
 async def done_or_later(future: asyncio.Future[Any]) -> None:
-    """Wait until a future is done, or for some time; a cancel leaves it alone. As ``asyncio.wait``, in half the time."""
+    """Wait until a future is done, or for some time. As ``asyncio.wait``, in half the time.
+
+    Cancel: the future is left alone.
+    """
     loop = asyncio.get_running_loop()
     waiting: asyncio.Future[None] = loop.create_future()
 
@@ -493,7 +502,10 @@ class Closable(Protocol):
     """Something that threads work for."""
 
     async def close(self) -> None:
-        """Wait until nothing of it works any more."""
+        """Wait until no thread works for it any more.
+
+        Cancel: is raised after that.
+        """
         ...
 
     def abandon(self) -> None:
@@ -529,8 +541,10 @@ def weightier(first: BaseException | None, other: BaseException | None) -> BaseE
 async def close_all(closers: Iterable[Callable[[], Coroutine[Any, Any, object]]]) -> None:
     """Await each in turn, whatever the others raise; raise what came first.
 
-    What ends the loop comes before everything else. Where this coroutine is closed, the others are run up to where they
+    What ends the loop comes before everything else. If this coroutine is closed, the others are run up to where they
     would wait.
+
+    Cancel: is raised when all were awaited.
     """
     raised: BaseException | None = None
     closers = iter(closers)

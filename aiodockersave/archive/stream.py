@@ -107,11 +107,13 @@ class OutgoingBlob:
         self.feed.start()
 
     async def next(self) -> bytes:
-        """Return the next chunk. A cancel loses nothing.
+        """Return the next chunk.
 
         Raises:
-            DigestMismatchError, SizeMismatchError: It is not what was promised.
+            DigestMismatchError, SizeMismatchError: The blob is not what was promised.
             BaseException: What the source raises.
+
+        Cancel: no byte is lost.
         """
         chunk = await self._transfer.next()
         if self.done:
@@ -119,7 +121,10 @@ class OutgoingBlob:
         return bytes(chunk)
 
     async def read(self) -> bytes:
-        """Return the next chunk of what is read ahead; empty at its end."""
+        """Return the next chunk of what is read ahead; empty at the end.
+
+        Cancel: no byte is lost.
+        """
         try:
             return await self.feed.read()
         except ContentError as exc:
@@ -132,7 +137,10 @@ class OutgoingBlob:
         self._transfer.abandon()
 
     async def aclose(self) -> None:
-        """Wait until neither task nor thread works for it, whatever is cancelled meanwhile."""
+        """Wait until neither task nor thread works for the blob.
+
+        Cancel: is raised after that.
+        """
         self.cancel()
         await close_all([self._transfer.close, self.feed.aclose])  # the hash first, which ends by itself
 

@@ -164,6 +164,8 @@ class Transaction:
 
         When the sink has taken the ``last`` of them, nothing is awaited any more: a cancel that comes then must not
         break an archive that has all of its bytes.
+
+        Cancel: the sink may have a part of them; :attr:`touched` tells.
         """
         full = [part for part in parts if part]
         data = full[0] if len(full) == 1 else b"".join(full)  # most batches come alone, and are not copied
@@ -248,7 +250,9 @@ class Transaction:
     async def undo(self, fault: BaseException) -> bool:
         """Take back what was written; return whether the archive is as it was before.
 
-        A cancel does not interrupt it. What fails here is added to ``fault`` as a note.
+        What fails here is added to ``fault`` as a note.
+
+        Cancel: is not raised, and interrupts nothing; the caller sees it.
         """
         sink = self._output.sink
         if not self.touched:

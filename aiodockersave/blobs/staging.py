@@ -73,7 +73,10 @@ class Stage:
         self.done = False
 
     async def append(self, batch: Batch) -> None:
-        """Add a batch. A cancel is raised when its bytes are written; the stage can only be closed then."""
+        """Add a batch.
+
+        Cancel: is raised when the bytes of the batch are written; the stage can only be closed then.
+        """
         self.size += len(batch)
         self._unread += len(batch)
         if self._file is None and self._memory.take(len(batch)):

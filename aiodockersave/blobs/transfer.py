@@ -54,7 +54,10 @@ class Readable(Protocol):
     """A content that is open, or is read ahead."""
 
     async def read(self) -> Batch:
-        """Return the next chunk; empty at the end."""
+        """Return the next chunk; empty at the end.
+
+        Cancel: no byte is lost.
+        """
         ...
 
 

@@ -69,7 +69,7 @@ class Verifier:
 
     @property
     def what(self) -> str:
-        """What is received, for messages."""
+        """The name of the content, for messages."""
         return self._what
 
     @property

@@ -23,6 +23,7 @@ from aiodockersave.core.errors import (
     DockerSaveError,
     InvalidInputError,
     InvalidReferenceError,
+    RegistryError,
     TransferError,
 )
 from aiodockersave.core.text import Secrets, shown_url
@@ -43,8 +44,6 @@ P = TypeVar("P")
 T = TypeVar("T")
 
 logger = logging.getLogger("aiodockersave")
-
-"""Waits for a number of seconds."""
 
 # ── attempts ──
 
@@ -144,7 +143,9 @@ class Turns(Generic[P]):
         delay = self.next_turn(fault)
         logger.info("%s; next attempt in %.1f s", fault, delay)
         if delay > 0:
-            await self._waits.pause(self._what, f"the next attempt, after {fault}", delay)
+            error = fault.error if isinstance(fault, InterruptedTransfer) else fault
+            reason = error.reason if isinstance(error, RegistryError) else str(error)
+            await self._waits.pause(self._what, f"the next attempt, as {reason}", delay)
 
     def next_turn(self, fault: InterruptedTransfer | DockerSaveError) -> float:
         """Choose the next address after a failure; return the wait before it is asked, in seconds. Errors as :meth:`failed`."""

@@ -24,8 +24,8 @@ WAITS: list[tuple[Fault, str, str, float]] = [
     (drop(0.5, "stall").of("manifest"), "manifest ", "no more bytes yet", 40.0),
     (drop_at_once("stall").of("config"), "config ", "no answer yet", 50.0),
     (drop(0.5, "stall").of("blob"), "blob ", "no more bytes yet", 40.0),
-    (refuse(503, retry_after="30").of("manifest"), "manifest ", "the next attempt, after ", 30.0),
-    (refuse(429, retry_after="25", code="TOOMANYREQUESTS").of("blob"), "blob ", "the next attempt, after ", 25.0),
+    (refuse(503, retry_after="30").of("manifest"), "manifest ", "the next attempt, as ", 30.0),
+    (refuse(429, retry_after="25", code="TOOMANYREQUESTS").of("blob"), "blob ", "the next attempt, as ", 25.0),
 ]  # fmt: skip
 
 

@@ -190,7 +190,8 @@ def command() -> None:
 @_option(
     "--resume",
     is_flag=True,
-    help="Resume an interrupted save; if this one is interrupted, keep the bytes that were received.",
+    help="Resume an interrupted save; if this one is interrupted, keep the bytes that were received. Needs a file and "
+    "--layers keep.",
 )
 @_option(
     "--checksum", is_flag=True, help="End with the SHA-256 of the archive, too: one more pass over its bytes."

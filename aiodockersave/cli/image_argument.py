@@ -85,7 +85,7 @@ ImageArgument = RegistryImage | LayoutImage
 def read_images(arguments: Sequence[str]) -> list[ImageArgument]:
     """Read IMAGE arguments, and the lists that they name.
 
-    A list has an IMAGE in each line. Empty lines count for nothing, nor does ``#`` with what follows, at the begin of a line or
+    A list has an IMAGE in each line. Empty lines count for nothing, nor does ``#`` with what follows, at the beginning of a line or
     behind a space. ``@-`` is standard input.
 
     Raises:

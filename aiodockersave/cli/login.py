@@ -33,12 +33,12 @@ def login(
         click.UsageError: There is no username, or no password.
     """
     registries = RegistryOptions.taken_from(options)
-    if password_stdin and username is None:
-        raise click.UsageError("--password-stdin needs --username")
-    if password_stdin and username is not None:
-        credentials = read_login(username)
-    else:
+    if not password_stdin:
         credentials = ask_login(registry, username)
+    elif username is None:
+        raise click.UsageError("--password-stdin needs --username")
+    else:
+        credentials = read_login(username)
     load_client()
     terminal = Terminal(quiet=quiet, verbose=verbose)
 

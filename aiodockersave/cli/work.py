@@ -62,7 +62,7 @@ def save(
     if name is not None and name.endswith(_COMPRESSED):
         terminal.note(
             "warning",
-            f"{name} will not be compressed, as its name promises: use -o - and a compressor, or another name",
+            f"{name} will not be compressed, though its name says so: use -o - and a compressor, or another name",
         )
 
     async def work() -> None:

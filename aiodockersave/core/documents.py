@@ -84,7 +84,7 @@ _FIELDS = {
 }
 
 _BYTES = "application/octet-stream"
-"""The media type of content of which nothing else is said."""
+"""The media type of a config that has none, as in some images of 2015."""
 
 
 class _Fields:
@@ -136,18 +136,10 @@ class _Fields:
             raise self.fault(name, "is no list of texts")
         return cast("list[str]", items)
 
-    def descriptor(self, name: str) -> Descriptor:
+    def descriptor(self, name: str, default_type: str | None = None) -> Descriptor:
         if self.get(name) is None:
             raise self.fault(name, "is missing")
-        return parse_descriptor(self.get(name), self._media_type)
-
-    def config(self) -> Descriptor:
-        """Read the descriptor of a config; one without a media type, as some images of 2015 have it, is of bytes."""
-        config = self.get("config")
-        if isinstance(config, dict) and config.get("mediaType") in (None, ""):
-            config = {**config, "mediaType": _BYTES}
-            return parse_descriptor(config, self._media_type)
-        return self.descriptor("config")
+        return _descriptor(self.get(name), self._media_type, default_type)
 
     def descriptors(self, name: str) -> tuple[Descriptor, ...]:
         if name not in self:
@@ -188,13 +180,19 @@ def parse_descriptor(obj: object, media_type: str) -> Descriptor:
     Raises:
         InvalidDocumentError: It is no descriptor, or one of its fields is not valid.
     """
+    return _descriptor(obj, media_type, None)
+
+
+def _descriptor(obj: object, media_type: str, default_type: str | None) -> Descriptor:
     fields = _Fields(obj, media_type, "a descriptor")
     size = fields.get("size")
     if type(size) is not int:
         raise fields.fault("size", "is no whole number of at most 63 bits")
     try:
         return Descriptor(
-            fields.text("mediaType"),
+            default_type
+            if default_type and fields.get("mediaType") in (None, "")
+            else fields.text("mediaType"),
             Digest.parse(fields.text("digest")),
             size,
             fields.platform("platform"),
@@ -284,9 +282,9 @@ class ImageIndex:
     def select(self, platform: Platform) -> Descriptor:
         """Choose the manifest for a platform.
 
-        The exact variant wins, then the next lower one that the processor runs (arm v7, v6, v5). Among
-        equals the first counts. Where a version is wanted, an entry that names one comes before an entry that names none. Attestations are no choice, and a manifest that names no platform is
-        one only where there is no other.
+        The exact variant wins, then the next lower one that the processor runs (arm v7, v6, v5). Among equals the first
+        counts. If a version is wanted, an entry that names one comes before an entry that names none. Attestations are
+        no choice, and a manifest that names no platform is one only if there is no other.
 
         Raises:
             PlatformNotFoundError: There is none.
@@ -324,7 +322,7 @@ def _manifest(raw: bytes, media_type: str, fields: _Fields) -> ImageManifest:
         raw,
         media_type,
         Digest.of(raw),
-        fields.config(),
+        fields.descriptor("config", _BYTES),
         fields.descriptors("layers"),
         fields.annotations(),
         None if fields.get("artifactType") is None else fields.text("artifactType"),

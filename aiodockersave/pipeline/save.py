@@ -71,8 +71,9 @@ async def save(
         format: The layout of the archive.
         layers: ``"keep"`` stores layers as the source has them, ``"decompress"`` as plain tars.
         platform: Which of an image's platforms is taken. An image whose config says that it is for another one, on which
-            its programs do not run, is an error, unless the reference has the digest of its manifest. By default ``linux`` on this machine's architecture; then such an
-            image is taken with a warning in the log (``aiodockersave``).
+            its programs do not run, is an error, unless the reference has the digest of its manifest. By default
+            ``linux`` on this machine's architecture; then such an image is taken with a warning in the log
+            (``aiodockersave``).
         allow_other_platform: Whether it is taken in any case, with that warning.
         jobs: How many blobs are read at once, from 1 to 64. Into a stream, or decompressed, one is written while the next
             ones are read ahead.

@@ -33,6 +33,7 @@ class TellingWaits:
         each_once = {id(source): source for source in sources}.values()
         self._sources = [source for source in each_once if isinstance(source, SupportsWaits)]
         self._progress = progress
+        self._cancels = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._fault: BaseException | None = None
 

@@ -23,7 +23,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeGuard, runtime_checkable
 
 from aiodockersave.core.documents import MAX_DOCUMENT_SIZE, ImageManifest
@@ -213,7 +213,14 @@ def check_manifest(raw: bytes, descriptor: Descriptor, what: str) -> None:
 
     A size that is wrong in the index above is a warning alone: the digest tells that these are the right bytes.
     """
-    check_document(raw, replace(descriptor, size=None), what)
+    if Digest.of(raw, descriptor.digest.algorithm) == descriptor.digest:
+        warn_of_size(raw, descriptor, what)
+    else:
+        check_document(raw, descriptor, what)  # raises; a wrong size says more than a wrong digest
+
+
+def warn_of_size(raw: bytes, descriptor: Descriptor, what: str) -> None:
+    """Warn of a manifest or index, whose digest is right, if its descriptor says another size."""
     if descriptor.size not in (None, len(raw)):
         _log.warning(
             "%s has %d bytes, not %d as its index says; its digest is right", what, len(raw), descriptor.size

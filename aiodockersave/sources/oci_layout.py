@@ -19,7 +19,7 @@ import contextlib
 import os
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from typing import Final, Self
 
@@ -38,14 +38,22 @@ from aiodockersave.core.errors import (
 from aiodockersave.core.model import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Digest, Platform
 from aiodockersave.core.text import cut, listed, one_line, quoted
 
-from . import ResolvedImage, check_document, check_document_size, check_supported, default_platform
+from . import (
+    ResolvedImage,
+    check_document,
+    check_document_size,
+    check_manifest,
+    check_supported,
+    default_platform,
+)
 from .regular_file import open_regular, read_file, shorter
 
 __all__ = ["OciLayoutSource"]
 
 REF_NAME: Final = "org.opencontainers.image.ref.name"
-CONTAINERD_NAME: Final = "io.containerd.image.name"
 """The annotation that names an image (OCI image-spec, annotations.md)."""
+CONTAINERD_NAME: Final = "io.containerd.image.name"
+"""The annotation with the whole name, in the exports of containerd and Docker."""
 
 CHUNK_SIZE = 512 << 10
 """Bytes of one read: large beside the cost of a call in a thread, and small in memory."""
@@ -114,14 +122,18 @@ class OciLayoutSource:
         for _ in range(_MAX_DEPTH):
             if descriptor.media_type not in INDEX_TYPES:
                 break
-            raw = self._read_document(descriptor, "index")
+            raw = self._read_document(descriptor, "index", check_manifest)
             descriptor = ImageIndex.parse(raw, descriptor.media_type).select(platform)
         if descriptor.media_type not in MANIFEST_TYPES:
             raise UnsupportedImageError(self._name(reference), f"it is a {cut(descriptor.media_type)}")
-        manifest = ImageManifest.parse(self._read_document(descriptor, "manifest"), descriptor.media_type)
+        manifest = ImageManifest.parse(
+            self._read_document(descriptor, "manifest", check_manifest), descriptor.media_type
+        )
         # Before the config is read: the config of an artifact may be anything.
         check_supported(manifest, self._name(reference))
-        return ResolvedImage(reference, manifest, self._read_document(manifest.config, "config"))
+        return ResolvedImage(
+            reference, manifest, self._read_document(manifest.config, "config", check_document)
+        )
 
     def _name(self, reference: str) -> str:
         layout = f"oci:{one_line(self._path)}"
@@ -170,14 +182,16 @@ class OciLayoutSource:
     def _blob_path(self, digest: Digest) -> str:
         return os.path.join(self._path, "blobs", digest.algorithm, digest.encoded)
 
-    def _read_document(self, descriptor: Descriptor, what: str) -> bytes:
+    def _read_document(
+        self, descriptor: Descriptor, what: str, check: Callable[[bytes, Descriptor, str], None]
+    ) -> bytes:
         check_document_size(descriptor, what)
         path = self._blob_path(descriptor.digest)
         try:
             raw = read_file(path, MAX_DOCUMENT_SIZE)
         except (FileNotFoundError, NotADirectoryError):
             raise BlobNotFoundError(descriptor.digest, one_line(path)) from None
-        check_document(raw, descriptor, what)
+        check(raw, descriptor, what)
         return raw
 
 

@@ -136,6 +136,38 @@ def test_manifest() -> None:
     assert len(repr(manifest)) < 1000
 
 
+@pytest.mark.parametrize(
+    ("given", "media_type"),
+    [
+        ({"mediaType": ""}, "application/octet-stream"),
+        ({"mediaType": None}, "application/octet-stream"),
+        ({}, "application/octet-stream"),
+        ({"MediaType": OCI_CONFIG}, OCI_CONFIG),
+        (
+            {"MediaType": "application/vnd.cncf.helm.config.v1+json"},
+            "application/vnd.cncf.helm.config.v1+json",
+        ),
+    ],
+    ids=str,
+)
+def test_the_type_of_a_config(given: dict[str, Any], media_type: str) -> None:
+    """Some images of 2015 have none; one in another spelling, as Go reads it, is one."""
+    config = {name: value for name, value in CONFIG.items() if name != "mediaType"} | given
+    assert ImageManifest.parse(dump(MANIFEST | {"config": config})).config.media_type == media_type
+
+
+@pytest.mark.parametrize("given", [0, False, [], {}])
+def test_a_type_of_a_config_that_is_no_text(given: Any) -> None:
+    with pytest.raises(InvalidDocumentError, match="mediaType is missing or no text"):
+        ImageManifest.parse(dump(MANIFEST | {"config": CONFIG | {"mediaType": given}}))
+
+
+@pytest.mark.parametrize("given", [{"mediaType": ""}, {"mediaType": None}])
+def test_a_layer_has_a_type(given: dict[str, Any]) -> None:
+    with pytest.raises(InvalidDocumentError):
+        ImageManifest.parse(dump(MANIFEST | {"layers": [DESCRIPTOR | given]}))
+
+
 def test_docker_manifest() -> None:
     raw = dump(
         {

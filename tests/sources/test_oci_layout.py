@@ -160,6 +160,18 @@ async def test_two_names_of_one_image_are_one_image(tmp_path: Path) -> None:
     assert (await source.resolve("", AMD64)).manifest == IMAGE.manifest
 
 
+async def test_a_manifest_of_another_size_than_its_index_says_is_taken(
+    layout: Layout, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its digest tells that these are the right bytes. A config's size is the manifest's word, and stays checked."""
+    image = layout.add_manifest(platform="linux/amd64")
+    size = image["size"]
+    layout.write_index(image | {"size": size + 1})
+    found = await layout.source.resolve("", AMD64)
+    assert found.digest == digest_of(image)
+    assert f"manifest has {size} bytes, not {size + 1} as its index says; its digest is right" in caplog.text
+
+
 async def test_names_as_containerd_and_docker_write_them(layout: Layout) -> None:
     """Two images with one tag are told apart by their whole names; an annotation of the specification comes first."""
     images = [layout.add_manifest(platform=f"linux/{number}", ref="1.0") for number in range(2)] + [

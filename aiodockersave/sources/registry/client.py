@@ -46,6 +46,7 @@ from aiodockersave.sources import (
     check_document_size,
     check_supported,
     default_platform,
+    warn_of_size,
 )
 from aiodockersave.sources.waits import Sleep, Wait, Waits
 
@@ -303,6 +304,7 @@ class RegistrySource:
         check_document_size(expected, what)
         known = self._kept.manifest(image, expected.digest)
         if known is not None:
+            warn_of_size(known.raw, expected, what)
             return _of_type(known, expected, what)
 
         async def ask(place: Place) -> ImageManifest | ImageIndex:

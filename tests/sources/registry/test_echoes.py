@@ -19,7 +19,7 @@ from urllib.parse import quote, quote_plus
 
 import pytest
 
-from aiodockersave import Digest, DockerSaveError, ImageRequest, PlatformNotFoundError, save
+from aiodockersave import Digest, DockerSaveError, ImageRequest, PlatformNotFoundError, Wait, save
 from aiodockersave.core.model import OCI_INDEX, OCI_MANIFEST
 from aiodockersave.core.text import Secrets, quoted, shown, shown_url
 from aiodockersave.sources.credentials import Credentials
@@ -289,6 +289,31 @@ async def test_a_password_is_not_repeated(
     for said in (all_that_is_said(error), log()):
         lowered = said.lower()
         assert not [each for each in (*FORMS.values(), "hunter2") if each.lower() in lowered], said
+
+
+@pytest.mark.parametrize("form", ["harmless", *FORMS])
+@pytest.mark.parametrize("name", ["message of a 500", "message of a 429"])
+async def test_a_password_is_not_repeated_while_the_next_attempt_is_waited_for(
+    name: str, form: str, log: Callable[[], str]
+) -> None:
+    waits: list[Wait] = []
+
+    async def sleep(_: float) -> None:
+        waits.extend(source.waits())
+
+    text = FORMS.get(form, HARMLESS)
+    async with FaultyRegistry({"team/app:1": IMAGE}) as registry:
+        registry.faults = [repeat(PLACES[name], text), login('Basic realm="x"')]
+        async with RegistrySource(
+            plain_http=True, credentials=Keyring(LOGIN), retries=Retries(attempts=3), sleep=sleep
+        ) as source:
+            with pytest.raises(DockerSaveError):
+                await source.resolve(f"{registry.address}/team/app:1", AMD64)
+    assert len(waits) == 2
+    assert all(wait.reason.startswith("the next attempt, as ") for wait in waits)
+    said = "\n".join([*map(repr, waits), log()]).lower()
+    assert (HARMLESS in said) == (form == "harmless")
+    assert not [each for each in (*FORMS.values(), "hunter2") if each.lower() in said], said
 
 
 TOKENS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -10,16 +11,18 @@ import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 
-from aiodockersave import Digest, __version__, cli
+from aiodockersave import Digest, OciLayoutSource, ResolvedImage, Wait, __version__, cli
 from aiodockersave.cli.commands import command
 from aiodockersave.cli.image_argument import LayoutImage, RegistryImage, parse_image, read_images
 from aiodockersave.cli.printing import printable
 from aiodockersave.cli.reporters import Reporter
 from aiodockersave.core.errors import InvalidInputError, MissingDependencyError
+from aiodockersave.pipeline import waiting
 from tests.support.images import make_image, make_layer, write_layout
 
 HEX = "0123456789abcdef" * 4
@@ -547,6 +550,32 @@ def test_a_name_that_promises_compression(
     assert result.code == 0
     assert any("will not be compressed" in line for line in result.lines) == is_warned
     assert tarfile.is_tarfile(tmp_path / name)
+
+
+@pytest.mark.parametrize("arguments", [["plan"], ["save", "--progress", "plain", "-o"]], ids=["plan", "save"])
+def test_a_long_wait_is_told(
+    run: Run, layout: Path, tmp_path: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = []
+    resolve = OciLayoutSource.resolve
+
+    def waits(_: OciLayoutSource) -> list[Wait]:
+        looked.append(1)
+        return [Wait("manifest a", "no answer yet", 2.0, 90.0)]
+
+    async def slow(self: OciLayoutSource, *asked: Any) -> ResolvedImage:
+        while not looked:
+            await asyncio.sleep(0.001)
+        return await resolve(self, *asked)
+
+    monkeypatch.setattr(waiting, "INTERVAL", 0.001)
+    monkeypatch.setattr(OciLayoutSource, "waits", waits, raising=False)
+    monkeypatch.setattr(OciLayoutSource, "resolve", slow)
+    target = [tmp_path / "a.tar"] if "save" in arguments else []
+    result = run(*arguments, *target, f"oci:{layout}:one=a:1")
+    assert result.code == 0
+    assert result.lines[0] == "waiting, 2 s of at most 90 s: no answer yet (manifest a)"
+    assert "waiting" not in result.out
 
 
 def test_a_damaged_layer_names_layer_and_image(run: Run, layout: Path, tmp_path: Path) -> None:

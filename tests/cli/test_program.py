@@ -624,13 +624,16 @@ def test_further_signals_end_a_process_that_waits_for_a_thread(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"begun\n"
-        deadline = time.monotonic() + LIMIT
-        while process.poll() is None:
-            assert time.monotonic() < deadline
-            process.send_signal(number)
-            time.sleep(0.05)
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"begun\n"
+            deadline = time.monotonic() + LIMIT
+            while process.poll() is None:
+                assert time.monotonic() < deadline
+                process.send_signal(number)
+                time.sleep(0.05)
+        finally:
+            process.kill()  # nobody waits for its thread here
         assert process.stderr is not None
         assert (process.returncode, only_line(process.stderr.read())) == (code, line)
 

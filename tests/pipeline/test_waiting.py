@@ -27,11 +27,18 @@ class Slow(OciLayoutSource):
     def __init__(self, directory: Path, *, is_open: bool = False) -> None:
         super().__init__(directory)
         self.may_go_on = asyncio.Event()
+        self._is_looked_at = False
         if is_open:
             self.may_go_on.set()
 
     def waits(self) -> Sequence[Wait]:
+        assert not self._is_looked_at, "a look is one for each source"
+        self._is_looked_at = True
+        asyncio.get_running_loop().call_soon(self._looked_at)
         return [] if self.may_go_on.is_set() else [LONG, SHORT]
+
+    def _looked_at(self) -> None:
+        self._is_looked_at = False
 
     async def resolve(self, reference: str, platform: Platform | None = None) -> ResolvedImage:
         await self.may_go_on.wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 
 import pytest
 
@@ -48,6 +49,28 @@ async def test_what_is_waited_for(fault: Fault, what: str, reason: str, limit: f
             reading.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await reading
+            assert source.waits() == []
+
+
+async def test_a_connection_is_waited_for() -> None:
+    """At a loopback address, where it is found out first whether the registry speaks TLS."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = "{}:{}".format(*silent.getsockname())
+        async with RegistrySource(timeouts=Timeouts(connect=45.0)) as source:
+            resolving = asyncio.create_task(source.resolve(f"{address}/team/app:1", AMD64))
+            async with asyncio.timeout(LIMIT):
+                while not (found := source.waits()):
+                    assert not resolving.done()
+                    await asyncio.sleep(0.01)
+            (wait,) = found
+            assert (wait.what, wait.reason, wait.limit) == (
+                f"manifest {address}/team/app:1",
+                "no answer yet",
+                45.0,
+            )
+            resolving.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await resolving
             assert source.waits() == []
 
 

@@ -25,6 +25,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Literal, Self, TypeAlias
+from urllib.parse import quote
 
 from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
@@ -41,6 +42,8 @@ HERE, ELSEWHERE = "127.0.0.1", "127.0.0.2"
 QUIET = 10  # looks in a row at which nothing goes on: then nothing does
 USER, PASSWORD = "gordon", "correct horse"
 BASIC = "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+RIGHT_TOKEN = "given-to-anybody"
+"""The token of :func:`wants_token`."""
 SECRETS = (PASSWORD, BASIC.removeprefix("Basic "), "token-")
 """Secrets, not to be seen where they do not belong: the password, as it is and as a header has it, and any token."""
 
@@ -221,6 +224,32 @@ def redirect(location: str, status: int = 307) -> Fault:
             Location=location.format(path=ask.path, elsewhere=ask.elsewhere)
         ),
         when=lambda ask, answer: answer.is_content and not ask.is_elsewhere,
+    )
+
+
+def wants_token(scope: str, *, elsewhere: bool = False) -> tuple[Fault, Fault]:
+    """Want a token that anybody gets, for this scope alone: at the registry itself, or at the other host."""
+
+    def challenge(ask: Ask, _: Answer) -> Answer:
+        realm = f'Bearer realm="http://{ask.headers.get("Host")}/token",service="s",scope="{scope}"'
+        return Answer(401, body=b"{}").saying(WWW_Authenticate=realm)
+
+    def token(ask: Ask, _: Answer) -> Answer:
+        return Answer(body=to_json({"token": RIGHT_TOKEN if quote(scope, safe="") in ask.path else "wrong"}))
+
+    def is_there(ask: Ask) -> bool:
+        return ask.is_elsewhere == elsewhere
+
+    return (
+        Fault(
+            f"wants {scope}",
+            challenge,
+            when=lambda ask, _: is_there(ask) and ask.headers.get("Authorization") != f"Bearer {RIGHT_TOKEN}",
+            kinds=("manifest", "config", "blob"),
+        ),
+        Fault(
+            "gives a token for its scope alone", token, when=lambda ask, _: is_there(ask), kinds=("token",)
+        ),
     )
 
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from aiodockersave.sources.credentials import Credentials, CredentialStore
 
 __all__ = [
+    "Anonymous",
     "Authorizer",
     "Challenge",
     "Token",
@@ -248,6 +249,16 @@ class _Access:
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     grant: _Grant | None = None
+
+
+class Anonymous:
+    """The credentials of somebody who has none."""
+
+    async def get(self, registry: str, repository: str) -> None:
+        """Return none.
+
+        Cancel: nothing is waited for.
+        """
 
 
 class Authorizer:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -29,9 +30,10 @@ from aiodockersave.core.errors import (
 from aiodockersave.core.text import Secrets, shown_url
 from aiodockersave.sources.waits import Waits
 
-from .addresses import is_loopback_name
-from .answers import InterruptedTransfer, discretion, origin
-from .auth import Authorizer, Challenge, parse_challenges
+from .addresses import AddressClass, is_loopback_name
+from .answers import InterruptedTransfer, Origin, discretion, origin
+from .auth import Anonymous, Authorizer, Challenge, parse_challenges
+from .cache import Recent
 from .session_pool import Settings
 from .transport import Request, Response, Transport
 
@@ -193,6 +195,10 @@ _HUB: Final = {"docker.io": "registry-1.docker.io"}
 """The hosts that answer for registries of another name."""
 _MAX_LOGINS = 3
 """Logins for one request: a token may have expired, or been used up by others, when it is used."""
+_MAX_GUESTS = 16
+"""Other registries, to which this one redirects, whose tokens are kept."""
+_CONTENT = re.compile("/v2/([A-Za-z0-9._/-]{1,255})/(?:manifests|blobs)/[^/]+")
+"""The paths of content at a registry (distribution specification, "Pull")."""
 _SHUNNED: Final = 60.0
 """Seconds for which a mirror that broke off is not asked for other content."""
 _UNAUTHORIZED = 401
@@ -233,6 +239,7 @@ class Endpoint:
         self._prefix = prefix
         self._transport = Transport(parts.hostname or "", parts.port, settings, name)
         self._authorizer = Authorizer(name, self._transport, credentials, secrets=self.secrets)
+        self._guests: Recent[Origin | None, Authorizer] = Recent(_MAX_GUESTS)
         self._silent_until = 0.0
 
     @property
@@ -309,34 +316,57 @@ class Endpoint:
             url = await self._base(what) + (f"{repository}/{path}" if repository else path)
             with discretion(self.secrets, what, url):
                 request = Request(what, url, headers, is_head=is_head, secrets=self.secrets)
-                return await self._open(request, repository)
+                response = await self._open(request, repository, self._authorizer)
+                other = _other_registry(request, response)
+                if other is not None:
+                    await response.discard()
+                    response = await self._open_as_guest(
+                        replace(request, url=response.url), other, response.by
+                    )
+                return response
         except InterruptedTransfer as exc:
             fault = exc
             self._silent_until = time.monotonic() + _SHUNNED
         raise fault
 
-    async def _open(self, request: Request, repository: str) -> Response:
-        header = await self._authorizer.header(request, repository)
-        request = replace(request, authorization=header, login=self._authorizer.login(repository))
+    async def _open(
+        self, request: Request, repository: str, authorizer: Authorizer, by: AddressClass | None = None
+    ) -> Response:
+        header = await authorizer.header(request, repository)
+        request = replace(request, authorization=header, login=authorizer.login(repository))
         was_fresh = False
         for _ in range(_MAX_LOGINS):
-            response = await self._transport.open(request)
+            response = await self._transport.open(request, by)
             challenges = parse_challenges(response.headers("WWW-Authenticate"))
             # A login that is asked for after a redirect to another host, be it by the registry again, is not given.
             is_asked = response.status == _UNAUTHORIZED and response.is_own and challenges
             if not is_asked:
                 return response
-            is_worthwhile = any(map(_is_expiry, challenges)) or self._authorizer.has_other_scope(
+            is_worthwhile = any(map(_is_expiry, challenges)) or authorizer.has_other_scope(
                 repository, challenges
             )
             if was_fresh and not is_worthwhile:
                 return response
             await response.discard()
-            header, was_fresh = await self._authorizer.answer(
+            header, was_fresh = await authorizer.answer(
                 request, repository, challenges, refused=request.authorization, by=response.by
             )
-            request = replace(request, authorization=header, login=self._authorizer.login(repository))
-        return await self._transport.open(request)
+            request = replace(request, authorization=header, login=authorizer.login(repository))
+        return await self._transport.open(request, by)
+
+    async def _open_as_guest(self, request: Request, repository: str, by: AddressClass) -> Response:
+        """Ask another registry, which this one redirects to, with a token that anybody gets: it has no claim to credentials.
+
+        The connections are those of this address, so that the other registry stays one that the user did not name.
+        """
+        where = origin(request.url)
+        guest = self._guests.get(where)
+        if guest is None:
+            guest = Authorizer(
+                urlsplit(request.url).netloc, self._transport, Anonymous(), secrets=self.secrets
+            )
+            self._guests.put(where, guest)
+        return await self._open(replace(request, is_told=True), repository, guest, by)
 
     @property
     def is_logged_in(self) -> bool:
@@ -397,6 +427,17 @@ class Place(NamedTuple):
         Nothing is hidden in ``what`` or in the URL of ``path``: a gap in the user's own words would tell the secret.
         """
         return discretion(self.endpoint.secrets, what, self.url + path, self.url)
+
+
+def _other_registry(request: Request, response: Response) -> str | None:
+    """Return the repository at another registry that redirects have led to, and that wants a token; None if it is none."""
+    if response.status != _UNAUTHORIZED or origin(response.url) == origin(request.url):
+        return None
+    wants_token = any(
+        each.scheme == "bearer" for each in parse_challenges(response.headers("WWW-Authenticate"))
+    )
+    found = _CONTENT.fullmatch(urlsplit(response.url).path) if wants_token else None
+    return None if found is None else found[1]
 
 
 def _is_expiry(challenge: Challenge) -> bool:

@@ -9,14 +9,22 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import quote
 
 import pytest
 
 from aiodockersave import ImageRequest, InvalidDocumentError, RegistrySource, UnsupportedImageError, save
 from aiodockersave.core.model import DOCKER_LAYER_GZIP, DOCKER_MANIFEST, Platform
 from tests.support.attempts import no_sleep
-from tests.support.faulty_registry import Answer, Ask, Fault, FaultyRegistry, drop, label
+from tests.support.faulty_registry import (
+    Answer,
+    Ask,
+    Fault,
+    FaultyRegistry,
+    drop,
+    label,
+    redirect,
+    wants_token,
+)
 from tests.support.images import Image, archive_of, make_image, make_layer, to_json
 
 AMD64 = Platform("linux", "amd64")
@@ -78,27 +86,6 @@ class Row:
     error: type[Exception] | None = None
 
 
-def wants(scope: str) -> tuple[Fault, Fault]:
-    """Want a token for a scope that is named, whatever the repository's name is."""
-
-    def challenge(ask: Ask, _: Answer) -> Answer:
-        realm = f'Bearer realm="http://{ask.headers.get("Host")}/token",service="s",scope="{scope}"'
-        return Answer(401, body=b"{}").saying(WWW_Authenticate=realm)
-
-    def token(ask: Ask, _: Answer) -> Answer:
-        return Answer(body=to_json({"token": "right" if quote(scope, safe="") in ask.path else "wrong"}))
-
-    return (
-        Fault(
-            f"wants {scope}",
-            challenge,
-            when=lambda ask, _: ask.headers.get("Authorization") != "Bearer right",
-            kinds=("manifest", "config", "blob"),
-        ),
-        Fault("gives a token for its scope alone", token, when=lambda *_: True, kinds=("token",)),
-    )
-
-
 ROWS = [
     Row("an object store as a registry calls manifests what it calls all files", [says("binary/octet-stream")]),
     Row("a server of plain files (moby#31318)", [says("application/octet-stream")]),
@@ -112,7 +99,8 @@ ROWS = [
     Row("Apache's httpd calls every gzip file x-gzip (moby#17595)", [label("x-gzip")]),
     Row("a cache in front of a registry calls every gzip file gzip (moby#27642)", [label("gzip")]),
     Row("a store that refuses ranges without an end, after a transfer broke off", [drop(0.5).often(1), answers(416, where="-")]),
-    Row("a proxy names the repository behind it (ciiiii/cloudflare-docker-proxy#17)", wants("repository:library/app:pull")),
+    Row("a proxy names the repository behind it (ciiiii/cloudflare-docker-proxy#17)", wants_token("repository:library/app:pull")),
+    Row("a domain of one's own redirects to a registry that gives a token to anybody", [redirect("{elsewhere}{path}").of("manifest", "config", "blob"), *wants_token("repository:team/app:pull", elsewhere=True)]),
     Row("a proxy that has manifests by their tags alone", [answers(404, where="/manifests/sha256:")]),
     Row("Docker Hub's images of 2015: the config is bytes", image=of_2015("application/octet-stream")),
     Row("images of 2015: the config's type is empty", image=of_2015("")),

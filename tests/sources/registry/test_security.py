@@ -29,6 +29,7 @@ from aiodockersave import AuthenticationError, DockerSaveError, RegistryError, S
 from aiodockersave.sources.registry import Retries, Timeouts
 from tests.support.attempts import DOCUMENTS, FOREIGN, IMAGE, LAYER, Keyring, attempt, challenge, everything
 from tests.support.faulty_registry import (
+    RIGHT_TOKEN,
     SECRETS,
     USER,
     Answer,
@@ -40,6 +41,7 @@ from tests.support.faulty_registry import (
     drop,
     redirect,
     refuse,
+    wants_token,
 )
 from tests.support.images import Image, make_image, to_json
 from tests.support.small_world import (
@@ -257,8 +259,56 @@ async def test_s1_origin_of_a_challenge(tmp_path: Path, scheme: str, auth: Auth)
         registry.faults = [redirect("{elsewhere}{path}"), away]
         error = await attempt(f"{registry.address}/team/app:1", tmp_path / "app.tar", credentials=Keyring())
         assert isinstance(error, AuthenticationError), everything(error)
-        assert {ask.kind for ask in registry.other.asks} == {"blob"}, "a token was asked for there"
+        asked = {ask.kind for ask in registry.other.asks}
+        assert asked == ({"blob", "token"} if scheme == "Bearer" else {"blob"}), (
+            "only a guest's token may be asked for"
+        )
         assert not [ask for ask in registry.other.asks if "Authorization" in ask.headers]
+
+
+@pytest.mark.parametrize("auth", ["none", "basic", "bearer"])
+async def test_s1_origin_of_another_registry(tmp_path: Path, auth: Auth) -> None:
+    """A registry redirects to another one, which gives a token to anybody: nothing of the first one's login goes there."""
+    registry = FaultyRegistry({"team/app:1": IMAGE}, auth=auth)
+    async with registry:
+        registry.faults = [
+            redirect("{elsewhere}{path}"),
+            *wants_token("repository:team/app:pull", elsewhere=True),
+        ]
+        error = await attempt(f"{registry.address}/team/app:1", tmp_path / "app.tar", credentials=Keyring())
+        assert error is None, everything(error)
+        there = registry.other.asks
+    assert {ask.headers.get("Authorization") for ask in there if ask.kind != "token"} == {
+        None,
+        f"Bearer {RIGHT_TOKEN}",
+    }
+    assert [ask.headers.get("Authorization") for ask in there if ask.kind == "token"] == [None]
+    assert not [secret for secret in SECRETS for ask in there if secret in ask.everything()]
+    assert not [ask for ask in registry.asks if RIGHT_TOKEN in ask.everything()]
+
+
+async def test_s1_origin_of_another_registry_that_refuses(tmp_path: Path) -> None:
+    """A guest's token is asked for once, and the error names who refused it."""
+    registry = FaultyRegistry({"team/app:1": IMAGE}, auth="basic")
+    async with registry:
+        refused = Fault(
+            "no token is right",
+            lambda ask, _: Answer(401).saying(
+                WWW_Authenticate=f'Bearer realm="http://{ask.headers["Host"]}/token"'
+            ),
+            when=lambda ask, _: ask.is_elsewhere,
+            kinds=DOCUMENTS,
+        )
+        registry.faults = [
+            redirect("{elsewhere}{path}").of(*DOCUMENTS),
+            refused,
+            *wants_token("repository:team/app:pull", elsewhere=True)[1:],
+        ]
+        error = await attempt(f"{registry.address}/team/app:1", tmp_path / "app.tar", credentials=Keyring())
+        assert isinstance(error, AuthenticationError), everything(error)
+        assert registry.other.address in str(error)
+        assert "gordon" not in everything(error)
+        assert [ask.kind for ask in registry.other.asks] == ["manifest", "manifest", "token", "manifest"]
 
 
 def away_and_back(registry: FaultyRegistry, *kinds: Kind) -> list[Fault]:

@@ -190,9 +190,10 @@ def command() -> None:
 @_option(
     "--resume",
     is_flag=True,
-    help="Resume an interrupted save; if this one is interrupted, keep the bytes that were received. Needs a file and "
-    "--layers keep.",
+    help="Resume an interrupted save; if this one is interrupted, keep the bytes that were received. A FILE that is whole "
+    "already, by its size and headers, is left as it is. Needs a file and --layers keep.",
 )
+@_option("--restart", is_flag=True, help="With --resume: fetch everything anew, whatever is there.")
 @_option(
     "--checksum", is_flag=True, help="End with the SHA-256 of the archive, too: one more pass over its bytes."
 )

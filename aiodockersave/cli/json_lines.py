@@ -16,7 +16,8 @@ source has them, digests are ``algorithm:hex``.
 ``layer_finished``  ``digest``, ``size``, ``total_done``, ``total``: the layer is in the archive, verified
 ``layer_reused``    ``digest``: another image has the layer too; it is not read again
 ``image_finished``  ``reference``, ``image_id``
-``save_finished``   ``size`` of the archive in bytes, its ``sha256`` (``--checksum``; else null), ``total_done``, ``total``
+``save_finished``   ``size`` of the archive in bytes, its ``sha256`` (``--checksum``; else null), ``total_done``, ``total``,
+                    ``left_as_is``: whether the file was whole already (``--resume``)
 ``waiting``         ``what``, ``reason``, ``seconds``, ``limit``: a registry is waited for, for longer than 2 s; once a second
 ``message``         ``level`` (``info``, ``warning`` or ``error``), ``message``: the line that people are told
 ``error``           ``message``, ``exit_code``, ``traceback`` (null without ``--verbose``): the last line, if it fails
@@ -102,7 +103,12 @@ class JsonLines(Reporter):
                 fields = {"what": wait.what, "reason": wait.reason, "seconds": seconds, "limit": wait.limit}
             case SaveFinished(report):
                 sha256 = str(report.sha256) if report.sha256 else None
-                fields = {"size": report.size, "sha256": sha256, **self._total()}
+                fields = {
+                    "size": report.size,
+                    "sha256": sha256,
+                    **self._total(),
+                    "left_as_is": report.left_as_is,
+                }
         return {"event": _NAMES[type(event)], **fields}
 
     def _total(self) -> dict[str, int]:

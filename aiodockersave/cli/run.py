@@ -42,21 +42,30 @@ _ADVICE = {
 }
 
 
-def run(work: Callable[[], Awaitable[None]], terminal: Terminal, *, target: str | None) -> int:
+def run(
+    work: Callable[[], Awaitable[None]],
+    terminal: Terminal,
+    *,
+    target: str | None,
+    advice: Callable[[], str] = lambda: "",
+) -> int:
     """Run ``work`` to its end and return the exit code.
 
     Args:
         work: The work of the command.
         terminal: Reports a failure; its printer is closed.
         target: The name of the file that is written; None for standard output.
+        advice: Returns what is said of an interrupt, behind the signal's name.
     """
-    code = _run(work, terminal, target)
+    code = _run(work, terminal, target, advice)
     # A user who interrupts the process does not want to wait until somebody reads the reason.
     terminal.printer.close(_PATIENCE if code > exit_codes.SIGNAL else None)
     return code
 
 
-def _run(work: Callable[[], Awaitable[None]], terminal: Terminal, target: str | None) -> int:
+def _run(
+    work: Callable[[], Awaitable[None]], terminal: Terminal, target: str | None, advice: Callable[[], str]
+) -> int:
     try:
         asyncio.run(_interruptible(work))
     except Exception as error:  # noqa: BLE001 - any error ends in one line
@@ -67,18 +76,18 @@ def _run(work: Callable[[], Awaitable[None]], terminal: Terminal, target: str | 
             give_up_output()
             if isinstance(error, BrokenPipeError):
                 return exit_codes.READER_LEFT
-        line, code = _explain(error, target or "standard output")
+        line, code = _explain(error, target or "standard output", advice)
         is_internal = not isinstance(error, DockerSaveError | OSError | _EndedError)
         terminal.fail(line, error, code, is_internal=is_internal)
         return code
     return 0
 
 
-def _explain(error: Exception, target: str) -> tuple[str, int]:
+def _explain(error: Exception, target: str, advice: Callable[[], str]) -> tuple[str, int]:
     """Return the line that reports an error, and the exit code."""
     match error:
         case _EndedError():
-            line = f"ended by {error.signal.name}"
+            line = f"ended by {error.signal.name}{advice()}"
             return _with_notes(line, error.__cause__), exit_codes.SIGNAL + error.signal
         case AuthenticationError() if _NEEDS_LOGIN in error.reason:
             line = f"{error}; log in with {PROGRAM} login, docker login or podman login"

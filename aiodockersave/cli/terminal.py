@@ -115,7 +115,8 @@ def result_lines(target: str, report: Report, prepared: Prepared) -> Iterator[st
         f"image {each.image.config.image_id} (manifest {each.resolved.digest})" for each in prepared.images
     )
     checksum = f", {report.sha256}" if report.sha256 else ""
-    yield f"{target}: {report.size} bytes{checksum}, {images}"
+    left = ", left as it was: size and headers are right, blobs were not read" if report.left_as_is else ""
+    yield f"{target}: {report.size} bytes{checksum}, {images}{left}"
 
 
 def plan_text(prepared: Prepared, plan: Plan) -> str:

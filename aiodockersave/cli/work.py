@@ -20,7 +20,7 @@ from .image_argument import ImageArgument
 from .json_lines import JsonLines
 from .passwords import given_credentials
 from .printing import print_data
-from .reporters import PlainLines, Reporter, WaitLines
+from .reporters import PlainLines, Reporter, WaitLines, amount
 from .run import run
 from .sources import RegistryOptions, get_ready, open_sources
 from .terminal import Terminal, plan_json, plan_text, result_lines
@@ -35,6 +35,7 @@ def save(
     output: str,
     progress: str,
     resume: bool,
+    restart: bool,
     no_fsync: bool,
     max_expansion: int | None,
     creds_stdin: bool,
@@ -48,10 +49,8 @@ def save(
         click.UsageError: Options contradict each other, or the target is none.
     """
     target, name = _target(output), None if output == "-" else output
-    if resume and name is None:
-        raise click.UsageError("--resume is for a file: an archive on standard output cannot be resumed")
-    if resume and options["layers"] == "decompress":
-        raise click.UsageError("--resume needs --layers keep: with decompress the size is not known ahead")
+    can_resume = name is not None and options["layers"] == "keep"
+    _check_resume(name, options["layers"], resume=resume, restart=restart)
     if max_expansion is not None:
         options["max_expansion"] = max_expansion or None
     registries = RegistryOptions.taken_from(options)
@@ -70,13 +69,39 @@ def save(
             requests = await open_sources(images, registries, stack, given)
             with reporter:
                 report = await pipeline.save(
-                    requests, target, fsync=not no_fsync, resume=resume, progress=reporter, **options
+                    requests,
+                    target,
+                    fsync=not no_fsync,
+                    resume=resume,
+                    restart=restart,
+                    progress=reporter,
+                    **options,
                 )
         if reporter.prepared is not None:
             for line in result_lines(name or "standard output", report, reporter.prepared):
                 terminal.say(line)
 
-    return run(work, terminal, target=name)
+    def advice() -> str:
+        """Say what an interrupt has cost that --resume would have kept."""
+        received = reporter.tally.total_done
+        if resume or not can_resume or not received or not _is_for_a_file(target):
+            return ""
+        return f"; --resume would have kept the {amount(received)} that were received"
+
+    return run(work, terminal, target=name, advice=advice)
+
+
+def _check_resume(name: str | None, layers: str, *, resume: bool, restart: bool) -> None:
+    if resume and name is None:
+        raise click.UsageError("--resume is for a file: an archive on standard output cannot be resumed")
+    if resume and layers == "decompress":
+        raise click.UsageError("--resume needs --layers keep: with decompress the size is not known ahead")
+    if restart and not resume:
+        raise click.UsageError("--restart is for --resume: without it every save begins anew")
+
+
+def _is_for_a_file(path: str) -> bool:
+    return os.path.isfile(path) or not os.path.lexists(path)
 
 
 def _target(output: str) -> Any:

@@ -152,12 +152,15 @@ class Report:
         members: Where each member is, in order.
         images: Its images, as ``manifest.json`` has them.
         sha256: The SHA-256 of the whole archive, where ``checksum=True`` asked for it.
+        left_as_is: Whether the archive was there already, and no blob was read: see ``resume`` of
+            :func:`~aiodockersave.save`.
     """
 
     size: int
     members: tuple[ArchiveMember, ...]
     images: tuple[ManifestItem, ...]
     sha256: Digest | None
+    left_as_is: bool = False
 
     def __str__(self) -> str:
         """Return a line: names, size and, where it is known, the SHA-256."""

@@ -52,6 +52,7 @@ async def save(
     allow_other_platform: bool = False,
     jobs: int = DEFAULT_JOBS,
     resume: bool = False,
+    restart: bool = False,
     fsync: bool = True,
     stage_memory: int = 8 << 20,
     stage_dir: str | os.PathLike[str] | None = None,
@@ -79,7 +80,10 @@ async def save(
             ones are read ahead.
         resume: Whether a save that was interrupted is gone on with, and this one can be, should it be interrupted: what
             was received is kept in ``.NAME.<16 hex>.part`` beside the target, and an exception has a note that says so.
-            Only for a path, and with ``layers="keep"``.
+            A file that is the archive already, by its size and all bytes that are no blob's, is left as it is, unless
+            ``verify_diff_ids`` wants its blobs read. Only for a path, and with ``layers="keep"``.
+        restart: Whether, with ``resume``, everything is fetched anew: what a part file has, and a file that is the archive
+            already, do not count.
         fsync: Whether a path's file and directory are brought to the disk.
         stage_memory: Bytes of memory for content that is staged, which is only on the way into a stream.
         stage_dir: Where content goes that is staged and too large for memory.
@@ -106,8 +110,7 @@ async def save(
         ImageConflictError: One config came with two lists of layers.
         InsufficientSpaceError: The archive will not fit, as far as its size is known ahead; or what is decompressed would
             fill the disk, of which 64 MiB, or one in a hundred bytes, are left to others.
-        PartFileError: What an interrupted save has left is of another archive, in use, made by another user, or others may
-            write to it.
+        PartFileError: What an interrupted save has left is in use, made by another user, or others may write to it.
         OSError: The target cannot be written.
 
     Errors of this package have a note that names the image.
@@ -126,6 +129,10 @@ async def save(
     if resume and not (is_path and layers == "keep"):
         raise InvalidInputError(
             "only a file can be gone on with, and only with layers kept as they are: its size is not known ahead otherwise"
+        )
+    if restart and not resume:
+        raise InvalidInputError(
+            "restart=True is for a save with resume=True; any other begins anew by itself"
         )
     check_limits(max_plain_size=max_plain_size, max_expansion=max_expansion)
     requests = listed_requests(images)
@@ -154,6 +161,7 @@ async def save(
             layers=layers,
             jobs=jobs,
             resume=resume,
+            restart=restart,
             fsync=fsync,
             stage_memory=stage_memory,
             stage_dir=stage_dir,

@@ -102,6 +102,7 @@ class Settings(NamedTuple):
     layers: Layers
     jobs: int
     resume: bool
+    restart: bool
     fsync: bool
     stage_memory: int
     stage_dir: str | os.PathLike[str] | None
@@ -141,15 +142,48 @@ async def save_prepared(
     meter.tell(SaveStarted(prepared, meter.total))
     books = Books(prepared, meter, ahead)
     if isinstance(target, str | os.PathLike):
-        etag = prepared.plan.etag if settings.resume and prepared.plan is not None else None
-        async with opened(Target(target, fsync=settings.fsync, etag=etag)) as place:
-            report = await _save_at(place, prepared, books, settings)
+        report = await _save_by_path(target, prepared, books, settings)
     elif prepared.plan is not None:
         report = await _write_plan(target, prepared.plan, books, settings)
     else:
         report = await _decompress(target, prepared, books, settings)
     meter.tell(SaveFinished(report))
     return report
+
+
+async def _save_by_path(
+    path: str | os.PathLike[str], prepared: Prepared, books: Books, settings: Settings
+) -> Report:
+    etag = None
+    if settings.resume and prepared.plan is not None:
+        if not settings.restart and not settings.verify_diff_ids:
+            report = await _leave_as_is(path, prepared.plan, books, settings)
+            if report is not None:
+                return report
+        etag = prepared.plan.etag
+    async with opened(Target(path, fsync=settings.fsync, etag=etag, begin_anew=settings.restart)) as place:
+        return await _save_at(place, prepared, books, settings)
+
+
+async def _leave_as_is(
+    path: str | os.PathLike[str], plan: Plan, books: Books, settings: Settings
+) -> Report | None:
+    """Leave a file as it is that is the archive already; return None where it is not."""
+    from aiodockersave.sinks.finished_file import open_finished  # noqa: PLC0415 - few saves need it
+
+    worker = Worker("aiodockersave-file")
+    file = await worker.run(open_finished, path, plan.segments, plan.size)
+    if file is None:
+        return None
+    try:
+        books.begin()
+        for blob in books.blobs:
+            books.meter.started(blob.layer, blob.layer.size or 0)
+            books.finished(blob.layer)
+        sha256 = await sha256_of(file, plan.size, worker) if settings.checksum else None
+    finally:
+        await worker.run(file.close)
+    return Report(plan.size, plan.members, plan.images, sha256, left_as_is=True)
 
 
 async def _save_at(target: Target, prepared: Prepared, books: Books, settings: Settings) -> Report:

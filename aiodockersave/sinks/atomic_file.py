@@ -8,6 +8,7 @@
     sync    length compared, fsync          ┐ an error here is final: the kernel has dropped the pages
     publish mode, rename over the target    │ from here on the file stays
             fsync of the directory          ┘
+    tidy    remove part files beside it that nobody works on: none of them is of use now
     close   unlink, but a part file that is kept
 
 All of it happens below one descriptor of the directory, so a parent that is swapped meanwhile changes nothing. A symbolic
@@ -34,7 +35,7 @@ from aiodockersave.blobs.open_file import OpenFile
 from aiodockersave.blobs.space import Space
 from aiodockersave.core.errors import InsufficientSpaceError, InvalidInputError, PartFileError, SinkError
 
-from .part_file import open_part, part_name
+from .part_file import open_part, part_name, remove_parts
 from .path import Spot, find
 from .temporary import PRIVATE, is_still, mode_of_new, named_by_acl, open_temporary, remove_stale
 
@@ -57,9 +58,17 @@ class Target:
         path: The target.
         fsync: Whether to bring file and directory to the disk.
         etag: The ETag of the archive's plan, for a part file instead of a temporary one; None for none.
+        begin_anew: Whether what is in the part file is dropped.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, fsync: bool, etag: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        fsync: bool,
+        etag: str | None = None,
+        begin_anew: bool = False,
+    ) -> None:
         self.path = os.fsdecode(path)
         self.file: OpenFile | None = None
         self.published = False
@@ -67,6 +76,7 @@ class Target:
         self.left: str | None = None
         self._fsync = fsync
         self._etag = etag
+        self._begin_anew = begin_anew
         self._spot: Spot | None = None
         self._directory: OpenFile | None = None
         self._temporary: str | None = None
@@ -138,7 +148,7 @@ class Target:
             fd, self._temporary = open_temporary(directory, spot.name)
         else:
             name = part_name(spot.name, self._etag)
-            fd = open_part(directory, name, spot.name, folder=spot.folder)
+            fd = open_part(directory, name, spot.name, folder=spot.folder, begin_anew=self._begin_anew)
             self._temporary = name
         self.file = OpenFile(fd)
         return fd
@@ -232,6 +242,8 @@ class Target:
             self._temporary = None
             if self._fsync:
                 os.fsync(directory)
+            with contextlib.suppress(OSError):  # files stay that cannot be listed
+                remove_parts(directory, spot.name, fd)
 
     def _check_still(self, fd: int, directory: int, name: str) -> None:
         """Check that the name is still that of the file: only our file may be put under the target's name."""

@@ -1,7 +1,8 @@
 """The part file, which an interrupted save leaves beside its target for another one to resume.
 
 ``.NAME.<first 16 of the plan's ETag>.part``. The ETag stands for every byte of the archive, so only a save of the same
-archive resumes a part file; one of another archive beside the same target is an error. A lock keeps a second process out.
+archive resumes a part file. One of another archive stays beside it until an archive is under the target's name: should a tag
+have moved, and move back, it is resumed. A lock keeps a second process out.
 
 All functions block.
 """
@@ -9,15 +10,26 @@ All functions block.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import stat
 from typing import Final
 
 from aiodockersave.core.errors import PartFileError, PartFileLockedError
+from aiodockersave.core.text import one_line
 
-from .temporary import OPEN_BESIDE, PRIVATE, is_still, lock, name_beside, names_beside, stat_of_new
+from .temporary import (
+    OPEN_BESIDE,
+    PRIVATE,
+    is_still,
+    lock,
+    name_beside,
+    names_beside,
+    remove_stale,
+    stat_of_new,
+)
 
-__all__ = ["open_part", "part_name"]
+__all__ = ["open_part", "part_name", "remove_parts"]
 
 _SUFFIX: Final = ".part"
 _ETAG_DIGITS: Final = 16
@@ -30,7 +42,10 @@ def part_name(name: str, etag: str) -> str:
     return name_beside(name, f".{etag[:_ETAG_DIGITS]}{_SUFFIX}")
 
 
-def open_part(directory: int, part: str, name: str, *, folder: str) -> int:
+logger = logging.getLogger("aiodockersave")
+
+
+def open_part(directory: int, part: str, name: str, *, folder: str, begin_anew: bool = False) -> int:
     """Open or make a part file and lock it; the lock ends with its descriptor.
 
     Its bytes become part of an archive, as far as their digests are right; bytes beside the blobs are written anew. But its
@@ -42,17 +57,19 @@ def open_part(directory: int, part: str, name: str, *, folder: str) -> int:
         part: The name of the part file.
         name: The name of the target.
         folder: The directory's path, for messages.
+        begin_anew: Whether what is in it is dropped.
 
     Raises:
         PartFileLockedError: Another save is writing it.
-        PartFileError: A part file of another archive is there, or it is not a file, or others have made it or may write to it.
+        PartFileError: It is not a file, or others have made it or may write to it.
         OSError: It cannot be made.
     """
     for other in sorted(names_beside(directory, name, _ETAG_DIGITS, _SUFFIX)):
         if other != part:
-            raise PartFileError(
-                os.path.join(folder, other),
-                "it is of another archive: a tag has moved, or this was another command; remove it, or save without it",
+            logger.warning(
+                "%s is of another archive: a tag has moved, or this was another command; nothing of it is used, and it is "
+                "removed once the new archive is in place",
+                one_line(os.path.join(folder, other)),
             )
     path = os.path.join(folder, part)
     for _ in range(_TRIES):
@@ -63,12 +80,25 @@ def open_part(directory: int, part: str, name: str, *, folder: str) -> int:
             _check_and_lock(fd, directory, part, name, path)
             if is_still(fd, directory, part):
                 _make_private(fd, directory, name, path)
+                if begin_anew:
+                    os.ftruncate(fd, 0)
                 return fd
         except BaseException:
             os.close(fd)
             raise
         os.close(fd)  # the save that had locked it has just put it under the target's name, or removed it
     raise PartFileLockedError(path)
+
+
+def remove_parts(directory: int, name: str, fd: int) -> None:
+    """Remove the part files beside a target whose archive is in place, as :func:`.remove_stale` does for temporary files.
+
+    ``fd`` is the archive's descriptor.
+
+    Raises:
+        OSError: The directory cannot be listed.
+    """
+    remove_stale(directory, name, fd, digits=_ETAG_DIGITS, suffix=_SUFFIX)
 
 
 def _check_and_lock(fd: int, directory: int, part: str, name: str, path: str) -> None:

@@ -136,7 +136,9 @@ def _remove(directory: int, name: str) -> None:
         os.unlink(name, dir_fd=directory)
 
 
-def remove_stale(directory: int, name: str, fd: int) -> None:
+def remove_stale(
+    directory: int, name: str, fd: int, *, digits: int = _TOKEN_DIGITS, suffix: str = _SUFFIX
+) -> None:
     """Remove the temporary files beside the target ``name`` that nobody works on any more, as after a kill.
 
     ::
@@ -149,13 +151,15 @@ def remove_stale(directory: int, name: str, fd: int) -> None:
     Args:
         directory: A descriptor of the directory.
         name: The name of the target.
-        fd: The caller's own file beside it: it stays, and its owner is the user in this file system.
+        fd: The caller's own file: it stays, and its owner is the user in this file system.
+        digits: How many hex digits the names have.
+        suffix: The end of the names.
 
     Raises:
         OSError: The directory cannot be listed.
     """
     own = os.fstat(fd)
-    for each in names_beside(directory, name, _TOKEN_DIGITS, _SUFFIX):
+    for each in names_beside(directory, name, digits, suffix):
         with contextlib.suppress(OSError):  # the file stays, or another process has removed it
             _remove_if_stale(directory, each, own)
 

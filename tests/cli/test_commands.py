@@ -210,6 +210,7 @@ def test_no_image(text: str, reason: str) -> None:
         (["save", "oci:x", "-o", "x", "--jobs", "0"], "0 is not in the range 1<=x<=64"),
         (["save", "oci:x", "-o", "-", "--resume"], "--resume is for a file"),
         (["save", "oci:x", "-o", "x", "--resume", "--layers", "decompress"], "--resume needs --layers keep"),
+        (["save", "oci:x", "-o", "x", "--restart"], "--restart is for --resume"),
         (["save", "alpine", "-o", "x", "--mirror", "mirror.example"], "no URL of a mirror"),
         (["plan", "alpine", "--mirror", "https://me:s3cret@m"], "come from the credentials"),
         (["save", "oci:x=\x1b[31m", "-o", "x"], "oci:x=\\x1b[31m"),
@@ -576,6 +577,37 @@ def test_a_long_wait_is_told(
     assert result.code == 0
     assert result.lines[0] == "waiting, 2 s of at most 90 s: no answer yet (manifest a)"
     assert "waiting" not in result.out
+
+
+@pytest.mark.parametrize("progress", ["plain", "json"])
+def test_a_finished_file_is_left_as_it_is(run: Run, layout: Path, tmp_path: Path, progress: str) -> None:
+    arguments = [
+        "save",
+        "-o",
+        tmp_path / "a.tar",
+        "--resume",
+        "--progress",
+        progress,
+        f"oci:{layout}:one=a:1",
+    ]
+    assert run(*arguments).code == 0
+    before = (tmp_path / "a.tar").stat()
+    result = run(*arguments)
+    assert result.code == 0
+    left = ", left as it was: size and headers are right, blobs were not read"
+    if progress == "json":
+        *_, finished, message = map(json.loads, result.lines)
+        assert finished["left_as_is"] is True
+        assert finished["total_done"] == finished["total"]
+        assert message["message"].endswith(left)
+    else:
+        assert result.lines[-1].endswith(left)
+    after = (tmp_path / "a.tar").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    result = run(*arguments, "--restart")
+    assert result.code == 0
+    assert left not in result.lines[-1]
+    assert (tmp_path / "a.tar").stat().st_ino != before.st_ino
 
 
 def test_a_damaged_layer_names_layer_and_image(run: Run, layout: Path, tmp_path: Path) -> None:

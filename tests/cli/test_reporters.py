@@ -333,7 +333,12 @@ EVENTS: dict[str, dict[str, Any]] = {
     "layer_finished": {**LAYER, **TOTAL},
     "layer_reused": {"digest": DIGEST},
     "image_finished": {"reference": TEXT, "image_id": DIGEST},
-    "save_finished": {"size": SIZE, "sha256": {**DIGEST, "type": ["string", "null"]}, **TOTAL},
+    "save_finished": {
+        "size": SIZE,
+        "sha256": {**DIGEST, "type": ["string", "null"]},
+        **TOTAL,
+        "left_as_is": {"type": "boolean"},
+    },
     "waiting": {"what": TEXT, "reason": TEXT, "seconds": {"type": "number"}, "limit": {"type": "number"}},
     "message": {"level": {"enum": ["info", "warning", "error"]}, "message": TEXT},
     "error": {
@@ -347,7 +352,15 @@ SCHEMA = {
     "oneOf": [as_object({"event": {"const": name}, **fields}) for name, fields in EVENTS.items()],
 }
 
-TYPES = {"number": float, "object": dict, "array": list, "string": str, "integer": int, "null": type(None)}
+TYPES = {
+    "boolean": bool,
+    "number": float,
+    "object": dict,
+    "array": list,
+    "string": str,
+    "integer": int,
+    "null": type(None),
+}
 
 
 def satisfies(value: Any, schema: dict[str, Any]) -> bool:
@@ -425,7 +438,13 @@ def test_json_of_every_event(terminal: Terminal, lines: Lines) -> None:
         {"event": "waiting", "what": "blob x", "reason": "no more bytes yet", "seconds": 2.0, "limit": 60.0},
         {"event": "layer_finished", **one_json, **total},
         {"event": "message", "level": "warning", "message": "\x1b[31m\u202e\udcff\n"},
-        {"event": "save_finished", "size": REPORT.size, "sha256": str(REPORT.sha256), **total},
+        {
+            "event": "save_finished",
+            "size": REPORT.size,
+            "sha256": str(REPORT.sha256),
+            **total,
+            "left_as_is": False,
+        },
         {"event": "message", "level": "info", "message": "done"},
     ]
 

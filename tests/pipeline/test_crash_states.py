@@ -126,6 +126,7 @@ class Desk:
         await save(self.store.requests(), self.target, resume=True, fsync=fsync, jobs=jobs)
 
     async def go_on_from(self, state: bytes, whole: bytes, *, jobs: int = 1) -> None:
+        self.target.unlink(missing_ok=True)
         self.part.write_bytes(state)
         await self.save(jobs=jobs)
         assert self.target.read_bytes() == whole

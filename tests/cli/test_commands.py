@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from aiodockersave.cli.image_argument import LayoutImage, RegistryImage, parse_i
 from aiodockersave.cli.printing import printable
 from aiodockersave.cli.reporters import Reporter
 from aiodockersave.core.errors import InvalidInputError, MissingDependencyError
+from aiodockersave.core.model import Descriptor
 from aiodockersave.pipeline import waiting
 from tests.support.images import make_image, make_layer, write_layout
 
@@ -608,6 +611,64 @@ def test_a_finished_file_is_left_as_it_is(run: Run, layout: Path, tmp_path: Path
     assert result.code == 0
     assert left not in result.lines[-1]
     assert (tmp_path / "a.tar").stat().st_ino != before.st_ino
+
+
+@pytest.mark.parametrize(
+    ("options", "rest"),
+    [
+        ([], f"; --resume would have kept the {len(BASE.blob)} B that were received"),
+        (
+            ["--resume"],
+            " (the part that was received is kept in {part}; the same command with --resume resumes there)",
+        ),
+        (["--layers", "decompress"], ""),
+    ],
+    ids=["keep", "resume", "decompress"],
+)
+def test_an_interrupt_says_what_is_kept_or_could_have_been(
+    run: Run, layout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], rest: str
+) -> None:
+    """It comes when the first layer is in, and the second one does not come."""
+    open_blob = OciLayoutSource.open_blob
+
+    def opened(self: OciLayoutSource, descriptor: Descriptor, **region: Any) -> Any:
+        return open_blob(self, descriptor, **region) if descriptor == BASE.descriptor else interrupted()
+
+    @contextlib.asynccontextmanager
+    async def interrupted() -> AsyncIterator[None]:
+        await asyncio.sleep(0)
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.Event().wait()
+        yield
+
+    monkeypatch.setattr(OciLayoutSource, "open_blob", opened)
+    target = tmp_path / "a.tar"
+    result = run("save", "-o", target, *options, "--jobs", 1, "--progress", "none", f"oci:{layout}:one=a:1")
+    parts = list(tmp_path.glob(".a.tar.*.part"))
+    assert len(parts) == ("--resume" in options)
+    assert result.code == 130
+    assert result.lines == [f"aiodockersave: ended by SIGINT{rest.format(part=parts and parts[0])}"]
+    for part in parts:
+        part.unlink()
+
+
+@pytest.mark.parametrize("is_received", [False, True])
+def test_an_interrupt_of_what_could_not_have_been_kept(
+    run: Run, layout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_received: bool
+) -> None:
+    """Nothing was received, or it goes into a FIFO."""
+    target = tmp_path / "a.tar"
+    if is_received:
+        os.mkfifo(target)
+
+    async def saving(*_: Any, progress: Reporter, **__: Any) -> None:
+        progress.tally.total_done = 10 * is_received
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("aiodockersave.cli.work.pipeline.save", saving)
+    result = run("save", "-o", target, f"oci:{layout}:one=a:1")
+    assert (result.code, result.lines) == (130, ["aiodockersave: ended by SIGINT"])
 
 
 def test_a_damaged_layer_names_layer_and_image(run: Run, layout: Path, tmp_path: Path) -> None:

@@ -272,7 +272,7 @@ async def test_s1_origin_of_another_registry(tmp_path: Path, auth: Auth) -> None
     registry = FaultyRegistry({"team/app:1": IMAGE}, auth=auth)
     async with registry:
         registry.faults = [
-            redirect("{elsewhere}{path}"),
+            redirect("{elsewhere}{path}").of(*DOCUMENTS),
             *wants_token("repository:team/app:pull", elsewhere=True),
         ]
         error = await attempt(f"{registry.address}/team/app:1", tmp_path / "app.tar", credentials=Keyring())

@@ -258,7 +258,7 @@ class PlainLines(WaitLines):
                 tally = self.tally.of(layer)
                 self._print(tally, amount(tally.done) + _remarks(tally))
             case LayerReused(layer):
-                self._print(self.tally.of(layer), "is in the archive already")
+                self._print(self.tally.of(layer), "is there more than once, and stored once")
             case _:
                 pass
 

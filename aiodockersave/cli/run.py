@@ -21,6 +21,7 @@ _IN_OPTIONS = {
     "allow more by max_expansion": "allow more by --max-expansion",
     "pass allow_other_platform=True": "pass --allow-other-platform",
     "plain http must be asked for": "ask with --plain-http",
+    "; log in, or check the name": f"; log in with {PROGRAM} login, or check the name",
     "the same save with resume=True": "the same command with --resume",
 }
 """The library's advice, which names arguments, and the same advice with the command's options."""
@@ -175,7 +176,8 @@ def _reason(error: OSError, name: str) -> str:
 
 
 def _with_notes(line: str, error: BaseException | None) -> str:
-    notes = [note for note in getattr(error, "__notes__", ()) if note not in line]
+    # The line may name the image already, as a manifest's.
+    notes = [note for note in getattr(error, "__notes__", ()) if note.removeprefix("image ") not in line]
     whole = message_line(f"{line} ({'; '.join(notes)})") if notes else line
     for argument, option in _IN_OPTIONS.items():
         whole = whole.replace(argument, option)

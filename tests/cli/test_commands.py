@@ -396,7 +396,9 @@ def test_save_says_what_was_saved(run: Run, layout: Path, tmp_path: Path) -> Non
         f"layer {i}/2  {layer.descriptor.digest!s:.19}  {len(layer.blob)} B"
         for i, layer in enumerate(IMAGE.layers, 1)
     ]
-    assert reused == f"  0%  layer 1/2  {BASE.descriptor.digest!s:.19}  is in the archive already"
+    assert (
+        reused == f"  0%  layer 1/2  {BASE.descriptor.digest!s:.19}  is there more than once, and stored once"
+    )
     assert sorted(line[6:] for line in progress) == shown  # two are read at once: which is in first is open
     assert progress[-1].startswith("100%")
 

@@ -248,7 +248,7 @@ def test_plain_lines_say_what_was_resumed_reused_and_retried(
         report(LayerFinished(one, 4 * MB))
         report(SaveFinished(REPORT))
     assert lines() == [
-        f"  0%  layer 2/2  {name[two.digest]}  is in the archive already",
+        f"  0%  layer 2/2  {name[two.digest]}  is there more than once, and stored once",
         f" 50%  layer 1/2  {name[one.digest]}  2 MB of 3 MB, 2 MB of it resumed",
         f" 50%  layer 1/2  {name[one.digest]}  2 MB of 3 MB, 2 MB of it resumed, 1 retry",
         f" 75%  layer 2/2  {name[two.digest]}  1 MB",

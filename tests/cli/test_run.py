@@ -195,6 +195,16 @@ SELF_SIGNED = "its certificate is not valid: self-signed certificate"
         ),
         (AuthenticationError("manifest", "denied", url=URL), None, f"manifest: {URL}: denied"),
         (
+            AuthenticationError("manifest r/a:1", "denied; log in, or check the name", url=URL),
+            "image r/a:1",
+            f"manifest r/a:1: {URL}: denied; log in with aiodockersave login, or check the name",
+        ),
+        (
+            AuthenticationError("blob of r/a", "denied", url=URL),
+            "image r/a:1",
+            f"blob of r/a: {URL}: denied (image r/a:1)",
+        ),
+        (
             RegistryError("manifest", SELF_SIGNED, url=URL),
             None,
             f"manifest: {URL}: {SELF_SIGNED}; if you trust it, name its authority with --ca-file",
@@ -225,7 +235,18 @@ SELF_SIGNED = "its certificate is not valid: self-signed certificate"
             "it broke (the part that was received is kept in x; the same command with --resume resumes there)",
         ),
     ],
-    ids=["password", "denied", "authority", "expired", "plain http", "platform", "expansion", "resume"],
+    ids=[
+        "password",
+        "denied",
+        "login",
+        "named already",
+        "authority",
+        "expired",
+        "plain http",
+        "platform",
+        "expansion",
+        "resume",
+    ],
 )
 def test_advice_is_given_in_options(
     capfd: pytest.CaptureFixture[str], terminal: Terminal, error: Exception, note: str | None, said: str

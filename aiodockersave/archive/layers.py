@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Self
 
 from aiodockersave.blobs.content import Batch
 from aiodockersave.blobs.transfer import Transfer
-from aiodockersave.core.docker_archive import Addition, DockerBuilder, Image, Member
+from aiodockersave.core.docker_archive import Addition, Image
 from aiodockersave.core.errors import DigestMismatchError, InvalidInputError, SinkError
 from aiodockersave.core.model import Descriptor, Digest, Limits
 from aiodockersave.core.verify import Verifier, new_plain_hash
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from aiodockersave.blobs.content import OpenContent
     from aiodockersave.blobs.space import Space
     from aiodockersave.blobs.staging import Stage
+    from aiodockersave.core.formats import Builder
 
 __all__ = ["Commit", "LayerWriter", "Ledger", "Receiver", "Wanted"]
 
@@ -173,7 +174,7 @@ Commit = Callable[[], Descriptor]
 class LayerWriter:
     """Writes layers into transactions, and records them in builder and ledger when they are committed."""
 
-    def __init__(self, builder: DockerBuilder, ledger: Ledger, *, decompress: bool) -> None:
+    def __init__(self, builder: Builder, ledger: Ledger, *, decompress: bool) -> None:
         self._builder = builder
         self._ledger = ledger
         self._decompress = decompress
@@ -191,7 +192,7 @@ class LayerWriter:
             return await self._write_header_last(transaction, transfer, batch, wanted)
         addition = self._builder.prepare_blob(descriptor.digest, descriptor.size, descriptor.media_type)
         transaction.writing = f"layer {descriptor.digest}"
-        await transaction.write_data(_member(addition).header, batch, transfer, pad=True)
+        await transaction.write_data(addition.head, batch, transfer, pad=True)
         return lambda: self._commit(transaction, addition, transfer.blob, transfer.stored)
 
     async def write_known(
@@ -205,7 +206,7 @@ class LayerWriter:
             return lambda: self._commit(transaction, Addition(), blob, existing)
         addition = self._prepare(stored)
         transaction.writing = f"layer {stored.digest}"
-        await transaction.write_data(_member(addition).header, await batches.next(), batches, pad=True)
+        await transaction.write_data(addition.head, await batches.next(), batches, pad=True)
         return lambda: self._commit(transaction, addition, blob, stored)
 
     async def _write_header_last(
@@ -214,7 +215,7 @@ class LayerWriter:
         descriptor = wanted.descriptor
         expected = wanted.diff_id if self._decompress else descriptor and descriptor.digest
         guess = expected or Digest("sha256", "0" * 64)
-        reserved = len(_member(self._builder.prepare_blob(guess, 0, transfer.media_type)).header)
+        reserved = len(self._builder.prepare_blob(guess, 0, transfer.media_type).head)
         transaction.writing = f"layer {descriptor.digest}" if descriptor else "a layer of unknown digest"
         await transaction.write_data(bytes(reserved), batch, transfer, pad=False)
         stored = transfer.stored
@@ -222,13 +223,11 @@ class LayerWriter:
             await _take_back(transaction)
             return lambda: self._commit(transaction, Addition(), transfer.blob, existing)
         addition = self._prepare(stored)
-        await transaction.patch_header(reserved, _member(addition))
+        await transaction.patch_head(reserved, addition.head, _size(stored))
         return lambda: self._commit(transaction, addition, transfer.blob, stored)
 
     def _prepare(self, stored: Descriptor) -> Addition:
-        if stored.size is None:
-            raise AssertionError("what was read has a size")
-        return self._builder.prepare_blob(stored.digest, stored.size, stored.media_type)
+        return self._builder.prepare_blob(stored.digest, _size(stored), stored.media_type)
 
     def _commit(
         self, transaction: Transaction, addition: Addition, blob: Descriptor, stored: Descriptor
@@ -240,9 +239,10 @@ class LayerWriter:
         return stored
 
 
-def _member(addition: Addition) -> Member:
-    (member,) = addition.members
-    return member
+def _size(stored: Descriptor) -> int:
+    if stored.size is None:
+        raise AssertionError("what was read has a size")
+    return stored.size
 
 
 async def _take_back(transaction: Transaction) -> None:

@@ -17,7 +17,7 @@ from aiodockersave._aio import Fairness, Worker, closing, wait_out
 from aiodockersave.blobs.content import MAX_BATCH_SIZE, Batch
 from aiodockersave.blobs.transfer import Hasher
 from aiodockersave.core import tar
-from aiodockersave.core.docker_archive import Addition, Member
+from aiodockersave.core.docker_archive import Addition
 from aiodockersave.core.errors import SinkError
 from aiodockersave.core.model import Digest
 from aiodockersave.core.plan import ArchiveMember, located
@@ -199,8 +199,8 @@ class Transaction:
             size += len(batch)
         await self.write(header, batch, tar.padding(size) if pad else b"", last=pad)
 
-    async def patch_header(self, reserved: int, member: Member) -> None:
-        """Write the header of a member over the ``reserved`` zeros in front of its data, which end at the cursor.
+    async def patch_head(self, reserved: int, head: bytes, size: int) -> None:
+        """Write a head over the ``reserved`` zeros in front of ``size`` bytes of data, which end at the cursor.
 
         Cancel: the member is torn; :meth:`undo` takes it back.
         """
@@ -208,15 +208,15 @@ class Transaction:
         if not isinstance(sink, SupportsPatch):
             raise AssertionError("the sink cannot be patched")
         start = self._output.position
-        shift = len(member.header) - reserved
-        stop = start + reserved + member.size
+        shift = len(head) - reserved
+        stop = start + reserved + size
         while shift and stop > start + reserved:
-            size = min(_MOVE_SIZE, stop - start - reserved)
-            stop -= size
-            await run(sink.move, stop, stop + shift, size)
+            portion = min(_MOVE_SIZE, stop - start - reserved)
+            stop -= portion
+            await run(sink.move, stop, stop + shift, portion)
         self.cursor += shift
-        await run(sink.patch, start, member.header)
-        await self._write(tar.padding(member.size))
+        await run(sink.patch, start, head)
+        await self._write(tar.padding(size))
         self._output.in_order_hash = None
 
     async def checksum(self) -> Digest | None:

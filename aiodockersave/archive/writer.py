@@ -32,8 +32,9 @@ from aiodockersave.blobs.content import Content, OpenContent
 from aiodockersave.blobs.space import SharedExpansion
 from aiodockersave.blobs.staging import Memory, Stage, check_bytes
 from aiodockersave.core import tar
-from aiodockersave.core.docker_archive import Addition, new_builder, read_image
-from aiodockersave.core.documents import ImageManifest
+from aiodockersave.core.docker_archive import Addition, read_image
+from aiodockersave.core.documents import ImageIndex, ImageManifest
+from aiodockersave.core.formats import new_builder
 from aiodockersave.core.model import (
     MAX_EXPANSION,
     Descriptor,
@@ -41,7 +42,7 @@ from aiodockersave.core.model import (
     Format,
     Layers,
     Limits,
-    check_choice,
+    check_format,
     check_limits,
 )
 from aiodockersave.core.plan import Report
@@ -114,10 +115,10 @@ class ArchiveWriter:
             checksum: Whether the report has the SHA-256 of the archive.
 
         Raises:
-            InvalidInputError: There is no such format or mode, or a number is too small.
+            InvalidInputError: There is no such format or mode, they do not go together, or a number is too small.
             TypeError: Nothing can be written to ``sink``.
         """
-        check_choice("layers", layers, Layers)
+        check_format(format, layers)
         self.report: Report | None = None
         self._builder = new_builder(format)
         self._output = Output(sink, checksum=checksum)
@@ -242,16 +243,23 @@ class ArchiveWriter:
     # ── images ──
 
     async def put_image(
-        self, config: bytes, image: ImageManifest | Sequence[Descriptor], repo_tags: Sequence[str] = ()
+        self,
+        config: bytes,
+        image: ImageManifest | Sequence[Descriptor],
+        repo_tags: Sequence[str] = (),
+        *,
+        index: ImageIndex | None = None,
     ) -> None:
-        """Add an image whose layers are in; its config is written, and its legacy metadata.
+        """Add an image whose layers are in; its config is written, and its legacy metadata or (``oci``) its manifest.
 
         The same image again adds its tags.
 
         Args:
             config: The config's bytes, at most 4 MiB.
             image: The manifest, or its layers: descriptors as they were given to :meth:`put_layer`, or returned by it.
+                ``format="oci"`` needs the manifest, which it stores.
             repo_tags: Names such as ``example.com/app:1.0``; without a tag, ``latest`` is meant.
+            index: The index that the manifest was chosen from; ``format="oci"`` repeats its words about the manifest.
 
         Raises:
             InvalidInputError: A layer is not in, or there are not as many layers as diff IDs.
@@ -269,7 +277,7 @@ class ArchiveWriter:
             self._turns.check_open()
             layers = image.layers if isinstance(image, ImageManifest) else image
             cost = len(config) + _NAME_COST * (len(layers) + len(repo_tags))
-            checked = await self._compute(cost, read_image, config, image, repo_tags)
+            checked = await self._compute(cost, read_image, config, image, repo_tags, index)
             async with self._turns.lock:
                 self._turns.begin(call)
                 stored = [self._ledger.look_up(layer).digest for layer in checked.layers]

@@ -105,10 +105,11 @@ _COMMON: tuple[_Declare, ...] = (
     ),
     _option(
         "--format",
-        type=click.Choice(["docker"]),
+        type=click.Choice(["docker", "oci"]),
         default="docker",
         show_default=True,
-        help="Layout of the archive.",
+        help="Layout of the archive: docker is skopeo's and podman's, oci is that of current Docker and containerd, which "
+        "keeps the registry's digest.",
     ),
     _option(
         "--mirror",

@@ -51,6 +51,11 @@ def save(
     target, name = _target(output), None if output == "-" else output
     can_resume = name is not None and options["layers"] == "keep"
     _check_resume(name, options["layers"], resume=resume, restart=restart)
+    if options["format"] == "oci" and options["layers"] == "decompress":
+        raise click.UsageError(
+            "--format oci keeps the manifest and its digest, which plain layers would change: leave out --layers decompress, "
+            "or use --format docker"
+        )
     if max_expansion is not None:
         options["max_expansion"] = max_expansion or None
     registries = RegistryOptions.taken_from(options)

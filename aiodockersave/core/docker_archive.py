@@ -29,7 +29,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from . import gojson, tar
-from .documents import ImageConfig, ImageManifest
+from .documents import ImageConfig, ImageIndex, ImageManifest, IndexEntry
 from .errors import (
     DigestMismatchError,
     ImageConflictError,
@@ -37,7 +37,7 @@ from .errors import (
     NameConflictError,
     SizeMismatchError,
 )
-from .model import Descriptor, Digest, Format, check_choice, compression
+from .model import Descriptor, Digest, compression
 from .reference import Reference, parse_repo_tags
 
 _EXTENSIONS = {None: ".tar", "gzip": ".tar.gz", "zstd": ".tar.zst"}
@@ -134,13 +134,20 @@ class ManifestItem:
 
 @dataclass(frozen=True, slots=True)
 class Addition:
-    """The changes that :meth:`DockerBuilder.commit` records once ``members`` are in the archive."""
+    """The changes that a builder's ``commit`` records once ``members`` are in the archive."""
 
     members: Collection[Member] = ()
     blobs: Mapping[Digest, Member] = field(default_factory=dict)
     legacy_ids: frozenset[str] = frozenset()
     item: ManifestItem | None = None
+    image: Image | None = None
     repositories: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    @property
+    def head(self) -> bytes:
+        """All bytes before the data of the last member: its header, and the members before it, whose data are known."""
+        *before, last = self.members
+        return b"".join((*(member.literal for member in before), last.header))
 
     def made(self) -> Addition:
         """Return it with its members in memory, for who goes through them more than once."""
@@ -152,15 +159,28 @@ class Addition:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An image as it can be put: a config whose digest and size were checked, and its layers."""
+    """An image as it can be put: a config whose digest and size were checked, and its layers.
+
+    Attributes:
+        config: The config.
+        layers: The layers, base first.
+        repo_tags: Its names.
+        manifest: The manifest, where the caller has one.
+        entry: The manifest's place in the index that it was chosen from; None where there was no index.
+    """
 
     config: ImageConfig
     layers: tuple[Descriptor, ...]
     repo_tags: tuple[Reference, ...]
+    manifest: ImageManifest | None = None
+    entry: IndexEntry | None = None
 
 
 def read_image(
-    config: bytes, image: ImageManifest | Sequence[Descriptor], repo_tags: Iterable[str] = ()
+    config: bytes,
+    image: ImageManifest | Sequence[Descriptor],
+    repo_tags: Iterable[str] = (),
+    index: ImageIndex | None = None,
 ) -> Image:
     """Check what makes an image, before anything of it is written.
 
@@ -173,9 +193,11 @@ def read_image(
     """
     references = parse_repo_tags(repo_tags)
     parsed = ImageConfig.parse(config)
+    manifest = None
     if isinstance(image, ImageManifest):
-        _check_config(parsed, image.config)
-    layers = tuple(image.layers if isinstance(image, ImageManifest) else image)
+        manifest, image = image, image.layers
+        _check_config(parsed, manifest.config)
+    layers = tuple(image)
     for layer in layers:
         if not isinstance(layer, Descriptor):
             raise TypeError(f"a layer of an image is a Descriptor, not {type(layer).__qualname__}")
@@ -183,7 +205,8 @@ def read_image(
         raise InvalidInputError(
             f"image {parsed.digest} has {len(layers)} layers, but {len(parsed.diff_ids)} diff IDs in its config"
         )
-    return Image(parsed, layers, references)
+    entry = index.entry(manifest.digest) if index is not None and manifest is not None else None
+    return Image(parsed, layers, references, manifest, entry)
 
 
 def _check_config(config: ImageConfig, expected: Descriptor) -> None:
@@ -265,7 +288,7 @@ class DockerBuilder:
             NameConflictError: A repo tag stands for another image that is in.
             InvalidInputError: A layer is not in, or one layer would stand for two diff IDs.
         """
-        paths = self._layer_paths(image, stored)
+        paths = layer_paths(self._blobs, image, stored)
         old = self._items.get(image.config.digest)
         if old is not None and old.layers != paths:
             raise ImageConflictError(image.config.digest)
@@ -313,31 +336,32 @@ class DockerBuilder:
         for name, tags in addition.repositories.items():
             self._repositories.setdefault(name, {}).update(tags)
 
-    def _layer_paths(self, image: Image, stored: Sequence[Digest]) -> tuple[str, ...]:
-        paths: list[str] = []
-        diff_ids: dict[str, Digest] = {}
-        for digest, diff_id in zip(stored, image.config.diff_ids, strict=True):
-            member = self._blobs.get(digest)
-            if member is None:
-                raise InvalidInputError(f"layer {digest} is not in the archive: put it before its image")
-            # containers/image refuses to read an archive in which one path serves two diff IDs.
-            if diff_ids.setdefault(member.name, diff_id) != diff_id:
-                raise InvalidInputError(
-                    f"layer {digest} stands for two diff IDs of image {image.config.digest}: "
-                    f"{diff_ids[member.name]} and {diff_id}"
-                )
-            paths.append(member.name)
-        return tuple(paths)
 
+def layer_paths(blobs: Mapping[Digest, Member], image: Image, stored: Sequence[Digest]) -> tuple[str, ...]:
+    """Return the names of an image's layers in the archive, base first.
 
-def new_builder(format: Format) -> DockerBuilder:
-    """Return the builder of an empty archive.
+    Args:
+        blobs: The members of the blobs that are in.
+        image: The image.
+        stored: For each layer the digest under which it is in the archive.
 
     Raises:
-        InvalidInputError: There is no such format.
+        InvalidInputError: A layer is not in, or one layer would stand for two diff IDs.
     """
-    check_choice("format", format, Format)
-    return DockerBuilder()
+    paths: list[str] = []
+    diff_ids: dict[str, Digest] = {}
+    for digest, diff_id in zip(stored, image.config.diff_ids, strict=True):
+        member = blobs.get(digest)
+        if member is None:
+            raise InvalidInputError(f"layer {digest} is not in the archive: put it before its image")
+        # containers/image refuses to read an archive in which one path serves two diff IDs.
+        if diff_ids.setdefault(member.name, diff_id) != diff_id:
+            raise InvalidInputError(
+                f"layer {digest} stands for two diff IDs of image {image.config.digest}: "
+                f"{diff_ids[member.name]} and {diff_id}"
+            )
+        paths.append(member.name)
+    return tuple(paths)
 
 
 # ── v1 metadata ──

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 from . import gojson
 from .errors import (
@@ -78,7 +78,17 @@ _FIELDS = {
             "fsLayers",
             "layers",
         ),
-        *("manifests", "mediaType", "os", "os.version", "platform", "rootfs", "schemaVersion", "size"),
+        *(
+            "manifests",
+            "mediaType",
+            "os",
+            "os.features",
+            "os.version",
+            "platform",
+            "rootfs",
+            "schemaVersion",
+            "size",
+        ),
         *("subject", "urls", "variant"),
     )
 }
@@ -161,6 +171,21 @@ class _Fields:
         if self.get(name) is None:
             return None
         return _Fields(self.get(name), self._media_type, "a platform").own_platform()
+
+    def platform_token(self) -> bytes | None:
+        """Return the platform as Go encodes it, fields that are empty left out; None where there is none, or an odd one."""
+        if self.get("platform") is None:
+            return None
+        fields = _Fields(self.get("platform"), self._media_type, "a platform")
+        known = {name: fields.get(name) or "" for name in ("architecture", "os", "os.version", "variant")}
+        if not all(isinstance(value, str) for value in known.values()):
+            return None
+        values: dict[str, Any] = known | {"os.features": fields.texts("os.features")}
+        order = ("architecture", "os", "os.version", "os.features", "variant")
+        always = ("architecture", "os")
+        return gojson.encode(
+            gojson.Struct([(name, values[name]) for name in order if values[name] or name in always])
+        )
 
     def own_platform(self) -> Platform | None:
         parts = [self.get(name) for name in ("os", "architecture", "variant", "os.version")]
@@ -249,6 +274,19 @@ class ImageManifest:
         return Descriptor(self.media_type, self.digest, len(self.raw))
 
 
+class IndexEntry(NamedTuple):
+    """The words of an index about one of its manifests, besides type, digest and size.
+
+    Attributes:
+        annotations: Free text by key. Not to be changed.
+        platform: The platform, as Go writes the one that stands there, with all that :class:`.Platform` normalises; None
+            where there is none.
+    """
+
+    annotations: Mapping[str, str]
+    platform: bytes | None
+
+
 @dataclass(frozen=True, slots=True)
 class ImageIndex:
     """The document that lists one image's manifests for several platforms.
@@ -302,6 +340,17 @@ class ImageIndex:
         raise PlatformNotFoundError(
             platform, [each.platform for each in choices if each.platform is not None], advice
         )
+
+    def entry(self, digest: Digest) -> IndexEntry | None:
+        """Return the words of this index about one of its manifests; None where the index does not name it."""
+        fields = _Fields(
+            gojson.parse(self.raw, self.media_type, unique=True), self.media_type, "the document"
+        )
+        for item in fields.items("manifests"):
+            found = _Fields(item, self.media_type, "a descriptor")
+            if found.get("digest") == str(digest):
+                return IndexEntry(found.annotations(), found.platform_token())
+        return None
 
 
 def _is_attestation(manifest: Descriptor) -> bool:

@@ -51,6 +51,7 @@ __all__ = [
     "Share",
     "chain_id",
     "check_choice",
+    "check_format",
     "check_limits",
     "compression",
     "is_layer_media_type",
@@ -111,10 +112,17 @@ def is_layer_media_type(media_type: str) -> bool:
     return media_type in LAYER_TYPES
 
 
+# ── names of images in layouts ──
+
+REF_NAME: Final = "org.opencontainers.image.ref.name"
+"""The annotation that names an image in an OCI image layout (OCI image-spec, annotations.md); Docker puts the tag there."""
+CONTAINERD_NAME: Final = "io.containerd.image.name"
+"""The annotation with an image's whole name, which containerd and Docker import it by."""
+
 # ── what an archive can be ──
 
-Format = Literal["docker"]
-"""The layout of an archive."""
+Format = Literal["docker", "oci"]
+"""The layout of an archive: that of containers/image, or that of Docker's containerd store."""
 Layers = Literal["keep", "decompress"]
 """The ways to store layers: as they are, or as plain tars."""
 
@@ -159,6 +167,21 @@ def check_choice(name: str, value: str, choices: object) -> None:
     allowed = get_args(choices)
     if value not in allowed:
         raise InvalidInputError(f"{name}={value!r}: use one of {', '.join(map(repr, allowed))}")
+
+
+def check_format(format: Format, layers: Layers) -> None:
+    """Check that a format exists and can store layers in this way.
+
+    Raises:
+        InvalidInputError: There is no such format, or no such way, or the two do not go together.
+    """
+    check_choice("format", format, Format)
+    check_choice("layers", layers, Layers)
+    if format == "oci" and layers == "decompress":
+        raise InvalidInputError(
+            "format='oci' keeps the manifest and its digest, which plain layers would change: pass layers='keep', or "
+            "format='docker'"
+        )
 
 
 # ── digests ──

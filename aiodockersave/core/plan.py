@@ -15,9 +15,10 @@ from io import BytesIO
 from typing import Protocol
 
 from . import tar
-from .docker_archive import Addition, Image, ManifestItem, Member, new_builder, read_image
-from .documents import ImageManifest
+from .docker_archive import Addition, Image, ManifestItem, Member, read_image
+from .documents import ImageIndex, ImageManifest
 from .errors import InvalidInputError
+from .formats import new_builder
 from .model import Descriptor, Digest, Format
 
 
@@ -29,11 +30,14 @@ class ImageSpec:
         config: The config's bytes.
         image: The manifest that names config and layers, or the layers alone.
         repo_tags: Names such as ``example.com/app:1.0``.
+        index: The index that the manifest was chosen from, where there is one: ``format="oci"`` repeats its words about
+            the manifest.
     """
 
     config: bytes
     image: ImageManifest | Sequence[Descriptor]
     repo_tags: Sequence[str] = ()
+    index: ImageIndex | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,18 +207,18 @@ def plan_archive(images: Iterable[ImageSpec | SupportsPlan], *, format: Format =
 
 def _read(image: ImageSpec | SupportsPlan) -> Image:
     if isinstance(image, ImageSpec):
-        return read_image(image.config, image.image, image.repo_tags)
+        return read_image(image.config, image.image, image.repo_tags, image.index)
     if not hasattr(image, "manifest"):
         raise TypeError(
             f"images to plan are ImageSpecs or what a source has resolved, not {type(image).__qualname__}"
         )
-    return read_image(image.config, image.manifest, image.default_tags)
+    return read_image(image.config, image.manifest, image.default_tags, getattr(image, "index", None))
 
 
 def plan_images(images: Iterable[Image], *, format: Format) -> Plan:
     """Plan the archive of images that were read already, as :func:`plan_archive` does."""
     builder = new_builder(format)
-    layout = _Layout()
+    layout = _Layout() if format == "docker" else _SortedLayout()
     for image in images:
         for layer in image.layers:
             size = check_size(layer, builder.blob(layer.digest))
@@ -281,6 +285,22 @@ class _Layout:
         size = self._position + len(tar.END_OF_ARCHIVE)
         self._flush(size)
         return Plan(size, _etag(self._segments), tuple(self._members), tuple(self._segments), images)
+
+
+class _SortedLayout(_Layout):
+    """Members in the order of their names, as containerd sorts them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._found: list[tuple[Member, Descriptor | None]] = []
+
+    def add(self, addition: Addition, blob: Descriptor | None = None) -> None:
+        self._found += [(member, blob) for member in addition.members]
+
+    def finish(self, images: tuple[ManifestItem, ...]) -> Plan:
+        for member, blob in sorted(self._found, key=lambda found: found[0].name):
+            super().add(Addition((member,)), blob)
+        return super().finish(images)
 
 
 def located(member: Member, offset: int) -> ArchiveMember:

@@ -1,19 +1,19 @@
 """A tar member's header, as Go's archive/tar writes it, and what surrounds a member.
 
 A member is one header (one block, or three where PAX is needed), its data, and zeros up to the next
-block. An archive ends with two blocks of zeros. Every member here is a regular file of mode 0444 or a
+block. An archive ends with two blocks of zeros. Every member here is a regular file, a directory or a
 symbolic link, owned by 0:0, dated 1970-01-01: the same image gives the same bytes.
 
 ====================  ===  ===  =========================================================
 field                 off  len  content
 ====================  ===  ===  =========================================================
 name                    0  100  ASCII, NUL-terminated only if shorter
-mode                  100    8  ``0000444`` NUL; ``0000000`` NUL for a link
+mode                  100    8  ``0000444`` NUL for most files, ``0000755`` for a directory, zeros for a link
 uid, gid         108, 116    8  ``0000000`` NUL
 size                  124   12  11 octal digits NUL; zeros where PAX holds the size
 mtime                 136   12  zeros in octal, NUL
 checksum              148    8  6 octal digits, NUL, space
-typeflag              156    1  ``0`` file, ``2`` link, ``x`` PAX extended header
+typeflag              156    1  ``0`` file, ``2`` link, ``5`` directory, ``x`` PAX extended header
 linkname              157  100  where the link points
 magic, version        257    8  ``ustar`` NUL ``00``
 uname, gname     265, 297   32  NUL
@@ -45,9 +45,14 @@ def padding(size: int) -> bytes:
     return bytes(-size % BLOCK_SIZE)
 
 
-def member_header(name: str, size: int) -> bytes:
+def member_header(name: str, size: int, mode: int = 0o444) -> bytes:
     """Return the header of a regular file of ``size`` bytes: 512 bytes, or 1,536 with PAX."""
-    return _header(name, size=size, link="", mode=0o444, typeflag=b"0")
+    return _header(name, size=size, link="", mode=mode, typeflag=b"0")
+
+
+def directory_header(name: str) -> bytes:
+    """Return the header of a directory, whose name ends with a slash: 512 bytes."""
+    return _header(name, size=0, link="", mode=0o755, typeflag=b"5")
 
 
 def link_header(name: str, target: str) -> bytes:

@@ -21,7 +21,7 @@ from aiodockersave.core.errors import (
     NameConflictError,
     PlatformNotFoundError,
 )
-from aiodockersave.core.model import Descriptor, Digest, Format, Layers, Platform, check_choice
+from aiodockersave.core.model import Descriptor, Digest, Format, Layers, Platform, check_format
 from aiodockersave.core.reference import parse_repo_tags
 from aiodockersave.core.text import cut, one_line, shown
 from aiodockersave.sources import ResolvedImage, Source, default_platform, opens_early
@@ -163,8 +163,7 @@ async def prepare_all(
     Cancel: as :func:`prepare`, but for what ``ahead`` has opened.
     """
     running_task()
-    check_choice("format", format, Format)
-    check_choice("layers", layers, Layers)
+    check_format(format, layers)
     if not isinstance(platform, Platform | None):
         raise TypeError(
             f"platform is a Platform or None, not {type(platform).__qualname__}: pass Platform.parse('linux/arm64')"
@@ -191,7 +190,7 @@ async def prepare_all(
 
     await run_together(*[run] * min(_RESOLVED_AT_ONCE, len(images)))
     prepared = tuple(found[index] for index in range(len(images)))
-    _check_names(prepared)
+    _check_names(prepared, format)
     _warn_of_platforms(prepared, platform, is_default=is_default)
     plan = None
     if layers == "keep":
@@ -217,7 +216,7 @@ def _plan(images: Sequence[PreparedImage], format: Format) -> Plan:
 def _check(request: ImageRequest, resolved: ResolvedImage) -> PreparedImage:
     from aiodockersave.core.docker_archive import read_image  # noqa: PLC0415 - see the head of this file
 
-    image = read_image(resolved.config, resolved.manifest, _tags(request, resolved))
+    image = read_image(resolved.config, resolved.manifest, _tags(request, resolved), resolved.index)
     return PreparedImage(request, resolved, image)
 
 
@@ -243,23 +242,29 @@ def _warn_of_platforms(images: Sequence[PreparedImage], platform: Platform, *, i
             )
 
 
-def _check_names(images: Sequence[PreparedImage]) -> None:
-    """Look whether each name is that of one image; the plan does too, but does not know what the images are called."""
+def _check_names(images: Sequence[PreparedImage], format: Format) -> None:
+    """Check that each name is that of one image; the plan does so too, but does not know what the images are called.
+
+    A ``docker`` archive knows images by their configs, an ``oci`` archive by their manifests.
+    """
     if len(images) < 2:
         return
     from aiodockersave.core.docker_archive import Names  # noqa: PLC0415 - see the head of this file
 
     names = Names()
+
+    def identity(image: PreparedImage) -> Digest:
+        return image.resolved.digest if format == "oci" else image.image.config.image_id
+
     for each in images:
-        image_id = each.image.config.image_id
         try:
-            names.check(image_id, each.repo_tags)
+            names.check(identity(each), each.repo_tags)
         except NameConflictError as exc:
             for other in images:
-                if exc.name in other.repo_tags and other.image.config.image_id in exc.image_ids:
+                if exc.name in other.repo_tags and identity(other) in exc.image_ids:
                     note_image(exc, other.request)
             raise
-        names.record(image_id, each.repo_tags)
+        names.record(identity(each), each.repo_tags)
 
 
 def check_layers(images: Sequence[PreparedImage]) -> None:

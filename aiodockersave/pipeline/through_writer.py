@@ -156,7 +156,9 @@ class _Stream:
         await turn.wait()
         tags = [str(tag) for tag in image.image.repo_tags]
         with naming(image.request):
-            await self._archive.put_image(image.resolved.config, image.resolved.manifest, tags)
+            await self._archive.put_image(
+                image.resolved.config, image.resolved.manifest, tags, index=image.resolved.index
+            )
 
     def _feed(self, blob: Blob) -> _Feed:
         """Return the reader of a blob, which may be at it already."""

@@ -26,7 +26,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeGuard, runtime_checkable
 
-from aiodockersave.core.documents import MAX_DOCUMENT_SIZE, ImageManifest
+from aiodockersave.core.documents import MAX_DOCUMENT_SIZE, ImageIndex, ImageManifest
 from aiodockersave.core.errors import (
     ContentTooLargeError,
     DigestMismatchError,
@@ -72,6 +72,7 @@ class ResolvedImage:
         config: The bytes of the image's config.
         default_tags: The repo tags of the image in an archive for which the caller names none.
         secrets: The texts that were sent in confidence to get the image. No message that quotes the config may show them.
+        index: The index that the manifest was chosen from; None where the reference led to the manifest.
 
     Raises:
         UnsupportedImageError: The manifest is not that of an image (an artifact, an attestation), or has encrypted layers.
@@ -82,6 +83,7 @@ class ResolvedImage:
     config: bytes = field(repr=False)
     default_tags: tuple[str, ...] = ()
     secrets: Secrets = field(default=NO_SECRETS, repr=False, compare=False)
+    index: ImageIndex | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         check_supported(self.manifest, self.reference)

@@ -21,7 +21,7 @@ import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
-from typing import Final, Self
+from typing import Self
 
 from aiodockersave._aio import Worker, running_task
 from aiodockersave.core import gojson
@@ -35,7 +35,15 @@ from aiodockersave.core.errors import (
     SizeMismatchError,
     UnsupportedImageError,
 )
-from aiodockersave.core.model import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Digest, Platform
+from aiodockersave.core.model import (
+    CONTAINERD_NAME,
+    INDEX_TYPES,
+    MANIFEST_TYPES,
+    REF_NAME,
+    Descriptor,
+    Digest,
+    Platform,
+)
 from aiodockersave.core.text import cut, listed, one_line, quoted
 
 from . import (
@@ -49,11 +57,6 @@ from . import (
 from .regular_file import open_regular, read_file, shorter
 
 __all__ = ["OciLayoutSource"]
-
-REF_NAME: Final = "org.opencontainers.image.ref.name"
-"""The annotation that names an image (OCI image-spec, annotations.md)."""
-CONTAINERD_NAME: Final = "io.containerd.image.name"
-"""The annotation with the whole name, in the exports of containerd and Docker."""
 
 CHUNK_SIZE = 512 << 10
 """Bytes of one read: large beside the cost of a call in a thread, and small in memory."""
@@ -118,12 +121,13 @@ class OciLayoutSource:
 
     def _resolve(self, reference: str, platform: Platform) -> ResolvedImage:
         self._check_layout(reference)
-        descriptor = self._find(reference)
+        descriptor, index = self._find(reference), None
         for _ in range(_MAX_DEPTH):
             if descriptor.media_type not in INDEX_TYPES:
                 break
             raw = self._read_document(descriptor, "index", check_manifest)
-            descriptor = ImageIndex.parse(raw, descriptor.media_type).select(platform)
+            index = ImageIndex.parse(raw, descriptor.media_type)
+            descriptor = index.select(platform)
         if descriptor.media_type not in MANIFEST_TYPES:
             raise UnsupportedImageError(self._name(reference), f"it is a {cut(descriptor.media_type)}")
         manifest = ImageManifest.parse(
@@ -131,9 +135,8 @@ class OciLayoutSource:
         )
         # Before the config is read: the config of an artifact may be anything.
         check_supported(manifest, self._name(reference))
-        return ResolvedImage(
-            reference, manifest, self._read_document(manifest.config, "config", check_document)
-        )
+        config = self._read_document(manifest.config, "config", check_document)
+        return ResolvedImage(reference, manifest, config, index=index)
 
     def _name(self, reference: str) -> str:
         layout = f"oci:{one_line(self._path)}"

@@ -88,6 +88,9 @@ OTHER_WAYS: dict[str, tuple[MakeSink, dict[str, Any]]] = {
     "decompress-no-rewind": (FakeSink, {"layers": "decompress", "compression": "zstd"}),
     "checksum": (RewindingSink, {"checksum": True}),
     "checksum-no-rewind": (FakeSink, {"checksum": True}),
+    "oci": (RewindingSink, {"format": "oci"}),
+    "oci-no-rewind": (FakeSink, {"format": "oci"}),
+    "oci-header-last": (PatchableSink, {"format": "oci"}),
     "staged-in-a-file": (RewindingSink, {"stage_memory": 3000}),
     "staged-in-a-file-no-rewind": (FakeSink, {"stage_memory": 3000}),
 }

@@ -163,7 +163,7 @@ async def test_a_rewind_that_fails_is_a_note() -> None:
 async def test_only_what_can_do_it_is_patched_and_read() -> None:
     found = Output(ListSink(), checksum=True)
     with pytest.raises(AssertionError, match="cannot be patched"):
-        await Transaction(found).patch_header(512, blob_member("layer.tar", SMALL.diff_id, 5))
+        await Transaction(found).patch_head(512, bytes(512), 5)
     with pytest.raises(AssertionError, match="cannot be read"):
         await found.read_back(0)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
@@ -31,6 +32,7 @@ from aiodockersave import (
 )
 from aiodockersave.blobs import content
 from aiodockersave.core import tar
+from aiodockersave.core.model import OCI_LAYER
 from tests.support.images import (
     TAGS,
     Image,
@@ -86,6 +88,51 @@ async def test_a_plan_is_what_the_writer_writes(images: list[Image]) -> None:
     assert [(each.name, each.offset, each.data_offset, each.size) for each in plan.members] == locate_entries(
         written
     )
+
+
+async def put_in_order_of(plan: Plan, archive: ArchiveWriter, images: list[Image]) -> None:
+    """Put all blobs as the plan has them, configs and manifests among them, then the images."""
+    blobs = blobs_of(images)
+    for image in images:
+        blobs |= {image.manifest.config.digest: image.config, image.manifest.digest: image.manifest_bytes}
+    for member in plan.members:
+        if member.digest in blobs and member.name.startswith("blobs/"):
+            await archive.put_layer(blobs[member.digest], Descriptor(OCI_LAYER, member.digest, member.size))
+    for image in images:
+        await archive.put_image(image.config, image.manifest, image.repo_tags)
+
+
+@settings(max_examples=150)
+@given(images=image_lists())
+async def test_an_oci_plan_is_what_the_writer_writes_in_its_order(images: list[Image]) -> None:
+    plan = plan_archive((image.spec for image in images), format="oci")
+    sink = ListSink()
+    async with ArchiveWriter(sink, format="oci") as archive:
+        await put_in_order_of(plan, archive, images)
+    assert bytes_of(plan, blobs_of(images)) == sink.getvalue()
+    report = archive.report
+    assert report is not None
+    assert (report.size, report.members, report.images) == (plan.size, plan.members, plan.images)
+
+
+@settings(max_examples=150)
+@given(images=image_lists(), stage=st.booleans(), memory=st.booleans())
+async def test_an_oci_archive_has_the_plan_s_members_in_any_order(
+    images: list[Image], stage: bool, memory: bool
+) -> None:
+    """As they come: layers of unknown size and digest, too."""
+    plan = plan_archive((image.spec for image in images), format="oci")
+    sink = MemorySink() if memory else ListSink()
+    async with ArchiveWriter(sink, format="oci", stage_memory=1000) as archive:
+        for image in images:
+            for layer in image.layers:
+                known = layer.descriptor if stage else replace(layer.descriptor, size=None)
+                await archive.put_layer(layer.blob, known, stage=stage)
+            await archive.put_image(image.config, image.manifest, image.repo_tags)
+    entries = {entry.name: entry for entry in read_entries(sink.getvalue())}
+    planned = read_entries(bytes_of(plan, blobs_of(images)))
+    assert sorted(entries) == sorted(entry.name for entry in planned)
+    assert [entries[entry.name] for entry in planned] == planned
 
 
 @given(images=image_lists(), mode=st.sampled_from(["keep", "decompress"]))

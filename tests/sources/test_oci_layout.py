@@ -26,6 +26,7 @@ from aiodockersave.core.errors import (
     UnsupportedImageError,
 )
 from aiodockersave.core.model import (
+    CONTAINERD_NAME,
     DOCKER_CONFIG,
     DOCKER_LAYER_GZIP,
     DOCKER_MANIFEST,
@@ -34,12 +35,13 @@ from aiodockersave.core.model import (
     OCI_INDEX,
     OCI_LAYER_GZIP,
     OCI_MANIFEST,
+    REF_NAME,
     Descriptor,
     Digest,
     Platform,
 )
 from aiodockersave.sources import oci_layout
-from aiodockersave.sources.oci_layout import CONTAINERD_NAME, REF_NAME, OciLayoutSource
+from aiodockersave.sources.oci_layout import OciLayoutSource
 from tests.support.images import make_config, make_image, make_layer, to_json, write_layout
 from tests.support.interruption import (
     Driver,

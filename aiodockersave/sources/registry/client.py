@@ -249,7 +249,7 @@ class RegistrySource:
         platform: Platform,
         found: Callable[[ImageManifest], None],
     ) -> ResolvedImage:
-        manifest = await self._image_manifest(image, platform)
+        manifest, index = await self._image_manifest(image, platform)
         what = f"{image} (manifest {manifest.digest})"
         # Before the config is fetched: the config of an artifact may be anything.
         check_supported(manifest, what)
@@ -258,16 +258,21 @@ class RegistrySource:
         if self._settings.session is None:
             found(manifest)
         config = await self._config(image, manifest.config)
-        return ResolvedImage(reference, manifest, config, _default_tags(image), self._secrets)
+        return ResolvedImage(reference, manifest, config, _default_tags(image), self._secrets, index)
 
-    async def _image_manifest(self, image: Reference, platform: Platform) -> ImageManifest:
+    async def _image_manifest(
+        self, image: Reference, platform: Platform
+    ) -> tuple[ImageManifest, ImageIndex | None]:
+        """Return the image's manifest, and the index that it was chosen from, if there was one."""
         if image.digest is None:
             document = await self._tagged(image)
         else:
             document = await self._document(image, _by_digest(image.digest))
+        index = None
         for _ in range(_MAX_DEPTH):
             if isinstance(document, ImageManifest):
-                return document
+                return document, index
+            index = document
             document = await self._document(image, document.select(platform))
         raise UnsupportedImageError(f"{image} ({document.digest})", f"it is an index {_MAX_DEPTH} deep")
 

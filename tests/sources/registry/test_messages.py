@@ -28,10 +28,10 @@ from aiodockersave.core.errors import (
     UnsupportedImageError,
 )
 from aiodockersave.core.gojson import parse
-from aiodockersave.core.model import OCI_INDEX, OCI_MANIFEST
+from aiodockersave.core.model import OCI_INDEX, OCI_MANIFEST, REF_NAME
 from aiodockersave.core.text import cut, listed, quoted
 from aiodockersave.sources.credentials.auth_files import Place as AuthPlace
-from aiodockersave.sources.oci_layout import REF_NAME, OciLayoutSource
+from aiodockersave.sources.oci_layout import OciLayoutSource
 from tests.sources.registry.test_echoes import LOGIN, PLACES, repeating
 from tests.support.attempts import AMD64, attempt
 from tests.support.faulty_registry import FaultyRegistry

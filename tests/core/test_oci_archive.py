@@ -1,0 +1,263 @@
+"""``format="oci"``: Docker's own archives byte for byte (``data/oci/README.md``), and the rules of its builder."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+
+from aiodockersave import (
+    Descriptor,
+    Digest,
+    ImageConflictError,
+    ImageIndex,
+    ImageManifest,
+    ImageSpec,
+    InvalidInputError,
+    NameConflictError,
+    Plan,
+    Reference,
+    plan_archive,
+)
+from aiodockersave.core.model import CONTAINERD_NAME, OCI_INDEX, OCI_LAYER_GZIP, OCI_MANIFEST
+from tests.support.images import Image, image_lists, make_image, make_layer, to_json
+
+REFERENCES = Path(__file__).parents[1] / "data" / "oci"
+BASE = make_layer({"etc/name": b"base\n"})
+ONE = make_image(BASE, repo_tags=["one:1"])
+TWO = make_image(BASE, make_layer({"app": b"app\n"}, "zstd"), repo_tags=["two:1"])
+
+
+def files_of(archive: bytes) -> dict[str, bytes]:
+    """Return what Python's own tarfile reads, in order; directories are empty."""
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        return {
+            member.name + "/" * member.isdir(): b"" if member.isdir() else _data(tar, member)
+            for member in tar.getmembers()
+        }
+
+
+def _data(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    assert file is not None
+    return file.read()
+
+
+def path_of(digest: Digest | str) -> str:
+    return f"blobs/{digest}".replace(":", "/")
+
+
+def bytes_of(plan: Plan, files: dict[str, bytes]) -> bytes:
+    """Return the archive of a plan, with blobs out of these files."""
+    return b"".join(
+        files[path_of(segment.descriptor.digest)] if segment.descriptor else segment.data or b""
+        for segment in plan.segments
+    )
+
+
+# ── Docker's archives ──
+
+
+def specs_of(files: dict[str, bytes], index: ImageIndex | None) -> list[ImageSpec]:
+    """Return the images of an archive under their names, as its ``index.json`` has them."""
+    names: dict[str, list[str]] = {}
+    for each in json.loads(files["index.json"])["manifests"]:
+        found = names.setdefault(each["digest"], [])
+        found += [name for name in [each.get("annotations", {}).get(CONTAINERD_NAME)] if name]
+    manifests = {digest: ImageManifest.parse(files[path_of(digest)]) for digest in names}
+    return [
+        ImageSpec(files[path_of(manifest.config.digest)], manifest, names[digest], index)
+        for digest, manifest in manifests.items()
+    ]
+
+
+@pytest.mark.parametrize("path", sorted(REFERENCES.glob("*.tar")), ids=lambda path: path.stem)
+def test_bytes(path: Path) -> None:
+    expected = path.read_bytes()
+    files = files_of(expected)
+    index_path = path.with_suffix(".index.json")
+    index = ImageIndex.parse(index_path.read_bytes()) if index_path.exists() else None
+    plan = plan_archive(specs_of(files, index), format="oci")
+    assert bytes_of(plan, files) == expected
+    assert [member.name for member in plan.members] == sorted(files)
+
+
+def test_there_are_as_many_references_as_promised() -> None:
+    assert len(list(REFERENCES.glob("*.tar"))) >= 20
+
+
+# ── the rules ──
+
+
+def planned(*images: Image, **options: Any) -> tuple[Plan, dict[str, bytes]]:
+    """Plan an archive; return the plan and the files of the archive."""
+    plan = plan_archive([image.spec for image in images], format="oci", **options)
+    blobs = {path_of(each.descriptor.digest): each.blob for image in images for each in image.layers}
+    return plan, files_of(bytes_of(plan, blobs))
+
+
+def documents_of(files: dict[str, bytes]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the descriptors of ``index.json`` and the items of ``manifest.json``."""
+    index = json.loads(files["index.json"])
+    assert (index["schemaVersion"], index["mediaType"]) == (2, OCI_INDEX)
+    assert files["oci-layout"] == b'{"imageLayoutVersion":"1.0.0"}'
+    return index["manifests"], json.loads(files["manifest.json"])
+
+
+@given(image_lists())
+def test_every_blob_is_there_once_and_both_lists_agree(images: list[Image]) -> None:
+    plan, files = planned(*images)
+    assert plan.size == sum(len(segment.data or b"") or segment.size for segment in plan.segments)
+    assert list(files) == sorted(files)
+    for path, data in files.items():
+        if path.startswith("blobs/") and not path.endswith("/"):
+            assert path == path_of(Digest.of(data, path.split("/")[1]))
+    entries, items = documents_of(files)
+    by_config = {
+        path_of(ImageManifest.parse(files[path_of(each["digest"])]).config.digest): each for each in entries
+    }
+    assert set(by_config) == {item["Config"] for item in items}
+    names = {each["annotations"][CONTAINERD_NAME] for each in entries if "annotations" in each}
+    assert names == {str(Reference.parse(tag)) for item in items for tag in item["RepoTags"] or ()}
+
+
+def test_the_registry_s_manifest_and_config_are_blobs() -> None:
+    _, files = planned(TWO)
+    assert files[path_of(Digest.of(TWO.manifest_bytes))] == TWO.manifest_bytes
+    assert files[path_of(TWO.image_id)] == TWO.config
+
+
+def test_sha512_has_a_directory_of_its_own() -> None:
+    layer = make_layer({"a": b"a"}, algorithm="sha512")
+    _, files = planned(make_image(BASE, layer, repo_tags=["a:1"]))
+    assert "blobs/sha512/" in files
+    assert files[path_of(layer.descriptor.digest)] == layer.blob
+
+
+def test_a_config_that_the_manifest_names_by_sha512() -> None:
+    document = json.loads(ONE.manifest_bytes)
+    document["config"]["digest"] = str(Digest.of(ONE.config, "sha512"))
+    image = Image(ONE.config, ONE.layers, to_json(document), ("a:1",))
+    _, files = planned(image)
+    (item,) = documents_of(files)[1]
+    assert item["Config"] == path_of(document["config"]["digest"])
+    assert files[item["Config"]] == ONE.config
+
+
+def test_a_layer_of_more_than_8_gib() -> None:
+    """Its header is PAX's, as in any other archive."""
+    layer = Descriptor(OCI_LAYER_GZIP, BASE.descriptor.digest, 1 << 34)
+    document = json.loads(ONE.manifest_bytes)
+    document["layers"][0]["size"] = 1 << 34
+    plan = plan_archive([ImageSpec(ONE.config, ImageManifest.parse(to_json(document)))], format="oci")
+    (member,) = [member for member in plan.members if member.digest == layer.digest]
+    assert (member.size, member.data_offset - member.offset) == (1 << 34, 1536)
+    assert plan.size > 1 << 34
+
+
+def test_names_are_whole_in_one_list_and_short_in_the_other() -> None:
+    _, files = planned(ONE.tagged("alpine", "user/app:1", "localhost:5000/a:b"))
+    entries, (item,) = documents_of(files)
+    assert [each["annotations"] for each in entries] == [
+        {CONTAINERD_NAME: "docker.io/library/alpine:latest", "org.opencontainers.image.ref.name": "latest"},
+        {CONTAINERD_NAME: "docker.io/user/app:1", "org.opencontainers.image.ref.name": "1"},
+        {CONTAINERD_NAME: "localhost:5000/a:b", "org.opencontainers.image.ref.name": "b"},
+    ]
+    assert item["RepoTags"] == ["alpine:latest", "user/app:1", "localhost:5000/a:b"]
+
+
+@pytest.mark.parametrize("order", [("", "a:1"), ("a:1", "")], ids=["nameless first", "nameless last"])
+def test_an_image_with_and_without_a_name_has_one_entry(order: Sequence[str]) -> None:
+    _, files = planned(*(ONE.tagged(*filter(None, [name])) for name in order))
+    entries, (item,) = documents_of(files)
+    assert [each["annotations"][CONTAINERD_NAME] for each in entries] == ["docker.io/library/a:1"]
+    assert item["RepoTags"] == ["a:1"]
+
+
+def test_two_manifests_of_one_config_are_two_images() -> None:
+    """Layers that were compressed in two ways: a docker archive cannot have both."""
+    both = [make_image(make_layer({"a": b"a"}, kind), repo_tags=[f"{kind}:1"]) for kind in ("gzip", "zstd")]
+    with pytest.raises(ImageConflictError):
+        plan_archive([image.spec for image in both])
+    _, files = planned(*both)
+    entries, items = documents_of(files)
+    assert [each["digest"] for each in entries] == [str(image.manifest.digest) for image in both]
+    assert [item["RepoTags"] for item in items] == [["gzip:1"], ["zstd:1"]]
+
+
+def test_one_name_is_one_manifest() -> None:
+    both = [make_image(make_layer({"a": b"a"}, kind), repo_tags=["a:1"]) for kind in ("gzip", "zstd")]
+    with pytest.raises(NameConflictError) as caught:
+        plan_archive([image.spec for image in both], format="oci")
+    assert caught.value.image_ids == tuple(image.manifest.digest for image in both)
+
+
+def test_the_manifest_is_needed() -> None:
+    layers = [layer.descriptor for layer in ONE.layers]
+    with pytest.raises(InvalidInputError, match="comes without its manifest"):
+        plan_archive([ImageSpec(ONE.config, layers)], format="oci")
+
+
+def test_its_etag_is_another_one() -> None:
+    plans = [plan_archive([ONE.spec], format=format) for format in ("docker", "oci")]
+    assert plans[0].etag != plans[1].etag
+
+
+# ── the words of an index ──
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, {}),
+        ({"platform": None, "annotations": None}, {}),
+        ({"annotations": {"b": "1", "a": "<"}}, {"annotations": {"a": "<", "b": "1"}}),
+        (
+            {"platform": {"os": "linux", "architecture": "arm64", "variant": "v8"}},
+            {"platform": {"architecture": "arm64", "os": "linux", "variant": "v8"}},
+        ),
+        (
+            {"platform": {"os.version": "10.0.1", "os": "windows", "os.features": ["win32k"], "architecture": "amd64"}},
+            {"platform": {"architecture": "amd64", "os": "windows", "os.version": "10.0.1", "os.features": ["win32k"]}},
+        ),
+        ({"platform": {"variant": ""}}, {"platform": {"architecture": "", "os": ""}}),
+        ({"platform": {"os": 1, "architecture": "amd64"}}, {}),
+    ],
+)  # fmt: skip
+def test_an_entry_repeats_the_index(fields: dict[str, Any], expected: dict[str, Any]) -> None:
+    raw = to_json(
+        {
+            "schemaVersion": 2,
+            "mediaType": OCI_INDEX,
+            "manifests": [
+                {
+                    "mediaType": OCI_MANIFEST,
+                    "digest": str(ONE.manifest.digest),
+                    "size": len(ONE.manifest_bytes),
+                    **fields,
+                }
+            ],
+        }
+    )
+    spec = ImageSpec(ONE.config, ONE.manifest, (), ImageIndex.parse(raw))
+    plan = plan_archive([spec], format="oci")
+    (entry,) = documents_of(files_of(bytes_of(plan, {path_of(BASE.descriptor.digest): BASE.blob})))[0]
+    assert list(entry.items())[3:] == list(expected.items())
+    assert [list(value) for value in entry.values() if isinstance(value, dict)] == [
+        list(value) for value in expected.values()
+    ]
+
+
+def test_an_index_that_does_not_name_the_manifest_says_nothing() -> None:
+    raw = to_json({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []})
+    plan, _ = planned(ONE)
+    assert (
+        plan_archive([ImageSpec(ONE.config, ONE.manifest, ["one:1"], ImageIndex.parse(raw))], format="oci")
+        == plan
+    )

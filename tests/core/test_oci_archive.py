@@ -26,7 +26,7 @@ from aiodockersave import (
     plan_archive,
 )
 from aiodockersave.core.model import CONTAINERD_NAME, OCI_INDEX, OCI_LAYER_GZIP, OCI_MANIFEST
-from tests.support.images import Image, image_lists, make_image, make_layer, to_json
+from tests.support.images import Image, blobs_of, bytes_of_plan, image_lists, make_image, make_layer, to_json
 
 REFERENCES = Path(__file__).parents[1] / "data" / "oci"
 BASE = make_layer({"etc/name": b"base\n"})
@@ -53,14 +53,6 @@ def path_of(digest: Digest | str) -> str:
     return f"blobs/{digest}".replace(":", "/")
 
 
-def bytes_of(plan: Plan, files: dict[str, bytes]) -> bytes:
-    """Return the archive of a plan, with blobs out of these files."""
-    return b"".join(
-        files[path_of(segment.descriptor.digest)] if segment.descriptor else segment.data or b""
-        for segment in plan.segments
-    )
-
-
 # ── Docker's archives ──
 
 
@@ -84,7 +76,12 @@ def test_bytes(path: Path) -> None:
     index_path = path.with_suffix(".index.json")
     index = ImageIndex.parse(index_path.read_bytes()) if index_path.exists() else None
     plan = plan_archive(specs_of(files, index), format="oci")
-    assert bytes_of(plan, files) == expected
+    blobs = {
+        each.descriptor.digest: files[path_of(each.descriptor.digest)]
+        for each in plan.segments
+        if each.descriptor
+    }
+    assert bytes_of_plan(plan, blobs) == expected
     assert [member.name for member in plan.members] == sorted(files)
 
 
@@ -98,8 +95,7 @@ def test_there_are_as_many_references_as_promised() -> None:
 def planned(*images: Image, **options: Any) -> tuple[Plan, dict[str, bytes]]:
     """Plan an archive; return the plan and the files of the archive."""
     plan = plan_archive([image.spec for image in images], format="oci", **options)
-    blobs = {path_of(each.descriptor.digest): each.blob for image in images for each in image.layers}
-    return plan, files_of(bytes_of(plan, blobs))
+    return plan, files_of(bytes_of_plan(plan, blobs_of(images)))
 
 
 def documents_of(files: dict[str, bytes]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -247,7 +243,7 @@ def test_an_entry_repeats_the_index(fields: dict[str, Any], expected: dict[str, 
     )
     spec = ImageSpec(ONE.config, ONE.manifest, (), ImageIndex.parse(raw))
     plan = plan_archive([spec], format="oci")
-    (entry,) = documents_of(files_of(bytes_of(plan, {path_of(BASE.descriptor.digest): BASE.blob})))[0]
+    (entry,) = documents_of(files_of(bytes_of_plan(plan, {BASE.descriptor.digest: BASE.blob})))[0]
     assert list(entry.items())[3:] == list(expected.items())
     assert [list(value) for value in entry.values() if isinstance(value, dict)] == [
         list(value) for value in expected.values()

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from aiodockersave.core.model import Layers
-from tests.support.images import EXAMPLES, Image, archive_of, make_image, make_layer, read_layout
+from tests.support.images import (
+    EXAMPLES,
+    Image,
+    archive_of,
+    make_image,
+    make_layer,
+    planned_archive_of,
+    read_layout,
+)
 
 from .daemons import Containerd, Dockerd
 from .programs import Loaded, ProgramError
@@ -39,11 +48,18 @@ IMAGES: dict[str, list[Image]] = {
 ZSTD_IMAGE = make_image(BASE, ZSTD, repo_tags=[NAME])
 
 both_modes = pytest.mark.parametrize("layers", ["keep", "decompress"])
+every_mode = pytest.mark.parametrize("mode", ["keep", "decompress", "oci"])
 every_image = pytest.mark.parametrize("images", IMAGES.values(), ids=IMAGES)
 
 
-async def write(path: Path, images: list[Image], layers: Layers) -> Path:
-    path.write_bytes(await archive_of(images, layers=layers))
+Mode = Layers | Literal["oci"]
+
+
+async def write(path: Path, images: list[Image], mode: Mode) -> Path:
+    if mode == "oci":
+        path.write_bytes(planned_archive_of(images, format="oci"))
+    else:
+        path.write_bytes(await archive_of(images, layers=mode))
     return path
 
 
@@ -59,19 +75,17 @@ def loaded_by(consumer: Dockerd | Containerd, archive: Path) -> dict[str, Loaded
     return {name: consumer.loaded(name) for name in consumer.load(archive)}
 
 
-@both_modes
+@every_mode
 @every_image
-async def test_dockerd(dockerd: Dockerd, tmp_path: Path, images: list[Image], layers: Layers) -> None:
-    archive = await write(tmp_path / "app.tar", images, layers)
+async def test_dockerd(dockerd: Dockerd, tmp_path: Path, images: list[Image], mode: Mode) -> None:
+    archive = await write(tmp_path / "app.tar", images, mode)
     assert loaded_by(dockerd, archive) == expected(images)
 
 
-@both_modes
+@every_mode
 @every_image
-async def test_containerd(
-    containerd: Containerd, tmp_path: Path, images: list[Image], layers: Layers
-) -> None:
-    archive = await write(tmp_path / "app.tar", images, layers)
+async def test_containerd(containerd: Containerd, tmp_path: Path, images: list[Image], mode: Mode) -> None:
+    archive = await write(tmp_path / "app.tar", images, mode)
     assert loaded_by(containerd, archive) == expected(images)
 
 
@@ -107,9 +121,9 @@ async def test_decompressed_zstd_is_taken_by_dockerd(dockerd: Dockerd, tmp_path:
     assert loaded_by(dockerd, archive) == expected([ZSTD_IMAGE])
 
 
-@both_modes
-async def test_zstd_is_taken_by_containerd(containerd: Containerd, tmp_path: Path, layers: Layers) -> None:
-    archive = await write(tmp_path / "app.tar", [ZSTD_IMAGE], layers)
+@every_mode
+async def test_zstd_is_taken_by_containerd(containerd: Containerd, tmp_path: Path, mode: Mode) -> None:
+    archive = await write(tmp_path / "app.tar", [ZSTD_IMAGE], mode)
     assert loaded_by(containerd, archive) == expected([ZSTD_IMAGE])
 
 

@@ -20,7 +20,6 @@ from aiodockersave import (
     ArchiveWriter,
     ContentError,
     Descriptor,
-    Digest,
     DigestMismatchError,
     ImageConflictError,
     InvalidInputError,
@@ -41,6 +40,8 @@ from tests.support.images import (
     MemorySink,
     RewindSink,
     archive_of,
+    blobs_of,
+    bytes_of_plan,
     image_lists,
     make_image,
     make_layer,
@@ -49,26 +50,9 @@ from tests.support.images import (
 from tests.support.rederive import Entry, derive_entries, locate_entries, read_entries
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
 # ── plan = writer = the standard library ──
-
-
-def bytes_of(plan: Plan, blobs: dict[Digest, bytes]) -> bytes:
-    """Put a plan's segments together."""
-    parts = []
-    for segment in plan.segments:
-        if segment.data is None:
-            assert segment.descriptor is not None
-            parts.append(blobs[segment.descriptor.digest])
-        else:
-            parts.append(segment.data)
-        assert len(parts[-1]) == segment.size
-    return b"".join(parts)
-
-
-def blobs_of(images: Iterable[Image]) -> dict[Digest, bytes]:
-    return {layer.descriptor.digest: layer.blob for image in images for layer in image.layers}
 
 
 @settings(max_examples=150)
@@ -83,7 +67,7 @@ async def test_a_plan_is_what_the_writer_writes(images: list[Image]) -> None:
     report = archive.report
     assert report is not None
     assert (report.size, report.members, report.images) == (plan.size, plan.members, plan.images)
-    assert bytes_of(plan, blobs_of(images)) == written
+    assert bytes_of_plan(plan, blobs_of(images)) == written
     assert len(written) == plan.size
     assert [(each.name, each.offset, each.data_offset, each.size) for each in plan.members] == locate_entries(
         written
@@ -109,7 +93,7 @@ async def test_an_oci_plan_is_what_the_writer_writes_in_its_order(images: list[I
     sink = ListSink()
     async with ArchiveWriter(sink, format="oci") as archive:
         await put_in_order_of(plan, archive, images)
-    assert bytes_of(plan, blobs_of(images)) == sink.getvalue()
+    assert bytes_of_plan(plan, blobs_of(images)) == sink.getvalue()
     report = archive.report
     assert report is not None
     assert (report.size, report.members, report.images) == (plan.size, plan.members, plan.images)
@@ -130,7 +114,7 @@ async def test_an_oci_archive_has_the_plan_s_members_in_any_order(
                 await archive.put_layer(layer.blob, known, stage=stage)
             await archive.put_image(image.config, image.manifest, image.repo_tags)
     entries = {entry.name: entry for entry in read_entries(sink.getvalue())}
-    planned = read_entries(bytes_of(plan, blobs_of(images)))
+    planned = read_entries(bytes_of_plan(plan, blobs_of(images)))
     assert sorted(entries) == sorted(entry.name for entry in planned)
     assert [entries[entry.name] for entry in planned] == planned
 

@@ -22,9 +22,18 @@ from aiodockersave import (
     save,
 )
 from aiodockersave.core.model import OCI_INDEX, OCI_MANIFEST, REF_NAME, Platform
-from tests.core.test_oci_archive import bytes_of, documents_of, files_of, path_of
+from tests.core.test_oci_archive import documents_of, files_of
 from tests.support.faulty_registry import FaultyRegistry
-from tests.support.images import ListSink, make_image, make_layer, noise, to_json, write_layout
+from tests.support.images import (
+    ListSink,
+    blobs_of,
+    bytes_of_plan,
+    make_image,
+    make_layer,
+    noise,
+    to_json,
+    write_layout,
+)
 from tests.support.stores import Store, StoreFailedError
 
 LIMIT = 60.0
@@ -32,9 +41,7 @@ AMD64 = Platform("linux", "amd64")
 IMAGE = make_image(make_layer(noise(1, 300_001), None), make_layer(noise(2, 2047)), repo_tags=["a:1", "b:2"])
 OTHER = make_image(IMAGE.layers[0], make_layer(noise(3, 1500), "zstd"), repo_tags=["other:1"])
 PLAN = plan_archive([IMAGE.spec, OTHER.spec], format="oci")
-WHOLE = bytes_of(
-    PLAN, {path_of(each.descriptor.digest): each.blob for image in (IMAGE, OTHER) for each in image.layers}
-)
+WHOLE = bytes_of_plan(PLAN, blobs_of([IMAGE, OTHER]))
 
 
 @pytest.fixture
@@ -141,8 +148,7 @@ INDEX = to_json({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [ENTRY
 async def entry_of(request: ImageRequest) -> dict[str, Any]:
     plan = (await prepare(request, format="oci", platform=AMD64)).plan
     assert plan is not None
-    blobs = {path_of(layer.descriptor.digest): layer.blob for layer in IMAGE.layers}
-    (entry,) = documents_of(files_of(bytes_of(plan, blobs)))[0]
+    (entry,) = documents_of(files_of(bytes_of_plan(plan, blobs_of([IMAGE]))))[0]
     return entry
 
 

@@ -32,7 +32,17 @@ from typing import Any, Literal, TypeAlias
 import pytest
 from hypothesis import strategies as st
 
-from aiodockersave import ArchiveWriter, Descriptor, Digest, ImageConfig, ImageIndex, ImageManifest, ImageSpec
+from aiodockersave import (
+    ArchiveWriter,
+    Descriptor,
+    Digest,
+    ImageConfig,
+    ImageIndex,
+    ImageManifest,
+    ImageSpec,
+    Plan,
+    plan_archive,
+)
 from aiodockersave.core.documents import LEGACY_ATTRIBUTES
 from aiodockersave.core.model import (
     OCI_CONFIG,
@@ -313,6 +323,29 @@ async def archive_of(images: Iterable[Image], **options: Any) -> bytes:
         for image in images:
             await put(archive, image)
     return sink.getvalue()
+
+
+def blobs_of(images: Iterable[Image]) -> dict[Digest, bytes]:
+    """Return the blobs of images' layers."""
+    return {layer.descriptor.digest: layer.blob for image in images for layer in image.layers}
+
+
+def bytes_of_plan(plan: Plan, blobs: Mapping[Digest, bytes]) -> bytes:
+    """Put a plan's segments together."""
+    parts = []
+    for segment in plan.segments:
+        if segment.data is None:
+            assert segment.descriptor is not None
+            parts.append(blobs[segment.descriptor.digest])
+        else:
+            parts.append(segment.data)
+        assert len(parts[-1]) == segment.size
+    return b"".join(parts)
+
+
+def planned_archive_of(images: Sequence[Image], **options: Any) -> bytes:
+    """Return the archive that a plan of these images has, as ``save`` writes it; options as for ``plan_archive``."""
+    return bytes_of_plan(plan_archive([image.spec for image in images], **options), blobs_of(images))
 
 
 # ── OCI image layouts (image-spec, image-layout.md) ──

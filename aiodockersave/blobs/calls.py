@@ -1,9 +1,10 @@
 """Run one public call of a writer: interrupt it, and handle its faults in a fixed order.
 
-The idea to know first is the order after a fault. First, ``undo`` takes back the written bytes. Then the fault is
-thrown into the content, so that a time-out inside the content can turn its own cancel into ``TimeoutError``. Only
-then does the call choose the error that the caller sees: a cancel of the caller comes first, then the error that
-the content raised, then the fault. This module knows neither sink nor archive: callers pass ``work`` and ``undo``.
+The idea to know first is the order after a fault. First, ``undo`` takes back the written bytes. Then the
+fault is thrown into the content, so that a time-out inside the content can turn its own cancel into
+``TimeoutError``. Only then does the call choose the error that the caller sees: a cancel of the caller comes
+first, then the error that the content raised, then the fault. This module knows neither sink nor archive:
+callers pass ``work`` and ``undo``.
 """
 
 from __future__ import annotations
@@ -70,9 +71,11 @@ class Call:
         """Run ``work``, then the commit that it returns; if ``work`` fails, run ``undo``. Then close ``content``.
 
         Args:
-            work: Does everything that awaits. Running the commit that it returns a second time changes nothing.
+            work: Does everything that awaits. Running the commit that it returns a second time changes
+                nothing.
             content: The content to close, if there is one; a fault is thrown into it.
-            undo: Takes back the effects of ``work``, if there are any. It is not interrupted, and does not raise.
+            undo: Takes back the effects of ``work``, if there are any. It is not interrupted, and does not
+                raise.
             closing: Other objects to close.
 
         Raises:
@@ -133,7 +136,8 @@ class Call:
                 asyncio.CancelledError(), raised or fault
             )
         if raised is None and isinstance(fault, asyncio.CancelledError) and not self._task.cancelling():
-            # Nobody cancelled the task. A bare CancelledError would end the task silently, and lose the layer.
+            # Nobody cancelled the task. A bare CancelledError would end the task silently, and lose the
+            # layer.
             return _caused(ContentError("the content cancelled its reader and gave no reason"), fault)
         return raised or fault
 
@@ -193,7 +197,8 @@ class Calls:
 
         Raises:
             EventLoopError: The caller does not run under asyncio.
-            RuntimeError: The content of a call calls the writer that reads it; the writer would wait for itself.
+            RuntimeError: The content of a call calls the writer that reads it; the writer would wait for
+                itself.
         """
         task = self.check_entry()
         call = Call(task)

@@ -22,7 +22,7 @@ from .content import OpenContent
 T = TypeVar("T")
 
 _COMMITS = 3
-"""The most attempts at a commit: one, a second if a signal interrupts it, a third if that is interrupted too."""
+"""The most attempts at a commit: the first, one more if it is interrupted, and one in reserve."""
 
 
 class Call:
@@ -68,7 +68,7 @@ class Call:
         undo: Callable[[BaseException], Awaitable[None]] | None = None,
         closing: Sequence[Closable] = (),
     ) -> T:
-        """Run ``work``, then the commit that it returns; if ``work`` fails, run ``undo``. Then close ``content``.
+        """Run ``work``, then its commit; if ``work`` fails, run ``undo``. Then close ``content``.
 
         Args:
             work: Does everything that awaits. Running the commit that it returns a second time changes

@@ -375,7 +375,7 @@ class OpenBlob(Protocol):
     def __call__(
         self, descriptor: Descriptor, /, *, start: int = 0, stop: int | None = None
     ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """Open a blob from ``start`` up to ``stop``; raise NotImplementedError to offer only the whole blob."""
+        """Open a blob from ``start`` up to ``stop``; NotImplementedError offers only the whole blob."""
         ...
 
 
@@ -405,7 +405,7 @@ class BlobContent(OpenContent):
 
     @property
     def retries(self) -> int:
-        """The number of retries of the source: the attribute ``retries`` of its iterator, or 0 without one."""
+        """The retries of the source: the attribute ``retries`` of its iterator, or 0 without one."""
         retries = getattr(self._entered, "retries", 0)
         return retries if isinstance(retries, int) else 0
 

@@ -95,7 +95,7 @@ class Feed(abc.ABC):
         return chunk
 
     def cancel(self) -> None:
-        """Begin to close: cancel the task, make a waiting :meth:`read` raise, drop the chunks and the error."""
+        """Begin to close: cancel the task, make a waiting :meth:`read` raise, drop chunks and error."""
         self._refuse_own_task()
         if self._closed:
             return

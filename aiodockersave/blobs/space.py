@@ -111,7 +111,7 @@ class SharedExpansion:
         self._total = 0
 
     def __call__(self, layer: object, size: int) -> bool:
-        """Record that a layer exceeds its ratio by ``size`` bytes; return whether the sum is still allowed."""
+        """Record that a layer exceeds its ratio by ``size`` bytes; return whether the sum is allowed."""
         with self._lock:
             before = self._most.get(layer, 0)
             if size > before:

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["MEDIA_TYPES", "Hasher", "Readable", "Transfer"]
 
 _INPUTS = 2
-"""The compressed batches that may wait for the inflating thread: more cost memory, fewer make it wait."""
+"""The compressed batches that may wait to be inflated: they bound memory and the lead of a source."""
 _INFLATION = 8
 """The cost of inflating one compressed byte, in hashed bytes."""
 

@@ -86,7 +86,7 @@ class Ledger:
         self._plain: dict[Digest, Digest] = {}
 
     def get(self, digest: Digest) -> Descriptor | None:
-        """Return the stored content of the blob ``digest``, else the content that is stored under ``digest``."""
+        """Return the stored content of the blob ``digest``, else the content stored under ``digest``."""
         return self._of_blobs.get(digest) or self._contents.get(digest)
 
     def content(self, digest: Digest) -> Descriptor | None:

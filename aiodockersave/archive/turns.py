@@ -64,7 +64,7 @@ class Turns:
         self._state = _State.OPEN
         self._cause: BaseException | None = None
         self._torn = (0, "")
-        self._last: Transaction | None = None  # the running transaction, or one that did not end in order
+        self._last: Transaction | None = None  # the latest one; None after a success
 
     # ── states ──
 
@@ -170,7 +170,7 @@ class Turns:
             async def undo(fault: BaseException) -> None:
                 # 1. If the file has its final name already, it stays there: commit instead.
                 if transaction.forward is not None:
-                    await self._output.worker.run_always(int)  # an empty call: wait out an interrupted publish
+                    await self._output.worker.run_always(int)  # a no-op: wait out an interrupted publish
                     if self._go_forward(transaction):
                         return
                 # 2. Otherwise take back the bytes. After a failed sync the file is not to be trusted: break.

@@ -189,7 +189,7 @@ class Transaction:
             data = data[taken:]
 
     async def write_data(self, header: bytes, batch: Batch, batches: Batches, *, pad: bool) -> None:
-        """Write ``header`` and ``batch``, joined, then the other batches, the last one joined with the padding.
+        """Write ``header`` and ``batch``, joined, then the other batches; the padding is joined to the last.
 
         Cancel: the member is incomplete; :meth:`undo` takes it back.
         """
@@ -235,7 +235,10 @@ class Transaction:
         return await self._output.read_back(self.cursor)
 
     def commit(self, addition: Addition) -> None:
-        """Record the members of ``addition`` as committed. Await nothing after this; a second call is harmless."""
+        """Record the members of ``addition`` as committed. A second call changes nothing.
+
+        The caller must not await anything after this.
+        """
         output = self._output
         offset = self._start
         del output.members[self._members_before :]

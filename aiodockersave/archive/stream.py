@@ -170,7 +170,7 @@ class ReadingLimits(NamedTuple):
 
 
 class ByteStream(abc.ABC):
-    """An iterator of bytes. Use it with ``async with``, or close it: otherwise tasks and sources may stay open.
+    """An iterator of bytes. Use it with ``async with``, or close it: otherwise tasks or sources stay open.
 
     One task reads at a time; any task may close, at any time. If the stream is closed before its end, a
     waiting read and all later reads raise ``anyio.ClosedResourceError``, so that no reader takes the cut for

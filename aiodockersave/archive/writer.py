@@ -359,11 +359,11 @@ class ArchiveWriter:
         return commit
 
     async def abort(self) -> None:
-        """Abort the archive: interrupt the running calls, which raise :class:`WriterClosedError`, and wait for them.
+        """Abort the archive: running calls are interrupted and raise :class:`WriterClosedError`.
 
-        An incomplete member is taken back if the sink can rewind; complete members stay in the caller's sink,
-        but the archive never gets an end. On a closed or broken writer the call only waits for calls that
-        still close their content.
+        Returns when no call runs. An incomplete member is taken back if the sink can rewind; complete members
+        stay in the caller's sink, but the archive never gets an end. On a closed or broken writer the call
+        only waits for calls that still close their content.
 
         Cancel: the archive is aborted all the same, but calls may still be running.
         """
@@ -378,7 +378,7 @@ class ArchiveWriter:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        if exc_type is GeneratorExit:  # the caller's coroutine is being closed: nothing can be awaited any more
+        if exc_type is GeneratorExit:  # the caller's coroutine is being closed, so nothing can be awaited
             self._turns.give_up()
         elif exc_type is None and not self._turns.is_aborted():
             try:

@@ -159,9 +159,8 @@ class ReadingLimits(NamedTuple):
         blobs: The most blobs that are open at once, including the current one.
         buffer: The bytes of each blob that may wait.
         near_end: The most bytes that the current blob may lack when the next one is opened; None for any
-            number. A
-            client may take hours for a blob: the next one would hold an idle connection, which its registry
-                may close.
+            number. A client may take hours for a blob: the next one would hold an idle connection, which its
+            registry may close.
     """
 
     blobs: int = 2

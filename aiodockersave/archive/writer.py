@@ -179,8 +179,7 @@ class ArchiveWriter:
 
         A layer whose digest is in the archive already is not read again. If the size or digest is unknown and
         the sink cannot be patched, the layer is staged: the whole content is received before its turn, in
-            memory or a temporary
-        file.
+        memory or a temporary file.
 
         The content is closed while this call has its turn; other calls wait meanwhile. The content must not
         call this writer, not even through a task that it waits for.
@@ -201,9 +200,8 @@ class ArchiveWriter:
             WriterClosedError, WriterBrokenError: See there; nothing was read.
 
         Cancel: before the first byte is written, the archive is unchanged. After that the archive is as it
-            was before
-        the call if the sink can rewind, and broken if it cannot. Once all bytes are out and verified, the
-        layer is in the archive, even if the content raises while it is closed.
+        was before the call if the sink can rewind, and broken if it cannot. Once all bytes are out and
+        verified, the layer is in the archive, even if the content raises while it is closed.
         """
         opened = OpenContent(content)
         del content  # the first cause of a broken writer keeps this frame, which must not keep the content
@@ -326,9 +324,8 @@ class ArchiveWriter:
             SinkError: The sink has promised another size.
 
         Cancel: if the sink can rewind, the archive is as before the call, and ``close()`` may be called
-            again; if it
-        cannot, the archive is broken. An archive of :func:`open_archive` that has its final name already
-        stays there.
+        again; if it cannot, the archive is broken. An archive of :func:`open_archive` that has its final name
+        already stays there.
         """
         with self._turns.enter() as call:
             if self._turns.is_closed():

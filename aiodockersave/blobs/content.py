@@ -153,8 +153,8 @@ class OpenContent:
     async def close(self, fault: BaseException | None) -> BaseException | None:
         """Throw ``fault`` into everything that was opened, and close it; return the error of the content.
 
-        The result is None if the content raised nothing, or only ``fault`` itself.
-        A content that swallows the fault changes nothing. Never raises.
+        The result is None if the content raised nothing, or only ``fault`` itself. A content that swallows
+        the fault changes nothing. Never raises.
 
         Cancel: the rest is closed all the same, and the cancel is returned.
         """

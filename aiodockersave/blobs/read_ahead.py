@@ -111,8 +111,7 @@ class Feed(abc.ABC):
         """Cancel the task, wait for its end and drop its error. A second call waits too.
 
         Cancel: the task is cancelled once more, which interrupts its closing; the cancel is raised when the
-            task has
-        ended.
+        task has ended.
         """
         self.cancel()
         if self.task is not None:

@@ -187,9 +187,8 @@ class Transfer:
             ContentError: The content does not match its descriptor or diff ID, or cannot be decompressed.
 
         Cancel: if the blob is kept, and a cancelled read of the content loses no bytes, a second call
-            resumes. If the blob
-        is decompressed, or the cancel comes while ``make_room`` is awaited, the batch is lost. :meth:`close`
-        still has to be called.
+        resumes. If the blob is decompressed, or the cancel comes while ``make_room`` is awaited, the batch is
+        lost. :meth:`close` still has to be called.
         """
         # 1. Get a first batch to hold back.
         if self._held is None:

@@ -202,8 +202,7 @@ class ByteStream(abc.ABC):
             raise RuntimeError("the stream is being read already: one task reads at a time")
         self._is_read = True
         try:
-            # If the next chunk is always ready, nothing waits, and a cancel scope could not deliver its
-            # cancel.
+            # If the next chunk is always ready, nothing waits, and a cancel scope cannot deliver its cancel.
             await check_cancel_scopes()
             return await self._pull()
         finally:

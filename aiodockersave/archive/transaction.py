@@ -245,8 +245,7 @@ class Transaction:
         for member in addition.members:
             output.members.append(located(member, offset))
             offset += member.total_size
-        # The hash of the transaction also covers bytes that were rewound: use it only if the sink still has
-        # them.
+        # The hash also covers bytes that were rewound: use it only if the sink still has the bytes.
         if self._touched and self._hasher is not None and output.in_order_hash is not None:
             output.in_order_hash = self._hasher.hash
         output.position = self.cursor

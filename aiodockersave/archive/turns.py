@@ -186,8 +186,7 @@ class Turns:
                     closing=[*closing, transaction],
                 )
             except BaseException as exc:
-                # Whatever ended the call: bytes that are neither committed nor taken back belong to no
-                # member.
+                # Whatever ended the call: bytes neither committed nor taken back belong to no member.
                 if transaction.touched and not self._go_forward(transaction):
                     self._break(transaction, exc)
                 raise

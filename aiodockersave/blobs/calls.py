@@ -136,8 +136,7 @@ class Call:
                 asyncio.CancelledError(), raised or fault
             )
         if raised is None and isinstance(fault, asyncio.CancelledError) and not self._task.cancelling():
-            # Nobody cancelled the task. A bare CancelledError would end the task silently, and lose the
-            # layer.
+            # Nobody cancelled the task. A bare CancelledError would end it silently, and lose the layer.
             return _caused(ContentError("the content cancelled its reader and gave no reason"), fault)
         return raised or fault
 

@@ -254,8 +254,7 @@ def _reads(content: object) -> bool:
 
 
 def _refuse_response(content: object, *, ours: bool) -> None:
-    # A response that the caller opened may be an error page: the caller must check the status, then pass its
-    # stream.
+    # A response that the caller opened may be an error page: the caller must check the status first.
     if not ours and callable(getattr(content, "read", None)):
         raise TypeError(
             f"the read() of {_kind(content)} takes no size: pass its stream, such as response.content of aiohttp, "

@@ -238,8 +238,8 @@ async def fill(
                 written(size)
                 meter.advanced(layer, verifier.received)
             await fairness.passed(len(chunk))
-        # 2. Hand over the rest, then verify. Drain before ``end``: an error of the disk is raised before the
-        # error    of a blob that is too short.
+        # 2. Hand over the rest, then verify. ``drain`` comes before ``end``, so that an error of the disk is
+        # raised rather than the error of a blob that is too short.
         if size := await queue.drain():
             written(size)
         verifier.end()

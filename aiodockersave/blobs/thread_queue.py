@@ -109,8 +109,7 @@ class ThreadQueue:
         stop: Makes a running call of ``take`` end soon, once its result is not wanted any more.
     """
 
-    # There is no lock: an interrupt between two lines could leave a lock locked. Only one side writes each
-    # number.
+    # There is no lock: an interrupt between two lines could leave it locked. Each number has one writer.
 
     def __init__(
         self,

@@ -193,8 +193,7 @@ class Transfer:
         # 1. Get a first batch to hold back.
         if self._held is None:
             self._held = await self._first()
-        # 2. Get the batch after the held one. If there is none, the held one is the last: verify before it
-        # leaves.
+        # 2. Get the batch after the held one. If there is none, verify before the held one leaves.
         following = await self._fetch() if self._held else b""
         if not following:
             await self._verify()

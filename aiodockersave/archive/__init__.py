@@ -1,1 +1,1 @@
-"""The archive as it is made: by calls of a writer, out of a plan, or by a function that writes."""
+"""Make an archive: by calls of a writer, from a plan, or by a function that writes; know no sources."""

@@ -1,4 +1,4 @@
-"""An archive at a path: there when it is whole, or not at all."""
+"""Write an archive to a path, where it appears when it is whole or not at all."""
 
 from __future__ import annotations
 
@@ -26,33 +26,38 @@ def open_archive(
     verify_diff_ids: bool = False,
     checksum: bool = False,
 ) -> AbstractAsyncContextManager[ArchiveWriter]:
-    """Write an archive to a path: it appears there when it is whole, or not at all.
+    """Write an archive to a path, where it appears when it is whole or not at all.
 
-    A temporary file beside the target is renamed over it by ``close()``, which the end of the block calls. It is private
-    until then, and temporary files that a killed process has left there are removed. An existing file is never touched
-    before that. If it is the caller's own, its mode is kept, up to ``0o777``, as far as the new file has the same group and
-    access control list: nobody gets more than he had. A symbolic link's target is replaced, not the link. What is no
-    regular file (``/dev/null``, a FIFO) is written into. In a directory that others may write to, a link or a FIFO has to
-    be the caller's own or root's.
+    The writer fills a private temporary file beside the target. ``close()``, which the end of the block
+    calls, renames that file over the target; an existing file is never touched before that. Temporary files
+    that a killed process has left there are removed. If the existing file is the caller's own, its mode is
+    kept, up to ``0o777``, as far as the new file has the same group and access control list: nobody gains
+    access. Of a symbolic link the target is replaced, not the link. A target that is no regular file
+    (``/dev/null``, a FIFO) is written into. In a directory that others may write to, a link or a FIFO must
+    belong to the caller or to root.
 
     Args:
-        path: Where the archive is to be.
-        fsync: Whether file and directory are brought to the disk.
-        format: As :class:`ArchiveWriter`, and so are the others.
+        path: The path of the archive.
+        fsync: Whether to sync file and directory to the disk.
+        format: As for :class:`ArchiveWriter`, and so are all options below.
         layers: Whether blobs are kept as they are, or stored as plain tars.
         stage_memory: Bytes of memory for content that is staged.
-        stage_dir: Where staged content goes that exceeds it.
+        stage_dir: The directory for staged content that exceeds ``stage_memory``.
         max_plain_size: The largest plain tar of a layer to accept when decompressing, in bytes.
-        max_expansion: The most plain bytes to accept for each compressed one, beyond the first 64 MiB of a layer.
-        verify_diff_ids: Whether the plain tar of a layer that is kept is looked at beside.
+        max_expansion: The most plain bytes to accept for each compressed one, beyond the first 64 MiB of a
+            layer.
+        verify_diff_ids: Whether to verify the plain tar of each layer that is kept as it is.
         checksum: Whether the report has the SHA-256 of the archive.
 
     Raises:
-        PermissionError: Another user has prepared something on the path, or what is there may not be replaced.
-        InsufficientSpaceError: What is decompressed, or of unknown size, would leave too little of the disk.
-        OSError: The file cannot be made, or the disk is full.
+        PermissionError: Another user has prepared something at the path, or the object there may not be
+            replaced.
+        InsufficientSpaceError: A layer that is decompressed, or of unknown size, would leave too little free
+            space.
+        OSError: The file cannot be created, or the disk is full.
 
-    Cancel: the old file is untouched and no temporary file is left, unless the archive was under its name already.
+    Cancel: the old file is untouched and no temporary file is left, unless the archive had its final name
+    already.
     """
     return _OpenArchive(
         Target(path, fsync=fsync),
@@ -70,9 +75,9 @@ def open_archive(
 
 
 class _OpenArchive:
-    """An archive at a path while it is written."""
+    """Open the target and its writer when the block is entered, and close both when it is left."""
 
-    # No async generator: up to Python 3.12 one that waits is not told that its coroutine is closed.
+    # Not an async generator: up to Python 3.12 a waiting one does not notice that its coroutine is closed.
 
     def __init__(self, target: Target, options: WriterOptions) -> None:
         self._target = target

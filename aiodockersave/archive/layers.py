@@ -1,11 +1,12 @@
-"""A writer's layers: what is wanted of them, how they are received, how they are written, and which are in.
+"""Receive the layers of a writer, write them as members, and record the layers that are in the archive.
 
 ::
 
     Wanted ──▶ Ledger: is it in already? ──no──▶ Receiver: a transfer ──▶ LayerWriter: a member ──commit──▶ Ledger
 
-A member begins with its header where digest and size are known; else the header is written over zeros at the end. The methods
-of :class:`LayerWriter` await everything and return the commit, which the caller runs once no fault can come any more.
+If digest and size are known, the header of a member is written first; otherwise zeros are written first, and
+the header replaces them at the end. The idea to know first: the methods of :class:`LayerWriter` do all the
+awaiting and return a commit, which the caller runs when no fault can come any more.
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ class Wanted:
     """The blob and the plain tar that a layer is expected to be.
 
     Attributes:
-        descriptor: The blob, where it is known.
-        diff_id: The digest of the plain tar, where it is known and what is stored.
-        plain: The same, where the blob is stored as it is and its plain tar is to be looked at.
+        descriptor: The descriptor of the blob, if known.
+        diff_id: The digest of the plain tar, if known and if the plain tar is stored.
+        plain: The same digest, if the blob is stored as it is and its plain tar is verified too.
     """
 
     descriptor: Descriptor | None
@@ -58,11 +59,11 @@ class Wanted:
         is_stored: bool,
         is_verified: bool,
     ) -> Self:
-        """Check what a caller says of a layer: ``diff_id`` where the plain tar is stored, or verified beside.
+        """Check what a caller passes for a layer; ``diff_id`` only if the plain tar is stored or verified.
 
         Raises:
             InvalidDigestError: The diff ID is no digest.
-            TypeError: The descriptor is none.
+            TypeError: ``descriptor`` is neither a Descriptor nor None.
         """
         if not isinstance(descriptor, Descriptor | None):
             raise TypeError(f"descriptor is a Descriptor or None, not {type(descriptor).__qualname__}")
@@ -73,9 +74,10 @@ class Wanted:
 
 
 class Ledger:
-    """The layers that are in, found by the digest of the blob or of what is stored of it.
+    """Find the layers in the archive, by the digest of the blob or by the digest of its stored content.
 
-    The two are kept apart: what is stored of one blob may be another blob, as a tar that was compressed twice shows.
+    The two digests have separate tables: the stored content of one blob may equal another blob, as with a tar
+    that was compressed twice.
     """
 
     def __init__(self) -> None:
@@ -85,19 +87,22 @@ class Ledger:
         self._plain: dict[Digest, Digest] = {}
 
     def get(self, digest: Digest) -> Descriptor | None:
-        """Return what is stored of the blob ``digest``, or under it."""
+        """Return the stored content of the blob ``digest``, else the content stored under ``digest``."""
         return self._of_blobs.get(digest) or self._contents.get(digest)
 
     def content(self, digest: Digest) -> Descriptor | None:
-        """Return what is stored under ``digest``."""
+        """Return the content that is stored under ``digest``."""
         return self._contents.get(digest)
 
     def find(self, wanted: Wanted) -> Descriptor | None:
-        """Return what a layer is stored as, if its blob is in. Another blob with the same diff ID has to be read.
+        """Return the stored content of a layer if its blob is in the archive, else None.
+
+        Another blob with the same diff ID does not count: the caller must read this blob.
 
         Raises:
-            InvalidInputError: It is in with another size.
-            DigestMismatchError: It is in, and is another layer than the diff ID says.
+            InvalidInputError: The blob is in the archive with another size.
+            DigestMismatchError: The blob is in the archive, and its plain tar has another digest than the
+                diff ID.
         """
         if wanted.descriptor is None or self.get(wanted.descriptor.digest) is None:
             return None
@@ -107,14 +112,14 @@ class Ledger:
         if wanted.diff_id in (None, stored.digest):
             return stored
         if wanted.descriptor.digest not in self._of_blobs:
-            return None  # its digest is that of a content: it is another blob
+            return None  # the digest is only that of a stored content, not of a blob that was put
         raise DigestMismatchError(wanted.diff_id, stored.digest, what="diff ID", descriptor=wanted.descriptor)
 
     def look_up(self, descriptor: Descriptor) -> Descriptor:
-        """Return what is stored of a blob that must be in.
+        """Return the stored content of a blob that must be in the archive.
 
         Raises:
-            InvalidInputError: It is not, or with another size.
+            InvalidInputError: The blob is not in the archive, or has another size there.
         """
         stored = self.get(descriptor.digest)
         if stored is None:
@@ -128,15 +133,18 @@ class Ledger:
         return stored
 
     def know_plain(self, blob: Descriptor, plain: Digest | None) -> None:
-        """Remember the digest of the plain tar of a blob, whether that is in or not: it is a fact about its bytes."""
+        """Record the digest of the plain tar of a blob.
+
+        The blob need not be in the archive: the digest is a fact about its bytes.
+        """
         if plain is not None:
             self._plain[blob.digest] = plain
 
     def check_diff_ids(self, image: Image, *, are_kept: bool) -> None:
         """Compare each layer of an image with its diff ID in the config.
 
-        Where plain tars are stored, their digests are compared; where blobs are kept, the digests of their plain tars, which
-        were computed while the blobs were read.
+        If plain tars are stored, the digests of the stored contents are compared. If blobs are kept, the
+        digests of their plain tars are compared, which were computed while the blobs were read.
 
         Raises:
             DigestMismatchError: A layer has another diff ID.
@@ -160,7 +168,7 @@ class Ledger:
             raise DigestMismatchError(diff_id, plain, what="diff ID", descriptor=stored)
 
     def record(self, blob: Descriptor, stored: Descriptor) -> None:
-        """Record that ``stored`` is in, and came of ``blob``."""
+        """Record that ``stored`` is in the archive, as the content of ``blob``."""
         self._of_blobs.setdefault(blob.digest, stored)
         self._contents.setdefault(stored.digest, stored)
         for descriptor in (blob, stored):
@@ -172,7 +180,7 @@ Commit = Callable[[], Descriptor]
 
 
 class LayerWriter:
-    """Writes layers into transactions, and records them in builder and ledger when they are committed."""
+    """Write layers into transactions; each commit records its layer in builder and ledger."""
 
     def __init__(self, builder: Builder, ledger: Ledger, *, decompress: bool) -> None:
         self._builder = builder
@@ -182,7 +190,7 @@ class LayerWriter:
     async def stream(self, transaction: Transaction, transfer: Transfer, wanted: Wanted) -> Commit:
         """Write a layer while it is received.
 
-        Cancel: the layer is torn; :meth:`Transaction.undo` takes it back.
+        Cancel: the layer is incomplete; :meth:`Transaction.undo` takes it back.
         """
         batch = await transfer.next()
         if transfer.done:
@@ -198,7 +206,7 @@ class LayerWriter:
     async def write_known(
         self, transaction: Transaction, batches: Batches, blob: Descriptor, stored: Descriptor
     ) -> Commit:
-        """Write a layer that was received and verified as a whole.
+        """Write a layer that was received and verified before.
 
         Cancel: as :meth:`stream`.
         """
@@ -252,17 +260,17 @@ async def _take_back(transaction: Transaction) -> None:
 
 
 class Receiver:
-    """Receives layers.
+    """Receive layers.
 
     Attributes:
-        space: The room for a file that grows, where that is one of ours.
+        space: Checks the free disk space, if the archive is written to a file of ours; else None.
 
     Args:
-        ledger: Is told the digests of plain tars.
-        worker: The thread that looks at the room.
-        limits: How far all layers may expand.
+        ledger: Records the digests of plain tars.
+        worker: The thread that checks the free disk space.
+        limits: The limits on the expansion of all layers.
         decompress: Whether plain tars are stored.
-        verify_plain: Whether the plain tar of a layer that is kept is verified.
+        verify_plain: Whether the plain tar of each layer that is kept is verified.
     """
 
     def __init__(
@@ -276,7 +284,7 @@ class Receiver:
         self._verify_plain = verify_plain
 
     def transfer(self, opened: OpenContent, wanted: Wanted) -> Transfer:
-        """Return the transfer of a layer; nothing is read yet."""
+        """Return the transfer of a layer, without reading yet."""
         blob, diff_id = wanted.descriptor, wanted.diff_id or wanted.plain
         limits = self._limits if blob else _of_one_without_a_name(self._limits)
         plain = new_plain_hash(blob, diff_id, limits) if self._verify_plain else None
@@ -293,9 +301,9 @@ class Receiver:
     async def stage(
         self, call: Call, opened: OpenContent, wanted: Wanted, stage: Stage
     ) -> tuple[Descriptor, Descriptor]:
-        """Receive a layer as a whole; return the blob that came and what is to be stored of it.
+        """Receive a whole layer into ``stage``; return the blob that was read and the content to store.
 
-        Cancel: as :meth:`Call.settle`; the stage keeps what it has.
+        Cancel: as :meth:`Call.settle`; the stage keeps the batches that it has.
         """
         transfer = self.transfer(opened, wanted)
 
@@ -316,7 +324,8 @@ class Receiver:
 def _of_one_without_a_name(limits: Limits) -> Limits:
     """Return limits that count a layer of unknown digest under a key of its own.
 
-    All such layers have the same name in messages, and would else be counted as one.
+    Limits count a layer under its name in messages. All layers of unknown digest share one name, so without
+    this they would count as one.
     """
     share, layer = limits.share, object()
     return limits if share is None else limits._replace(share=lambda _, size: share(layer, size))

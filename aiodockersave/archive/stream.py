@@ -1,19 +1,22 @@
-"""Archives for consumers that pull: any bytes of a planned one, or a build as it writes.
+"""Stream an archive to a consumer that pulls: any range of a plan, or a build while it writes.
 
-:func:`stream_plan` puts known bytes and blobs together; :func:`archive_stream` turns a function that writes into an
-object that is read. Both give a :class:`ByteStream`: iterated by one task at a time, closed from any.
+:func:`stream_plan` joins known bytes and blobs; :func:`archive_stream` turns a function that writes into an
+object that is read. Both return a :class:`ByteStream`: one task at a time iterates it, and any task may close
+it.
 
-The idea to know first: nothing is open across a chunk that is given out, neither a cancel scope nor a task group nor
-a time-out. What has to be opened, iterated and closed by one task has a task of its own
-(:mod:`aiodockersave.blobs.read_ahead`). So a cancelled ``__anext__`` loses nothing, and who closes need not be who reads.
+The idea to know first: no cancel scope, task group or time-out is open while the consumer has a chunk. An
+object that one task must open, iterate and close gets a task of its own
+(:mod:`aiodockersave.blobs.read_ahead`). So a cancelled ``__anext__`` loses nothing, and the task that closes
+need not be the task that reads.
 
-A blob on its way out of a plan is given out one chunk behind::
+The stream of a plan holds back one chunk of each blob::
 
     source ──▶ task that reads ahead ──▶ chunk that is held back ──▶ consumer
                                     └──▶ gathered chunks ──▶ SHA-256, in a thread
 
-Its last chunk leaves only when all is checked, so a consumer that counts bytes never holds a wrong blob for a whole one. A
-blob that a range cuts has no digest to check, but its length is.
+The last chunk of a blob leaves only when the blob is verified, so a consumer that counts bytes never takes a
+wrong blob for a complete one. Of a blob that a range cuts only the length is checked, since the part has no
+known digest.
 """
 
 from __future__ import annotations
@@ -51,14 +54,14 @@ __all__ = [
 ]
 
 READ_AHEAD = 1 << 20
-"""Bytes of one blob that wait to be given out; two blobs are open at a time."""
+"""The bytes of one blob that may wait to be returned; by default two blobs are open at a time."""
 
 
 class OutgoingBlob:
-    """A blob, or what the range has of it, one chunk behind: the last leaves when all is checked.
+    """Read a blob, or the part of it in the range, and hold back its last chunk until it is verified.
 
     Attributes:
-        feed: Reads it ahead.
+        feed: Reads the blob ahead.
     """
 
     def __init__(
@@ -84,17 +87,17 @@ class OutgoingBlob:
 
     @property
     def done(self) -> bool:
-        """Whether what :meth:`next` returned last was the last, and nothing is open."""
+        """Whether :meth:`next` has returned the last chunk, and nothing is open."""
         return self._transfer.done
 
     @property
     def head(self) -> bytes:
-        """The first bytes of a whole blob, at most 512; complete when it is done."""
+        """The first bytes of a whole blob, at most 512; complete once the blob is done."""
         return self._transfer.verifier.head
 
     @property
     def retries(self) -> int:
-        """The number of times that the source had to ask again."""
+        """The number of retries of the source."""
         return self._content.retries
 
     @property
@@ -103,15 +106,15 @@ class OutgoingBlob:
         return self._size - self._transfer.verifier.received
 
     def start(self) -> None:
-        """Open it, and read ahead."""
+        """Open the blob, and read ahead."""
         self.feed.start()
 
     async def next(self) -> bytes:
         """Return the next chunk.
 
         Raises:
-            DigestMismatchError, SizeMismatchError: The blob is not what was promised.
-            BaseException: What the source raises.
+            DigestMismatchError, SizeMismatchError: The blob does not match its descriptor or diff ID.
+            BaseException: The error that the source raises.
 
         Cancel: no byte is lost.
         """
@@ -121,7 +124,7 @@ class OutgoingBlob:
         return bytes(chunk)
 
     async def read(self) -> bytes:
-        """Return the next chunk of what is read ahead; empty at the end.
+        """Return the next chunk of the feed; empty at the end.
 
         Cancel: no byte is lost.
         """
@@ -132,31 +135,32 @@ class OutgoingBlob:
             raise
 
     def cancel(self) -> None:
-        """Begin to close: nothing more is read, and the thread ends."""
+        """Begin to close: stop reading, and let the thread end."""
         self.feed.cancel()
         self._transfer.abandon()
 
     async def aclose(self) -> None:
-        """Wait until neither task nor thread works for the blob.
+        """Close the blob, and wait until neither task nor thread works for it.
 
         Cancel: is raised after that.
         """
         self.cancel()
-        await close_all([self._transfer.close, self.feed.aclose])  # the hash first, which ends by itself
+        await close_all([self._transfer.close, self.feed.aclose])  # the hash first: it ends by itself
 
 
 NEAR_END: Final = 16 << 20
-"""With so many bytes of a blob to come, the next one is opened: what comes in the time that this takes."""
+"""The missing bytes of a blob at which the next one is opened: about the bytes that arrive while it opens."""
 
 
 class ReadingLimits(NamedTuple):
     """The limits on how far a plan's blobs are read ahead of the bytes that leave.
 
     Attributes:
-        blobs: Blobs that are open at once, the one that leaves among them.
-        buffer: Bytes of each that may wait.
-        near_end: Bytes that the one that leaves may lack when the next is opened; None for any number. A client may take
-            hours for a blob: the next would hold a connection meanwhile, which its registry may close for that.
+        blobs: The most blobs that are open at once, including the current one.
+        buffer: The bytes of each blob that may wait.
+        near_end: The most bytes that the current blob may lack when the next one is opened; None for any
+            number. A client may take hours for a blob: the next one would hold an idle connection, which its
+            registry may close.
     """
 
     blobs: int = 2
@@ -165,12 +169,12 @@ class ReadingLimits(NamedTuple):
 
 
 class ByteStream(abc.ABC):
-    """Bytes that are pulled. Use it with ``async with``, or close it: what it has open waits for that.
+    """An iterator of bytes. Use it with ``async with``, or close it: otherwise tasks or sources stay open.
 
-    One task reads at a time; any may close, at any time. If the stream is closed before its end, a waiting read and all
-    later ones raise ``anyio.ClosedResourceError``: a reader must not take the cut for the end. After the end, reads raise
-    ``StopAsyncIteration``, also on a closed stream. A stream that has failed raises the same error at each read, until it
-    is closed.
+    One task reads at a time; any task may close, at any time. If the stream is closed before its end, a
+    waiting read and all later reads raise ``anyio.ClosedResourceError``, so that no reader takes the cut for
+    the end. After the end, reads raise ``StopAsyncIteration``, also on a closed stream. A stream that has
+    failed raises the same error at each read, until it is closed.
     """
 
     def __init__(self) -> None:
@@ -187,37 +191,37 @@ class ByteStream(abc.ABC):
         """Return the next chunk, which is never empty.
 
         Raises:
-            StopAsyncIteration: All was given.
-            ClosedResourceError: The stream is closed, or was closed meanwhile.
-            EventLoopError: Not under asyncio.
+            StopAsyncIteration: All chunks were returned.
+            ClosedResourceError: The stream is closed, or was closed during the call.
+            EventLoopError: The caller does not run under asyncio.
 
-        Cancel: nothing is lost, the next call goes on. It stays open.
+        Cancel: nothing is lost, the next call resumes. The stream stays open.
         """
         running_task()
         if self._is_read:
             raise RuntimeError("the stream is being read already: one task reads at a time")
         self._is_read = True
         try:
-            # A cancel scope finds nobody waiting where the next chunk is always ready in time.
+            # If the next chunk is always ready, nothing waits, and a cancel scope cannot deliver its cancel.
             await check_cancel_scopes()
             return await self._pull()
         finally:
             self._is_read = False
 
     async def close(self) -> None:
-        """As :meth:`aclose`.
+        """Do as :meth:`aclose`.
 
         Cancel: as :meth:`aclose`.
         """
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close all that is open, and return when nothing of it is left; a second call does nothing.
+        """Close everything that is open, and return when nothing is left open; a second call does nothing.
 
-        Cancel: what is being closed is interrupted once more; the cancel is raised when nothing is left.
+        Cancel: the closing itself is interrupted once more; the cancel is raised when nothing is left open.
         """
         self._closed = True
-        self._failure, self._traceback = None, None  # they hold frames that hold this
+        self._failure, self._traceback = None, None  # their frames hold this object: break the cycle
         await self._close()
 
     async def __aenter__(self) -> Self:
@@ -227,7 +231,7 @@ class ByteStream(abc.ABC):
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        # For GeneratorExit too: who reads may be an async generator that is being closed, which may await.
+        # For GeneratorExit too: the reader may be an async generator that is being closed, which may await.
         await self.aclose()
 
     async def _pull(self) -> bytes:
@@ -255,14 +259,14 @@ class ByteStream(abc.ABC):
 
     @abc.abstractmethod
     async def _next(self) -> bytes:
-        """Return the next chunk, empty at the end, when nothing is open. A cancel must lose nothing."""
+        """Return the next chunk; empty at the end, with nothing left open. A cancel must lose nothing."""
 
     @abc.abstractmethod
     async def _close(self) -> None:
-        """Close all that is open, whether or not a call of ``_next`` waits."""
+        """Close everything that is open, whether or not a call of ``_next`` waits."""
 
 
-# ── a plan's bytes ──
+# ── the bytes of a plan ──
 
 
 def stream_plan(plan: Plan, open_blob: OpenBlob, *, start: int = 0, stop: int | None = None) -> PlanStream:
@@ -274,35 +278,36 @@ def stream_plan(plan: Plan, open_blob: OpenBlob, *, start: int = 0, stop: int | 
             async for chunk in chunks:
                 await response.write(chunk)
 
-    Only the blobs in the range are opened, at the bytes that it needs, each when the one before it has begun to leave and
-    has not much to come. A blob that is in it as a whole is verified, and its last chunk stays back until its digest is
-    right; of one that the range cuts the length is checked. Chunks are given out as they come.
+    Only the blobs in the range are opened, at the bytes that the range needs. Each is opened when the blob
+    before it has begun to leave and has little to come. A blob that lies wholly in the range is verified, and
+    its last chunk is held back until its digest is right; of a blob that the range cuts the length is
+    checked. Chunks leave as they arrive.
 
     Args:
-        plan: The archive.
-        open_blob: Opens a blob: that of a source, or your own.
-        start: The first byte.
-        stop: The byte behind the last.
+        plan: The plan of the archive.
+        open_blob: Opens a blob: the method of a source, or your own function.
+        start: The offset of the first byte.
+        stop: The offset after the last byte.
 
     Raises:
-        InvalidInputError: There is no such range in the archive.
+        InvalidInputError: The archive has no such range.
 
-    While it is iterated:
+    While the stream is iterated:
 
     Raises:
-        DigestMismatchError, SizeMismatchError: A blob is not what the plan says.
-        Exception: What ``open_blob`` raises.
+        DigestMismatchError, SizeMismatchError: A blob does not match the plan.
+        Exception: The error that ``open_blob`` raises.
     """
     return PlanStream(plan.parts(start, stop), open_blob)
 
 
 class PlanStream(ByteStream):
-    """The bytes of a planned archive.
+    """Stream the bytes of a planned archive.
 
     Attributes:
-        size: The number of bytes in all.
-        layer: The blob that the last call was about: whose bytes were given, or which has failed; None for known bytes.
-        current: Its reader, where it has any bytes.
+        size: The total number of bytes.
+        layer: The blob of the last call, whose bytes were returned or which failed; None for known bytes.
+        current: The reader of that blob; None for a blob without bytes.
     """
 
     def __init__(
@@ -313,13 +318,14 @@ class PlanStream(ByteStream):
         limits: ReadingLimits | None = None,
         new_plain: Callable[[Descriptor], PlainHash | None] = lambda _: None,
     ) -> None:
-        """Open nothing yet.
+        """Prepare the stream; nothing is opened yet.
 
         Args:
-            parts: What is given, in order.
+            parts: The parts of the archive to stream, in order.
             open_blob: Opens a blob.
-            limits: How far it is read ahead.
-            new_plain: Returns what hashes the plain tar of a blob that is in it as a whole; None where that is not verified.
+            limits: The limits on reading ahead.
+            new_plain: Returns the hash of the plain tar for a blob that lies wholly in the range; None if the
+                plain tar is not verified.
         """
         super().__init__()
         self.size = sum(part.size for part in parts)
@@ -334,12 +340,12 @@ class PlanStream(ByteStream):
         self._given = 0
 
     async def _next(self) -> bytes:
-        # Before anything is taken: a cancel that comes here loses nothing.
+        # Suspend before taking a chunk: a cancel that comes here loses nothing.
         await self._fairness.passed(self._given)
         self._given = 0
         if self._is_over():
             self.current = None
-            self._read_ahead()  # the first blob, while what is in front of it leaves
+            self._read_ahead()  # open the next blob while the known bytes before it leave
         chunk = b""
         while not chunk:
             if self.current is not None and not self._is_over():
@@ -353,7 +359,7 @@ class PlanStream(ByteStream):
         return chunk
 
     def _begin(self, part: Part) -> bytes:
-        """Return known bytes as they are; make a blob the current one."""
+        """Return the bytes of a known part; of a blob, make it the current one and return no bytes."""
         self.layer = descriptor = part.segment.descriptor
         self.current = None
         if descriptor is None:
@@ -361,30 +367,30 @@ class PlanStream(ByteStream):
         if part.size:
             self._read_ahead()
             self.current = self._ahead.popleft()
-        else:  # no source has to be asked for no bytes
+        else:  # verify an empty blob without asking the source
             Verifier(descriptor, plain=self._new_plain(descriptor)).finish()
         return b""
 
     def _is_over(self) -> bool:
-        """Tell whether no blob is leaving: there is none, or all of it was given."""
+        """Return whether there is no current blob, or all of its bytes were returned."""
         return self.current is None or self.current.done
 
     def _read_ahead(self) -> None:
-        """Start on the next blobs, where fewer are open than may be, and they are soon needed."""
-        self._check_open()  # who closes may have come while this was waited for
+        """Open the next blobs, if the limits allow more and the current one is near its end."""
+        self._check_open()  # another task may have closed the stream during an await
         most, near_end = self._limits.blobs, self._limits.near_end
         if self.current is not None and not self._is_over():
             if near_end is not None and self.current.missing > near_end:
                 return
             most -= 1
         elif near_end is not None:
-            most = 1  # the one behind it when it has begun to leave
+            most = 1  # no blob is leaving yet: open only the next one
         while len(self._ahead) < most and (blob := next(self._blobs, None)) is not None:
             self._ahead.append(blob)
             blob.start()
 
     def abandon(self) -> None:
-        """Close the stream where nothing can be awaited any more: tasks and threads end by themselves."""
+        """Close the stream without awaiting: tasks and threads end by themselves."""
         self._closed = True
         for blob in self._open():
             blob.cancel()
@@ -431,35 +437,35 @@ def archive_stream(
             await session.post(url, data=chunks)
         chunks.report
 
-    The build runs in a task of its own, from the first read on, and is at most one piece ahead: the writer waits
-    until the piece before is taken. When it returns, the archive is closed. Closing the stream before that cancels the
-    build, at its await, and waits for it.
+    The build runs in a task of its own from the first read on, at most one piece ahead of the reader: the
+    writer waits until the reader has taken the piece before. When the build returns, the archive is closed.
+    Closing the stream before that cancels the build at its await, and waits for its end.
 
     Args:
         build: Puts layers and images; it must not close the archive.
-        options: Those of :class:`ArchiveWriter`.
+        options: The options of :class:`ArchiveWriter`.
 
     Raises:
         InvalidInputError, TypeError: As ``ArchiveWriter``.
 
-    While it is iterated:
+    While the stream is iterated:
 
     Raises:
         WriterClosedError: The build aborted the archive, and returned.
-        Exception: What the build raises, behind what was written before.
+        Exception: The error that the build raises, after the bytes that were written before it.
     """
     return ArchiveStream(build, options)
 
 
 class ArchiveStream(ByteStream):
-    """The archive of a build.
+    """Stream the archive of a build.
 
     Attributes:
-        report: What is in the archive, once the iteration has come to its end.
+        report: The report of the archive, once the iteration has reached its end; None before.
     """
 
     def __init__(self, build: Callable[[ArchiveWriter], Awaitable[object]], options: WriterOptions) -> None:
-        """Start nothing yet."""
+        """Prepare the stream; the build does not run yet."""
         super().__init__()
         self.report: Report | None = None
         self._feed = _Build(build, options)
@@ -475,10 +481,10 @@ class ArchiveStream(ByteStream):
 
 
 class _Build(Feed):
-    """A build in its task."""
+    """Run a build in a task, and feed its bytes to the stream."""
 
     def __init__(self, build: Callable[[ArchiveWriter], Awaitable[object]], options: WriterOptions) -> None:
-        super().__init__(limit=1, name="aiodockersave-build")  # one piece, whatever its size
+        super().__init__(limit=1, name="aiodockersave-build")  # so that the task waits after each piece
         self.report: Report | None = None
         self._build = build
         self._archive = ArchiveWriter(_Handover(self._give), **options)
@@ -487,7 +493,7 @@ class _Build(Feed):
         async with self._archive:
             await self._build(self._archive)
         self.report = self._archive.report
-        if self.report is None:  # it has no end, so it must not seem to have one
+        if self.report is None:  # without its end the archive must not look complete
             raise WriterClosedError(aborted=True)
 
 
@@ -495,7 +501,8 @@ class _Handover:
     """The sink of a build.
 
     Attributes:
-        handed_over: How many bytes are out of its hands: a write that was cancelled while it waited gave none.
+        handed_over: The number of bytes that the feed has taken; a write that was cancelled while it waited
+            adds none.
     """
 
     def __init__(self, give: Callable[[bytes], Awaitable[None]]) -> None:

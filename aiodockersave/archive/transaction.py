@@ -1,7 +1,8 @@
-"""An archive on its sink: which bytes are committed, which were touched since, and how to take these back.
+"""Write an archive to its sink: know which bytes are committed, and take back the bytes written since.
 
-The writer's half that knows positions. It decides nothing about members or states; a :class:`Transaction` is what
-one public call writes, and ends in a commit or an undo.
+The idea to know first: a :class:`Transaction` holds the bytes that one public call writes, and ends in a
+commit or an undo. This module knows positions in the sink; it decides nothing about members or states of the
+archive.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from aiodockersave.sinks.adapters import (
 from aiodockersave.sinks.protocol import Adapter
 
 _MOVE_SIZE = 64 << 20
-"""Bytes that are moved by one blocking call: how long a cancel may have to wait."""
+"""The bytes that one blocking call moves: this bounds the time that a cancel may have to wait."""
 
 
 class Batches(Protocol):
@@ -54,27 +55,27 @@ class Batches(Protocol):
 
 
 class OneBatch:
-    """Data that are here as a whole."""
+    """Offer data that are complete in one batch."""
 
     def __init__(self, batch: Batch) -> None:
         self.done = True
         self._batch = batch
 
     async def next(self) -> Batch:
-        """Return all of it. Never waits, so no cancel comes in."""
+        """Return the batch. Never waits, so no cancel can come."""
         return self._batch
 
 
 class Output:
-    """The sink of an archive, and what is committed in it.
+    """The sink of an archive, and the bytes and members that are committed to it.
 
     Attributes:
-        position: The size of what is committed, in bytes.
-        members: The members that are committed.
-        can_rewind: Whether the sink can take back what was written last.
+        position: The number of committed bytes.
+        members: The committed members.
+        can_rewind: Whether the sink can take back the bytes that were written last.
         can_patch: Whether a header may be written after its data.
-        checksum: Whether the SHA-256 of the whole is wanted.
-        in_order_hash: The hash of what is committed; None where it is not wanted, or no longer known.
+        checksum: Whether the SHA-256 of the archive is wanted.
+        in_order_hash: The hash of the committed bytes; None if it is not wanted, or no longer known.
     """
 
     def __init__(self, sink: AnySink, *, checksum: bool) -> None:
@@ -84,7 +85,7 @@ class Output:
         self.position = 0
         self.members: list[ArchiveMember] = []
         self.can_rewind = isinstance(self.sink, SupportsRewind)
-        # What is patched is not hashed in order: a checksum needs to read it back.
+        # A patched archive cannot be hashed in order: its checksum needs a sink that can be read back.
         readable = isinstance(self.sink, SupportsRead) or not checksum
         self.can_patch = self.can_rewind and readable and isinstance(self.sink, SupportsPatch)
         self.in_order_hash = hashlib.sha256() if checksum else None
@@ -92,25 +93,25 @@ class Output:
 
     @contextlib.contextmanager
     def held(self) -> Generator[None, None, None]:
-        """Keep thread and descriptor of the sink for the time of one call."""
+        """Keep the thread and the descriptor of the sink while the block runs."""
         with self.worker.held(), self._adapter.hold():
             yield
 
     @property
     def handed_over(self) -> int | None:
-        """The number of bytes that the sink says are out of its hands; None where it does not know."""
+        """The number of bytes that the sink reports as handed over; None if it does not report any."""
         count = getattr(self.sink, "handed_over", None)
         return count if isinstance(count, int) else None
 
     @property
     def expected_size(self) -> int | None:
-        """The size that the archive must get, in bytes, where the sink has promised it to somebody."""
+        """The size in bytes that the archive must get, if the sink has promised one; else None."""
         return self._adapter.expected_size
 
     async def flush(self) -> None:
-        """Wait until the sink has passed on what it holds, as far as it can tell.
+        """Wait until the sink has passed on the bytes that it holds, as far as it can tell.
 
-        Cancel: the wait ends, and the sink still holds it.
+        Cancel: the wait ends, and the sink still holds the bytes.
         """
         await self._adapter.flush()
 
@@ -133,12 +134,12 @@ class Output:
 
 
 class Transaction:
-    """The bytes that one public call writes behind the committed bytes.
+    """Write the bytes of one public call after the committed bytes.
 
     Attributes:
-        cursor: Where the next byte goes, in bytes from the start of the archive.
-        writing: What is being written, for messages.
-        forward: Records the end of the archive, once the file may be under its name already; None before.
+        cursor: The offset of the next byte, from the start of the archive.
+        writing: The name of the object that is being written, for messages.
+        forward: Records the end of the archive. Set once the file may have its final name; None before.
     """
 
     def __init__(self, output: Output) -> None:
@@ -160,15 +161,15 @@ class Transaction:
         return self._touched and (self._handed_over is None or self._output.handed_over != self._handed_over)
 
     async def write(self, *parts: Batch, last: bool = False) -> None:
-        """Write ``parts``, joined, in pieces of at most ``MAX_BATCH_SIZE`` bytes and a little more.
+        """Write ``parts``, joined, in pieces of at most one and a half times ``MAX_BATCH_SIZE``.
 
-        When the sink has taken the ``last`` of them, nothing is awaited any more: a cancel that comes then must not
-        break an archive that has all of its bytes.
+        With ``last`` nothing is awaited after the sink has taken the last piece: a cancel that comes then
+        must not break an archive that has all of its bytes.
 
-        Cancel: the sink may have a part of them; :attr:`touched` tells.
+        Cancel: the sink may have some of the bytes; :attr:`touched` tells.
         """
         full = [part for part in parts if part]
-        data = full[0] if len(full) == 1 else b"".join(full)  # most batches come alone, and are not copied
+        data = full[0] if len(full) == 1 else b"".join(full)  # do not copy a single part, the usual case
         start = 0
         while len(data) - start > MAX_BATCH_SIZE + MAX_BATCH_SIZE // 2:
             await self._write(data[start : start + MAX_BATCH_SIZE])
@@ -188,9 +189,9 @@ class Transaction:
             data = data[taken:]
 
     async def write_data(self, header: bytes, batch: Batch, batches: Batches, *, pad: bool) -> None:
-        """Write ``header`` and ``batch``, joined, then the other batches, the last one joined with the padding.
+        """Write ``header`` and ``batch``, joined, then the other batches; the padding is joined to the last.
 
-        Cancel: the member is torn; :meth:`undo` takes it back.
+        Cancel: the member is incomplete; :meth:`undo` takes it back.
         """
         size = len(batch)
         while not batches.done:
@@ -200,9 +201,12 @@ class Transaction:
         await self.write(header, batch, tar.padding(size) if pad else b"", last=pad)
 
     async def patch_head(self, reserved: int, head: bytes, size: int) -> None:
-        """Write a head over the ``reserved`` zeros in front of ``size`` bytes of data, which end at the cursor.
+        """Write ``head`` over the ``reserved`` zeros before ``size`` bytes of data, then the padding.
 
-        Cancel: the member is torn; :meth:`undo` takes it back.
+        The data end at the cursor. If the head is longer or shorter than the zeros, the data are moved
+        first.
+
+        Cancel: the member is incomplete; :meth:`undo` takes it back.
         """
         sink, run = self._output.sink, self._output.worker.run
         if not isinstance(sink, SupportsPatch):
@@ -220,7 +224,7 @@ class Transaction:
         self._output.in_order_hash = None
 
     async def checksum(self) -> Digest | None:
-        """Return the SHA-256 of the archive with this transaction, where it was asked for.
+        """Return the SHA-256 of the archive with this transaction; None if it was not asked for.
 
         Cancel: as :meth:`Output.read_back`.
         """
@@ -231,26 +235,29 @@ class Transaction:
         return await self._output.read_back(self.cursor)
 
     def commit(self, addition: Addition) -> None:
-        """Record that the members of ``addition`` are in; once more changes nothing. No await from here on."""
+        """Record the members of ``addition`` as committed. A second call changes nothing.
+
+        The caller must not await anything after this.
+        """
         output = self._output
         offset = self._start
         del output.members[self._members_before :]
         for member in addition.members:
             output.members.append(located(member, offset))
             offset += member.total_size
-        # The hash of the transaction also covers bytes that were rewound: it counts only if the sink still has them.
+        # The hash also covers bytes that were rewound: use it only if the sink still has the bytes.
         if self._touched and self._hasher is not None and output.in_order_hash is not None:
             output.in_order_hash = self._hasher.hash
         output.position = self.cursor
 
     def settle(self) -> None:
-        """Say that all is recorded: the bytes are the archive's own from here on."""
+        """Mark everything as recorded: from now on the bytes belong to the archive."""
         self._touched = False
 
     async def undo(self, fault: BaseException) -> bool:
-        """Take back what was written; return whether the archive is as it was before.
+        """Take back the bytes of the transaction; return whether the archive is as it was before.
 
-        What fails here is added to ``fault`` as a note.
+        An error of the rewind is added to ``fault`` as a note.
 
         Cancel: is not raised, and interrupts nothing; the caller sees it.
         """
@@ -260,7 +267,7 @@ class Transaction:
         if not isinstance(sink, SupportsRewind):
             return False
         rewinding = self._output.worker.submit_always(sink.rewind, self._start)
-        # An error is read below, and a cancel is seen by the call.
+        # The error is read below, and the call checks for a cancel itself.
         with contextlib.suppress(Exception, asyncio.CancelledError):
             await wait_out(rewinding)
         error = rewinding.exception()
@@ -274,7 +281,7 @@ class Transaction:
         return True
 
     async def close(self) -> None:
-        """Wait until no thread hashes for it.
+        """Wait until no thread hashes for the transaction.
 
         Cancel: is raised after that.
         """
@@ -288,7 +295,7 @@ class Transaction:
 
 
 def check_promise(output: Output, size: int) -> None:
-    """Raise :class:`SinkError` where the sink has promised another size than the archive will have."""
+    """Raise :class:`SinkError` if the sink has promised another size than the archive will have."""
     if output.expected_size not in (None, size):
         raise SinkError(
             f"the archive has {size} bytes, but the response promises {output.expected_size}: "

@@ -1,4 +1,4 @@
-"""The calls of one writer, one after the other at the sink, and what has become of the archive.
+"""Give the calls of one writer their turns at the sink, and keep the state of the archive.
 
 ::
 
@@ -6,8 +6,8 @@
       ├────abort()──▶ ABORTED
       └──a call is interrupted, and the sink cannot rewind──▶ BROKEN
 
-A call writes in a transaction, while it holds the lock. The transaction ends in a commit or an undo; where neither can be, the
-archive is broken: its sink has bytes that are nobody's.
+The idea to know first: a call holds the lock and writes in a transaction, which ends in a commit or an undo.
+If neither is possible, the archive is BROKEN: its sink has bytes that belong to no member.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class _State(enum.Enum):
 
 
 class Turns:
-    """The turns of a writer's calls.
+    """Run the calls of a writer one after the other.
 
     ::
 
@@ -51,8 +51,8 @@ class Turns:
                 await turns.transact(call, work)
 
     Attributes:
-        lock: Is held by the call that writes.
-        target: The place whose file the sink writes, where that is one of ours.
+        lock: Held by the call that writes.
+        target: The target whose file the sink writes, if the file is one of ours; else None.
     """
 
     def __init__(self, output: Output) -> None:
@@ -60,20 +60,20 @@ class Turns:
         self.target: Target | None = None
         self._output = output
         self._calls = Calls()
-        self._holder: Call | None = None  # who had the lock last
+        self._holder: Call | None = None  # the call that had the lock last
         self._state = _State.OPEN
         self._cause: BaseException | None = None
         self._torn = (0, "")
-        self._last: Transaction | None = None  # until all of it is done
+        self._last: Transaction | None = None  # the latest one; None after a success
 
     # ── states ──
 
     def is_closed(self) -> bool:
-        """Tell whether the archive has its end."""
+        """Return whether the archive is finished."""
         return self._state is _State.CLOSED
 
     def is_aborted(self) -> bool:
-        """Tell whether the archive was given up."""
+        """Return whether the archive was aborted."""
         return self._state is _State.ABORTED
 
     def check_open(self) -> None:
@@ -84,18 +84,21 @@ class Turns:
             raise WriterClosedError(aborted=self._state is _State.ABORTED)
 
     def close(self, transaction: Transaction) -> None:
-        """Record that the archive has its end, and interrupt calls that still receive what cannot be written any more."""
+        """Record that the archive is finished, and interrupt the calls that are staging.
+
+        Their layers cannot be written any more.
+        """
         self._state = _State.CLOSED
         transaction.settle()
         self._calls.interrupt(lambda: WriterClosedError(aborted=False), only_staging=True)
 
     def give_up(self) -> None:
-        """Abort the archive: calls that run are interrupted."""
+        """Abort the archive, and interrupt the running calls."""
         if self._state is _State.OPEN:
             self._state = _State.ABORTED
             self._calls.interrupt(lambda: WriterClosedError(aborted=True))
         elif self._state is _State.BROKEN:
-            # What they receive is of no use any more.
+            # Calls that are staging receive layers that cannot be written any more.
             self._calls.interrupt(self._broken_error, only_staging=True)
 
     def _break(self, transaction: Transaction, fault: BaseException | None) -> None:
@@ -115,31 +118,32 @@ class Turns:
     def enter(self) -> Generator[Call, None, None]:
         """Run one public call; errors as :meth:`Calls.enter`.
 
-        An interrupt that came before the lock was released does not leave it locked for ever.
+        If an interrupt kept the call from releasing the lock, the lock is released here.
         """
         with self._calls.enter() as call:
             try:
                 yield call
             finally:
-                if self._holder is call and self.lock.locked():  # nobody else has had it since
+                if self._holder is call and self.lock.locked():  # no other call has taken the lock since
                     self.lock.release()
 
     def check_entry(self) -> None:
-        """Raise RuntimeError where the content of a call calls the writer that reads it."""
+        """Raise RuntimeError if the content of a call calls the writer that reads it."""
         self._calls.check_entry()
 
     async def wait(self) -> None:
         """Wait until no call runs.
 
-        Cancel: the wait ends; the calls go on.
+        Cancel: the wait ends; the calls keep running.
         """
         await self._calls.wait()
 
     def begin(self, call: Call) -> None:
-        """Take the turn, when the lock is held; errors as :meth:`check_open`.
+        """Begin the turn of a call that holds the lock; errors as :meth:`check_open`.
 
-        A signal handler that raised may have ended the previous transaction before its commit, its undo or the state BROKEN
-        was recorded. If the sink may still have bytes of that transaction, the archive becomes BROKEN here.
+        A signal handler that raised may have ended the previous transaction before its commit, its undo or
+        the state BROKEN was recorded. If the sink may still have bytes of that transaction, the archive
+        becomes BROKEN here.
         """
         self._holder = call
         if self._last is not None and self._last.touched:
@@ -156,20 +160,20 @@ class Turns:
         content: OpenContent | None = None,
         closing: Sequence[Closable] = (),
     ) -> T:
-        """Run ``work`` and the commit that it returns, or take back what it wrote. The lock must be held.
+        """Run ``work`` and its commit, or take back the bytes it wrote. The caller must hold the lock.
 
-        Cancel: as :meth:`Call.settle`; what can neither be taken back nor go forward breaks the archive.
+        Cancel: as :meth:`Call.settle`; bytes that can be neither taken back nor committed break the archive.
         """
         with self._output.held():
             self._last = transaction = Transaction(self._output)
 
             async def undo(fault: BaseException) -> None:
-                # 1. An archive that is under its name already stays there.
+                # 1. If the file has its final name already, it stays there: commit instead.
                 if transaction.forward is not None:
-                    await self._output.worker.run_always(int)  # what was interrupted may be publishing yet
+                    await self._output.worker.run_always(int)  # a no-op: wait out an interrupted publish
                     if self._go_forward(transaction):
                         return
-                # 2. Else all is taken back; what a disk has refused is not to be trusted after that.
+                # 2. Otherwise take back the bytes. After a failed sync the file is not to be trusted: break.
                 refused = self.target is not None and self.target.sync_failed
                 if not self.is_closed() and (refused or not await transaction.undo(fault)):
                     self._break(transaction, fault)
@@ -182,7 +186,7 @@ class Turns:
                     closing=[*closing, transaction],
                 )
             except BaseException as exc:
-                # Whatever ended the call: bytes that are neither recorded nor taken back are nobody's.
+                # Whatever ended the call: bytes neither committed nor taken back belong to no member.
                 if transaction.touched and not self._go_forward(transaction):
                     self._break(transaction, exc)
                 raise
@@ -190,9 +194,9 @@ class Turns:
             return result
 
     async def publish(self, transaction: Transaction, commit: Callable[[], None]) -> None:
-        """Put a file of ours under its name. Once it is there the archive is whole, whatever fails then.
+        """Give a file of ours its final name; after that the archive is whole, whatever fails later.
 
-        Cancel: is raised when the thread has done it, or has failed to.
+        Cancel: is raised when the thread has published the file, or has failed to.
         """
         if self.target is not None:
             run = self._output.worker.run
@@ -201,7 +205,7 @@ class Turns:
             await run(self.target.publish)
 
     def _go_forward(self, transaction: Transaction) -> bool:
-        """Commit the end of an archive that is under its name; tell whether it is."""
+        """Commit the end of the archive if its file has its final name; return whether it has."""
         if transaction.forward is None or self.target is None or not self.target.published:
             return False
         transaction.forward()

@@ -1,7 +1,8 @@
-"""The archive writer: one lock, one state, commit or rewind.
+"""Write an archive by public calls, each of which ends in a commit or takes its bytes back.
 
-Every public call is one transaction. What an interruption leaves (a cancel, a failing source, a wrong digest or
-size, a failing sink) depends on where it hits, and on whether the sink can rewind:
+The idea to know first: every public call is one transaction. The state after an interruption (a cancel, a
+failing source, a wrong digest or size, a failing sink) depends on its moment, and on whether the sink can
+rewind:
 
 =====================================================  ============================  ========================
 interrupted                                            sink can rewind               sink cannot
@@ -14,8 +15,9 @@ the rewind itself fails                                BROKEN                   
 ``open_archive``, after the rename                     CLOSED, the file stays        –
 =====================================================  ============================  ========================
 
-BROKEN refuses every later call with the first cause. When a call has returned or raised, no thread of it
-works any more and nothing that it opened is open.
+A BROKEN writer refuses every later call, and reports the first cause. When a call has returned or raised,
+none of its threads works any more and nothing that it opened is open. The writer knows no sources: callers
+pass contents.
 """
 
 from __future__ import annotations
@@ -58,9 +60,9 @@ T = TypeVar("T")
 
 STAGING_SLOTS = 2
 _COMPUTE_INLINE = 64 << 10
-"""Bytes of documents that are read or made on the loop, which takes about a millisecond."""
+"""The most bytes of documents to process on the loop, which takes about a millisecond."""
 _NAME_COST = 512
-"""The cost of a layer or tag, in such bytes: its legacy metadata, its place in ``manifest.json``."""
+"""The cost of a layer or tag in bytes of documents: its legacy metadata, its entry in ``manifest.json``."""
 
 
 class WriterOptions(TypedDict, total=False):
@@ -79,11 +81,12 @@ class WriterOptions(TypedDict, total=False):
 class ArchiveWriter:
     """Write a ``docker save`` archive to any async byte sink.
 
-    Calls may come from many tasks; one lock orders the members. The sink is never closed. Used as a context manager,
-    it closes the archive at the end of the block, and aborts it where the block or the closing is left by an exception.
+    Many tasks may call the writer; one lock orders the members. The writer never closes the sink. As a
+    context manager, the writer closes the archive at the end of the block, and aborts it if the block or the
+    closing raises.
 
     Attributes:
-        report: What is in the archive, once it is closed.
+        report: The report of the archive, once it is closed; None before.
     """
 
     def __init__(
@@ -102,21 +105,22 @@ class ArchiveWriter:
         """Begin an archive; nothing is written yet.
 
         Args:
-            sink: What :func:`as_sink` takes.
+            sink: Any sink that :func:`as_sink` takes.
             format: The layout of the archive.
             layers: ``"keep"`` stores blobs as they are, ``"decompress"`` as plain tars.
-            stage_memory: Bytes of memory for content that is staged; what exceeds it goes to a temporary file.
-            stage_dir: Where that file is; the system's place by default.
+            stage_memory: Bytes of memory for content that is staged; more content goes to temporary files.
+            stage_dir: The directory of those files; by default the system's directory for temporary files.
             max_plain_size: The largest plain tar of a layer to accept when decompressing, in bytes.
-            max_expansion: The most plain bytes to accept for each compressed one, beyond the first 64 MiB of a layer;
-                None for any number. gzip never makes more of one than the default; zstd does of sparse files.
-            verify_diff_ids: Whether the plain tar of a layer that is kept is looked at beside, which takes the time of
-                decompressing it. Where layers are decompressed, it always is.
+            max_expansion: The most plain bytes to accept for each compressed one, beyond the first 64 MiB of
+                a layer; None for any number. gzip never exceeds the default; zstd does with sparse files.
+            verify_diff_ids: Whether to verify the plain tar of each layer that is kept, which takes the time
+                of decompressing it. Layers that are decompressed are always verified.
             checksum: Whether the report has the SHA-256 of the archive.
 
         Raises:
-            InvalidInputError: There is no such format or mode, they do not go together, or a number is too small.
-            TypeError: Nothing can be written to ``sink``.
+            InvalidInputError: The format or mode does not exist, the two do not go together, or a number is too
+                small.
+            TypeError: ``sink`` is no sink.
         """
         check_format(format, layers)
         self.report: Report | None = None
@@ -143,11 +147,11 @@ class ArchiveWriter:
 
     @classmethod
     def at(cls, target: Target, sink: AnySink, **options: Unpack[WriterOptions]) -> Self:
-        """Begin an archive that is published under its name when it is closed.
+        """Begin an archive whose file gets its final name when it is closed.
 
         Args:
-            target: The place, which is open.
-            sink: Writes the target's file.
+            target: The target, which must be open.
+            sink: Writes the file of the target.
             options: As for any other archive.
         """
         archive = cls(sink, **options)
@@ -155,11 +159,11 @@ class ArchiveWriter:
         return archive
 
     def has_blob(self, digest: Digest | str) -> bool:
-        """Tell whether a layer is in: by the digest it was put under, or the one it is stored under."""
+        """Return whether a layer is in the archive, by the digest it was put or is stored under."""
         return self._ledger.get(Digest.parse(digest)) is not None
 
     def stages(self, descriptor: Descriptor | None) -> bool:
-        """Tell whether a layer is received as a whole before a byte of it is written, as its header is not known."""
+        """Return whether a layer must be received completely before it is written, to know its header."""
         known = not self._decompress and descriptor is not None and descriptor.size is not None
         return not known and not self._output.can_patch
 
@@ -175,30 +179,34 @@ class ArchiveWriter:
     ) -> Descriptor:
         """Add a layer, and return its descriptor as it is stored.
 
-        A digest that is in already is not read again. An unknown size or digest is found by staging: the content is
-        received as a whole before its turn, in memory or a temporary file, unless the sink can be patched.
+        A layer whose digest is in the archive already is not read again. If the size or digest is unknown and
+        the sink cannot be patched, the layer is staged: the whole content is received before its turn, in
+        memory or a temporary file.
 
-        The content is closed while this call has its turn: others wait for it. It must not call this writer, also not
-        through a task that it waits for.
+        The content is closed while this call has its turn; other calls wait meanwhile. The content must not
+        call this writer, not even through a task that it waits for.
 
         Args:
-            content: What is read, see :mod:`aiodockersave.blobs.content`. It is opened when its turn has come, and closed.
-            descriptor: What the content must be; its size may be None. Without it the media type is told from the
-                first bytes.
-            diff_id: What the plain tar must be; only looked at with ``layers="decompress"`` or ``verify_diff_ids``.
-            stage: Receive all before a byte is written, so that a fault of the source cannot break the archive.
+            content: The content to read, see :mod:`aiodockersave.blobs.content`. It is opened when its turn
+                has come, and closed.
+            descriptor: The descriptor that the content must match; its size may be None. Without a descriptor
+                the first bytes determine the media type.
+            diff_id: The digest that the plain tar must have; only verified with ``layers="decompress"`` or
+                ``verify_diff_ids``.
+            stage: Receive everything before a byte is written, so that a fault of the source cannot break the
+                archive.
 
         Raises:
-            ContentError: The content is not what was promised.
-            InvalidInputError: The digest is in already, with another size.
+            ContentError: The content does not match ``descriptor`` or ``diff_id``, or cannot be decompressed.
+            InvalidInputError: The digest is in the archive already, with another size.
             WriterClosedError, WriterBrokenError: See there; nothing was read.
 
-        Cancel: before the first byte nothing has happened. After it the archive is as it was before the call where the
-        sink can rewind, and broken where it cannot. Once all bytes are out and verified, the layer is in, also where
-        the content raises while it is closed.
+        Cancel: before the first byte is written, the archive is unchanged. After that the archive is as it
+        was before the call if the sink can rewind, and broken if it cannot. Once all bytes are out and
+        verified, the layer is in the archive, even if the content raises while it is closed.
         """
         opened = OpenContent(content)
-        del content  # the first cause of a broken writer keeps this frame
+        del content  # the first cause of a broken writer keeps this frame, which must not keep the content
         try:
             wanted = Wanted.of(descriptor, diff_id, is_stored=self._decompress, is_verified=self._verifies)
             with self._turns.enter() as call:
@@ -250,36 +258,40 @@ class ArchiveWriter:
         *,
         index: ImageIndex | None = None,
     ) -> None:
-        """Add an image whose layers are in; its config is written, and its legacy metadata or (``oci``) its manifest.
+        """Add an image whose layers are in the archive: write its config, and its legacy metadata or manifest.
 
-        The same image again adds its tags.
+        Adding the same image again adds its tags.
 
         Args:
-            config: The config's bytes, at most 4 MiB.
-            image: The manifest, or its layers: descriptors as they were given to :meth:`put_layer`, or returned by it.
+            config: The bytes of the config, at most 4 MiB.
+            image: The manifest, or the layers: descriptors as passed to :meth:`put_layer`, or returned by it.
                 ``format="oci"`` needs the manifest, which it stores.
-            repo_tags: Names such as ``example.com/app:1.0``; without a tag, ``latest`` is meant.
-            index: The index that the manifest was chosen from; ``format="oci"`` repeats its words about the manifest.
+            repo_tags: Names such as ``example.com/app:1.0``; a name without a tag means ``latest``.
+            index: The index that the manifest was chosen from; ``format="oci"`` repeats its words about the
+                manifest.
 
         Raises:
-            InvalidInputError: A layer is not in, or there are not as many layers as diff IDs.
+            InvalidInputError: A layer is not in the archive, or the numbers of layers and diff IDs differ.
             InvalidDocumentError: ``config`` is no image config.
-            InvalidReferenceError: A repo tag is no name.
-            DigestMismatchError, SizeMismatchError: The config is not the one of the manifest, or (with
-                ``layers="decompress"`` or ``verify_diff_ids``) a layer is not the one of the config.
-            ImageConflictError: The same config is in, with other layers.
-            NameConflictError: Another image that is in has one of the names; nothing was written.
+            InvalidReferenceError: A repo tag is no valid name.
+            DigestMismatchError, SizeMismatchError: The config does not match the manifest, or (with
+                ``layers="decompress"`` or ``verify_diff_ids``) a layer does not match its diff ID in the
+                config.
+            ImageConflictError: The same config is in the archive, with other layers.
+            NameConflictError: Another image in the archive has one of the names; nothing was written.
             WriterClosedError, WriterBrokenError: See there.
 
-        Cancel: as :meth:`put_layer`; either all of the image is in or nothing of it.
+        Cancel: as :meth:`put_layer`; either the whole image is in the archive or nothing of it.
         """
         with self._turns.enter() as call:
             self._turns.check_open()
+            # 1. Check the image before its turn, without the archive.
             layers = image.layers if isinstance(image, ImageManifest) else image
             cost = len(config) + _NAME_COST * (len(layers) + len(repo_tags))
             checked = await self._compute(cost, read_image, config, image, repo_tags, index)
             async with self._turns.lock:
                 self._turns.begin(call)
+                # 2. Compare its layers with those in the archive, and build its members.
                 stored = [self._ledger.look_up(layer).digest for layer in checked.layers]
                 if self._decompress or self._verifies:
                     self._ledger.check_diff_ids(checked, are_kept=self._verifies)
@@ -287,6 +299,7 @@ class ArchiveWriter:
                     cost, lambda: self._builder.prepare_image(checked, stored).made()
                 )
 
+                # 3. Write and commit the members.
                 async def work(transaction: Transaction) -> Callable[[], None]:
                     transaction.writing = f"image {checked.config.digest}"
                     if addition.members:
@@ -302,7 +315,7 @@ class ArchiveWriter:
         transaction.settle()
 
     async def _compute(self, cost: int, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a pure function that costs as much as ``cost`` bytes, in a thread where it would take long."""
+        """Run a pure function on the loop, or in a thread if it costs more than ``_COMPUTE_INLINE`` bytes."""
         if cost <= _COMPUTE_INLINE:
             return call(*args, **kwargs)
         return await self._output.worker.run(call, *args, **kwargs)
@@ -312,15 +325,17 @@ class ArchiveWriter:
     async def close(self) -> None:
         """Finish the archive; a second call does nothing.
 
-        Waits for its turn. Layers that queue behind it, or are staging, get :class:`WriterClosedError`.
+        The call waits for its turn. Calls of :meth:`put_layer` that wait behind it, or are staging, raise
+        :class:`WriterClosedError`.
 
         Raises:
             WriterClosedError: The writer was aborted.
             WriterBrokenError: An earlier call broke the archive.
             SinkError: The sink has promised another size.
 
-        Cancel: the archive is as before the call where the sink can rewind, and ``close()`` may be called again; it is
-        broken where it cannot. An archive of :func:`open_archive` that is under its name already stays there.
+        Cancel: if the sink can rewind, the archive is as before the call, and ``close()`` may be called
+        again; if it cannot, the archive is broken. An archive of :func:`open_archive` that has its final name
+        already stays there.
         """
         with self._turns.enter() as call:
             if self._turns.is_closed():
@@ -351,12 +366,13 @@ class ArchiveWriter:
         return commit
 
     async def abort(self) -> None:
-        """Give the archive up: running calls are interrupted and raise :class:`WriterClosedError`.
+        """Abort the archive: running calls are interrupted and raise :class:`WriterClosedError`.
 
-        Returns when none runs. A torn member is rewound where the sink can; whole members stay in the caller's sink, but
-        the archive never gets an end. On a closed or broken writer it only waits for calls that still close their content.
+        Returns when no call runs. An incomplete member is taken back if the sink can rewind; complete members
+        stay in the caller's sink, but the archive never gets an end. On a closed or broken writer the call
+        only waits for calls that still close their content.
 
-        Cancel: the archive is given up all the same, but calls may still be running.
+        Cancel: the archive is aborted all the same, but calls may still be running.
         """
         self._turns.check_entry()
         self._turns.give_up()
@@ -369,7 +385,7 @@ class ArchiveWriter:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        if exc_type is GeneratorExit:  # the caller is being closed: nothing can be awaited any more
+        if exc_type is GeneratorExit:  # the caller's coroutine is being closed, so nothing can be awaited
             self._turns.give_up()
         elif exc_type is None and not self._turns.is_aborted():
             try:

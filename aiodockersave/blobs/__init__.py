@@ -1,1 +1,1 @@
-"""The way of a blob, from whatever a caller has to bytes that were verified."""
+"""Turn any content that a caller passes into verified bytes of a blob; know no archives."""

@@ -1,8 +1,10 @@
-"""A public call of a writer while it runs: who may interrupt it, and in which order its faults are dealt with.
+"""Run one public call of a writer: interrupt it, and handle its faults in a fixed order.
 
-The order after a fault is the point of this room: first what was written is taken back, then the content is told
-the fault, so that a time-out it holds can turn its own cancel into ``TimeoutError``, and only then is decided
-what the caller sees. A cancel of the caller comes first, then what the content raised, then the fault.
+The idea to know first is the order after a fault. First, ``undo`` takes back the written bytes. Then the
+fault is thrown into the content, so that a time-out inside the content can turn its own cancel into
+``TimeoutError``. Only then does the call choose the error that the caller sees: a cancel of the caller comes
+first, then the error that the content raised, then the fault. This module knows neither sink nor archive:
+callers pass ``work`` and ``undo``.
 """
 
 from __future__ import annotations
@@ -20,15 +22,15 @@ from .content import OpenContent
 T = TypeVar("T")
 
 _COMMITS = 3
-"""Times that a commit is begun: once, once more if it is interrupted, and once more for bad luck."""
+"""The most attempts at a commit: the first, one more if it is interrupted, and one in reserve."""
 
 
 class Call:
     """One public call.
 
     Attributes:
-        staging: Whether it receives content before its turn.
-        has_ended: Whether it is over, though an interrupt may have kept it from being struck off.
+        staging: Whether the call is receiving content before its turn.
+        has_ended: Whether the call is over. An interrupt may have left a call that is over in the list.
     """
 
     def __init__(self, task: asyncio.Task[Any]) -> None:
@@ -40,7 +42,7 @@ class Call:
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether the task was cancelled since the call began, by whomever; a swallowed cancel counts."""
+        """Whether anybody has cancelled the task since the call began; a swallowed cancel counts."""
         return self._task.cancelling() > self._cancelling
 
     def interrupt(self, error: WriterError) -> None:
@@ -66,18 +68,20 @@ class Call:
         undo: Callable[[BaseException], Awaitable[None]] | None = None,
         closing: Sequence[Closable] = (),
     ) -> T:
-        """Run ``work``, then the commit that it returns; where it fails, ``undo``. Then close ``content``.
+        """Run ``work``, then its commit; if ``work`` fails, run ``undo``. Then close ``content``.
 
         Args:
-            work: Does everything that awaits. The commit that it returns changes nothing if it is run once more.
-            content: Is told of a fault, and closed, where there is one.
-            undo: Takes back what ``work`` has done, where something is to be. It is not interrupted, and does not raise.
-            closing: What else has to be waited for.
+            work: Does everything that awaits. Running the commit that it returns a second time changes
+                nothing.
+            content: The content to close, if there is one; a fault is thrown into it.
+            undo: Takes back the effects of ``work``, if there are any. It is not interrupted, and does not
+                raise.
+            closing: Other objects to close.
 
         Raises:
-            CancelledError: The task was cancelled, even where the content swallowed that.
-            ContentError: The content cancelled itself, and said nothing more.
-            BaseException: What the content raised, else the fault.
+            CancelledError: The task was cancelled, even if the content swallowed the cancel.
+            ContentError: The content cancelled itself, and gave no reason.
+            BaseException: The error that the content raised, else the fault.
         """
         fault: BaseException | None = None
         raised: BaseException | None = None
@@ -86,7 +90,7 @@ class Call:
         is_closed = False
         content = content or OpenContent(b"")
         try:
-            # 1. All that awaits. Until its end a fault takes everything back.
+            # 1. Run everything that awaits. A fault before its end takes everything back.
             try:
                 commit = await work()
                 if self.is_cancelled:
@@ -98,29 +102,33 @@ class Call:
                 if undo is not None:
                     await undo(exc)
             else:
-                # 2. No await since the check, and no way back from here on.
+                # 2. Commit. Nothing was awaited since the check above; from here on nothing is taken back.
                 raised = _roll_forward(commit, result)
-            # 3. The content is told the fault, and may have one of its own.
+            # 3. Throw the fault into the content, which may raise its own error.
             raised = weightier(await content.close(fault), raised)
             raised = await _close_rest(closing, raised)
             is_closed = True
-            # 4. What the caller sees.
+            # 4. Raise the error that the caller sees, or return the result.
             seen = self._seen_of(fault, raised)
             if seen is not None:
                 raise seen
             return result[0]
         except BaseException as exc:
-            # The coroutine is closed, or an interrupt came between two lines: what is not closed by now ends by itself.
+            # The coroutine was closed, or an interrupt came between two lines: nothing may be awaited, so the
+            # objects that are still open are abandoned and end by themselves.
             if not is_closed:
                 content.abandon(exc)
                 for each in closing:
                     each.abandon()
             raise
         finally:
-            fault = raised = seen = None  # they hold this frame
+            fault = raised = seen = None  # their tracebacks hold this frame: break the cycle
 
     def _seen_of(self, fault: BaseException | None, raised: BaseException | None) -> BaseException | None:
-        """Return what the caller sees: what ends the loop, else a cancel, else what closing raised, else the fault."""
+        """Return the error that the caller sees.
+
+        An error that ends the loop comes first, then a cancel, then the error of closing, then the fault.
+        """
         if (exit_ := _find(EXITS, raised, fault)) is not None:
             return exit_
         if self.is_cancelled:
@@ -128,7 +136,7 @@ class Call:
                 asyncio.CancelledError(), raised or fault
             )
         if raised is None and isinstance(fault, asyncio.CancelledError) and not self._task.cancelling():
-            # Nobody cancelled the task. Raised as it is, it would end the task silently, and lose the layer.
+            # Nobody cancelled the task. A bare CancelledError would end it silently, and lose the layer.
             return _caused(ContentError("the content cancelled its reader and gave no reason"), fault)
         return raised or fault
 
@@ -145,7 +153,7 @@ def _find(
 
 
 async def _close_rest(closing: Sequence[Closable], raised: BaseException | None) -> BaseException | None:
-    """Close what a call has besides its content; return what was raised first."""
+    """Close the objects that a call has besides its content; return the first error."""
     try:
         await close_all(each.close for each in closing)
     except GeneratorExit:
@@ -156,10 +164,12 @@ async def _close_rest(closing: Sequence[Closable], raised: BaseException | None)
 
 
 def _roll_forward(commit: Callable[[], T], result: list[T]) -> BaseException | None:
-    """Run a commit to its end, and return what interrupted it meanwhile: a signal handler may raise between any two lines.
+    """Run a commit to its end, and return the first exception that interrupted it.
+
+    A signal handler may raise between any two lines, so an interrupted commit is run again.
 
     Raises:
-        BaseException: It fails each time, and is done by half.
+        BaseException: Every attempt failed, and the commit is half done.
     """
     interrupt: BaseException | None = None
     for attempt in range(_COMMITS):
@@ -174,7 +184,7 @@ def _roll_forward(commit: Callable[[], T], result: list[T]) -> BaseException | N
 
 
 class Calls:
-    """The public calls of one writer that run now."""
+    """The running public calls of one writer."""
 
     def __init__(self) -> None:
         self._running: dict[asyncio.Task[Any], Call] = {}
@@ -182,11 +192,12 @@ class Calls:
 
     @contextlib.contextmanager
     def enter(self) -> Generator[Call, None, None]:
-        """Run one call.
+        """Register one call while the block runs.
 
         Raises:
-            EventLoopError: Not under asyncio.
-            RuntimeError: The content of a call calls the writer that reads it, which would wait for itself.
+            EventLoopError: The caller does not run under asyncio.
+            RuntimeError: The content of a call calls the writer that reads it; the writer would wait for
+                itself.
         """
         task = self.check_entry()
         call = Call(task)
@@ -204,7 +215,7 @@ class Calls:
                 self._wake()
 
     def check_entry(self) -> asyncio.Task[Any]:
-        """Return the running task, which must not be in a call of this writer already."""
+        """Return the running task; raise RuntimeError if it is in a call of this writer already."""
         task = running_task()
         call = self._running.get(task)
         if call is not None and not call.has_ended:
@@ -212,17 +223,17 @@ class Calls:
         return task
 
     def interrupt(self, error: Callable[[], WriterError], *, only_staging: bool = False) -> None:
-        """Make running calls raise an error."""
+        """Make the running calls raise an error; with ``only_staging`` only those that are staging."""
         for call in self._running.values():
             if not call.has_ended and (call.staging or not only_staging):
                 call.interrupt(error())
 
     async def wait(self) -> None:
-        """Wait until none runs.
+        """Wait until no call runs.
 
-        Cancel: the wait ends; the calls go on.
+        Cancel: the wait ends; the calls keep running.
         """
-        # Again and again: an interrupt between two lines may have kept the last call from waking anybody.
+        # Look again after each LOOK_AGAIN: an interrupt may have kept the last call from waking the waiters.
         while any(not (call.has_ended or task.done()) for task, call in self._running.items()):
             idle = asyncio.get_running_loop().create_future()
             self._idle.append(idle)

@@ -1,24 +1,27 @@
-"""Contents, which a caller passes to be read: opened late, closed always, told of every fault.
+"""Open, read and close a content: any object that a caller passes as a source of bytes.
 
 ======================================  ===================================================================
-content                                 what is done with it
+content                                 treatment
 ======================================  ===================================================================
 bytes, bytearray, memoryview            read as it is
 an object with ``async read(n)``        read to its end; wins over ``__aiter__``, which may go by lines
 an async iterable of bytes              iterated; an async generator is closed
-a callable, also a class                called; what results is closed
-an awaitable                            awaited; what results is closed
-an async context manager                entered and left, so is what results from the rows above
+a callable, also a class                called; the result is closed
+an awaitable                            awaited; the result is closed
+an async context manager                entered and left; a result of the two rows above too
 ======================================  ===================================================================
 
-``aiofiles.open(…)`` and aiohttp's ``session.get(…)`` are awaitable and context managers: they are entered. What
-the caller passes open (a file, a ``StreamReader``) stays open, unless it is an iterator or has ``aclose()``.
+``aiofiles.open(…)`` and aiohttp's ``session.get(…)`` are awaitables and context managers: they are entered.
+An object that the caller passes open (a file, a ``StreamReader``) stays open, unless it is an iterator or has
+``aclose()``.
 
-The idea to know first: open, iterate and close happen in one task, since a content may hold a cancel scope or
-``asyncio.timeout`` open while it yields. When the consumer fails, the content is *told* (``athrow``,
-``__aexit__``), so that a time-out of its own can turn its own cancel into ``TimeoutError``.
+The idea to know first: one task opens, iterates and closes a content, since a content may hold a cancel scope
+or ``asyncio.timeout`` open while it yields. When the consumer fails, the fault is thrown into the content
+(``athrow``, ``__aexit__``), so that a time-out inside the content can turn its own cancel into
+``TimeoutError``.
 
-A blob of a source is a content, too: :class:`BlobContent`, all of it or a part.
+A blob of a source is a content too: :class:`BlobContent` reads all of the blob or a part of it. This module
+does not verify bytes.
 """
 
 from __future__ import annotations
@@ -48,17 +51,17 @@ __all__ = [
 ]
 
 BATCH_SIZE = 256 << 10
-"""Chunks are joined to at least this many bytes before work is done on them."""
+"""The least size in bytes of a batch: smaller chunks are joined before work is done on them."""
 MAX_BATCH_SIZE = 1 << 20
-"""No batch is larger: a larger chunk is cut."""
+"""The largest size of a batch in bytes: a larger chunk is cut."""
 
 Buffer = bytes | bytearray | memoryview
 Batch = bytes | memoryview
-"""Bytes that nobody changes: of a large object of bytes a view, which costs no copy."""
+"""Bytes that nobody can change. A piece of a large ``bytes`` object is a view, which costs no copy."""
 
 
 class SupportsAsyncRead(Protocol):
-    """The method that ``StreamReader``, aiofiles, anyio's files and aiohttp's streams have in common."""
+    """An object with the ``read`` that ``StreamReader``, aiofiles, anyio and aiohttp share."""
 
     def read(self, size: int, /) -> Awaitable[Buffer]:
         """Return up to ``size`` bytes; empty at the end."""
@@ -73,7 +76,7 @@ Content = (
     | Awaitable[Any]
     | Callable[[], Any]
 )
-"""Any content that a caller may pass, as the table above says."""
+"""Any content that a caller may pass; the module's table lists the kinds."""
 Closer = Callable[[BaseException | None], Awaitable[None]]
 
 _MAX_STEPS = 8
@@ -84,7 +87,7 @@ _EXPECTED = (
 
 
 class OpenContent:
-    """One content while it is read."""
+    """Open, read and close one content."""
 
     def __init__(self, content: object) -> None:
         self._content = content
@@ -96,13 +99,13 @@ class OpenContent:
         """Follow callables, awaitables and context managers until something can be read.
 
         Raises:
-            TypeError: Nothing that can be read comes of it.
+            TypeError: The content leads to nothing that can be read.
 
-        Cancel: what was opened stays open until :meth:`close`.
+        Cancel: everything that was opened stays open until :meth:`close`.
         """
         content, self._content = self._content, None
         entered: object = None
-        ours = False  # whether we brought it into being, so that entering it is our duty
+        ours = False  # whether we called or awaited something to get it, so that we must enter it
         for _ in range(_MAX_STEPS):
             readable = _is_readable(content)
             if content is not entered and _is_context_manager(content) and (ours or not readable):
@@ -123,19 +126,21 @@ class OpenContent:
         raise TypeError(f"cannot read from {_kind(content)}: {_EXPECTED}")
 
     async def read(self) -> Batch:
-        """Return the next chunk, at most :data:`MAX_BATCH_SIZE`, that nobody can change; empty at the end.
+        """Return the next chunk; empty at the end.
+
+        The chunk has at most :data:`MAX_BATCH_SIZE` bytes, and nobody can change it.
 
         Raises:
-            TypeError: The content gave something else than bytes.
+            TypeError: The content gave something other than bytes.
 
-        Cancel: the content has seen it where it waited; :meth:`close` closes it.
+        Cancel: the content received the cancel where it waited; :meth:`close` closes the content.
         """
         while not self._pending:
             if self._next is None:
                 raise AssertionError("the content is not open")
             chunk = await self._next()
             if chunk is None:
-                self._next = _nothing  # what is at its end is not asked again
+                self._next = _nothing  # do not read the content again after its end
                 return b""
             if type(chunk) is bytes and 0 < len(chunk) <= MAX_BATCH_SIZE:
                 return chunk
@@ -143,14 +148,15 @@ class OpenContent:
             self._pending = [view[i : i + MAX_BATCH_SIZE] for i in range(0, len(view), MAX_BATCH_SIZE)]
             self._pending.reverse()
         view = self._pending.pop()
-        return view if type(view.obj) is bytes else bytes(view)  # what may change is copied
+        return view if type(view.obj) is bytes else bytes(view)  # copy a buffer that may change
 
     async def close(self, fault: BaseException | None) -> BaseException | None:
-        """Close everything that was opened, told of ``fault``; return what the content raised instead of it.
+        """Throw ``fault`` into everything that was opened, and close it; return the error of the content.
 
-        A content that swallows the fault changes nothing. Never raises.
+        The result is None if the content raised nothing, or only ``fault`` itself. A content that swallows
+        the fault changes nothing. Never raises.
 
-        Cancel: the rest is closed all the same, and the cancel is what is returned.
+        Cancel: the rest is closed all the same, and the cancel is returned.
         """
         raised: BaseException | None = None
         self._next = None
@@ -162,24 +168,24 @@ class OpenContent:
             except GeneratorExit:
                 raise  # nothing can be awaited any more
             except BaseException as exc:  # noqa: BLE001 - given to the caller, who raises it
-                if exc is not fault:  # the later one knows of the one before
+                if exc is not fault:  # prefer the later error: it was raised while the earlier was handled
                     raised = weightier(exc, raised)
         return raised
 
     def abandon(self, fault: BaseException) -> None:
-        """Close what was opened as far as that needs no waiting, told of ``fault``; what is raised is dropped."""
+        """Do as :meth:`close` does, up to the first wait of each closer, and drop all errors."""
         self._next = None
         self._pending.clear()
         while self._closers:
             run_up_to_wait(_awaiting(self._closers.pop()(fault)))
 
     async def discard(self) -> None:
-        """Close a content that was never opened, where it would warn or leak otherwise.
+        """Close a content that was never opened, if it would warn or leak otherwise.
 
-        Cancel: an async generator that is being closed has seen it.
+        Cancel: an async generator that is being closed has received the cancel.
         """
         content, self._content = self._content, None
-        # What aiofiles.open(…) returns can only be given up through the coroutine in it.
+        # The result of aiofiles.open(…) has no close(): close the coroutine inside it.
         coroutine = getattr(content, "_coro", None) if _is_context_manager(content) else content
         if isinstance(coroutine, Coroutine):
             coroutine.close()
@@ -216,7 +222,7 @@ class OpenContent:
             self._closers.append(_closer(content.aclose))
 
 
-# ── what is what ──
+# ── kinds of content ──
 
 
 def _is_context_manager(content: object) -> bool:
@@ -248,7 +254,7 @@ def _reads(content: object) -> bool:
 
 
 def _refuse_response(content: object, *, ours: bool) -> None:
-    # A response that the caller opened may be an error page: its stream is passed once the status was looked at.
+    # A response that the caller opened may be an error page: the caller must check the status first.
     if not ours and callable(getattr(content, "read", None)):
         raise TypeError(
             f"the read() of {_kind(content)} takes no size: pass its stream, such as response.content of aiohttp, "
@@ -257,10 +263,10 @@ def _refuse_response(content: object, *, ours: bool) -> None:
 
 
 def _body(content: Any) -> Any:
-    """Return the stream of an HTTP response that came of our own entering (aiohttp's ``session.get(…)``).
+    """Return the stream of an HTTP response that we entered ourselves (aiohttp's ``session.get(…)``).
 
     Raises:
-        ContentError: The response is no success; it must not become a layer.
+        ContentError: The status is not 2xx; an error page must not become a layer.
     """
     status = getattr(content, "status", None)
     body = getattr(content, "content", None) if isinstance(status, int) else None
@@ -291,11 +297,11 @@ def _as_view(chunk: object) -> memoryview:
 
 
 async def _nothing() -> None:
-    """Read behind the end."""
+    """Return None, as each read after the end does."""
 
 
 def _checked(chunk: object) -> Buffer:
-    """Return what a content gave, which has a length in bytes."""
+    """Return a chunk in a form whose ``len`` counts bytes."""
     return chunk if isinstance(chunk, bytes) else _as_view(chunk)
 
 
@@ -315,7 +321,7 @@ def _by_reading(content: Any) -> Callable[[], Awaitable[Buffer | None]]:
             raise TypeError(
                 f"the read() of {_kind(content)} is not async: open files with aiofiles.open() or anyio.open_file()"
             )
-        return _checked(await result) or None  # nothing means the end
+        return _checked(await result) or None  # an empty chunk means the end
 
     return read
 
@@ -363,23 +369,24 @@ def _teller(generator: AsyncGenerator[object, None]) -> Closer:
 
 
 class OpenBlob(Protocol):
-    """The verb of a source that gives content, as :class:`~aiodockersave.Source` has it."""
+    """The ``open_blob`` of a source, as :class:`~aiodockersave.Source` declares it."""
 
     def __call__(
         self, descriptor: Descriptor, /, *, start: int = 0, stop: int | None = None
     ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """Open a blob from ``start`` up to ``stop``; NotImplementedError says that only the whole can be had."""
+        """Open a blob from ``start`` up to ``stop``; NotImplementedError offers only the whole blob."""
         ...
 
 
 class BlobContent(OpenContent):
-    """A blob while it is read.
+    """Open, read and close a blob of a source, or a part of one.
 
     Args:
-        open_blob: Opens it.
+        open_blob: Opens the blob.
         descriptor: The blob.
-        start: The first byte that is wanted.
-        stop: The byte behind the last; None where it is read to its end, so that a surplus is seen.
+        start: The offset of the first byte to read.
+        stop: The offset after the last byte; None reads to the end of the blob, so that surplus bytes are
+            noticed.
     """
 
     def __init__(
@@ -397,7 +404,7 @@ class BlobContent(OpenContent):
 
     @property
     def retries(self) -> int:
-        """The number of times that the source had to ask again, as far as its iterator says so by an attribute of this name."""
+        """The retries of the source: the attribute ``retries`` of its iterator, or 0 without one."""
         retries = getattr(self._entered, "retries", 0)
         return retries if isinstance(retries, int) else 0
 
@@ -406,7 +413,7 @@ class BlobContent(OpenContent):
         return self._entered
 
     async def open(self) -> None:
-        """Open what is wanted, else the whole, of which the rest is left out.
+        """Open the wanted part; if the source offers only the whole blob, open that and skip the other bytes.
 
         Cancel: as :meth:`OpenContent.open`.
         """
@@ -420,7 +427,7 @@ class BlobContent(OpenContent):
             await super().open()
 
     async def read(self) -> Batch:
-        """Return the next chunk of what is wanted; empty at its end.
+        """Return the next chunk of the wanted part; empty at its end.
 
         Cancel: as :meth:`OpenContent.read`.
         """

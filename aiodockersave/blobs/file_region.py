@@ -1,12 +1,13 @@
-"""A blob into its region of a file: received on the loop, hashed and written at its offset in a thread.
+"""Read a blob into its region of a file: receive it on the loop, hash and write it in a thread.
 
 ::
 
     source ──chunks──▶ queue ──▶ thread: region.take ──▶ … ──▶ region.finish
              loop
 
-Nothing of it depends on what other blobs do: each writes into its own region only, and knows the bytes of it that are right.
-All of a blob is over when :func:`fill` has returned or raised: its connection is closed, and no thread works for it.
+The idea to know first: blobs do not depend on each other. Each blob writes only into its own region, and
+knows which bytes there are right. When :func:`fill` has returned or raised, the connection of its blob is
+closed and no thread works for the blob.
 """
 
 from __future__ import annotations
@@ -35,24 +36,24 @@ if TYPE_CHECKING:
 __all__ = ["FileRegion", "Meter", "Region", "fill", "write_at", "write_literals"]
 
 BATCH_SIZE: Final = 1 << 18
-"""Bytes that are worth a hop to a thread, for large blobs."""
+"""The bytes that a large blob gathers before it hands them to its thread: fewer are not worth the hop."""
 _LEAST_BATCH: Final = 1 << 17
-"""The same for small ones, whose thread would begin when all is here."""
+"""The same for a small blob: with larger batches its thread would begin only when all bytes are here."""
 _BATCHES: Final = 64
-"""The number of batches that a blob is cut into at least, as long as they are no smaller than that."""
+"""The least number of batches of a blob, as long as no batch gets smaller than :data:`_LEAST_BATCH`."""
 _LEAST_BEHIND: Final = 2 * BATCH_SIZE
-"""Bytes that the thread of each blob may have to take, however many blobs there are."""
+"""The bytes that may always wait for the thread of each blob, however many blobs are read at once."""
 PIECE: Final = 1 << 18
-"""Bytes that are read back and hashed at once."""
+"""The bytes of one read when a region is read back."""
 _LAST_ZEROS: Final = 64 << 10
-"""Zeros at the end of a blob that are taken for its own: a plain tar ends with a record of them."""
+"""The most missing bytes that may be zeros of the blob itself: a plain tar ends with a record of zeros."""
 
 
 class Meter(Protocol):
-    """Counts how much of each blob was received."""
+    """Count the received bytes and the retries of each blob."""
 
     def advanced(self, layer: Descriptor, done: int, /) -> None:
-        """Count that the first ``done`` bytes of a blob were received."""
+        """Record that the first ``done`` bytes of a blob were received."""
 
     def retried_since(self, layer: Descriptor, before: int, now: int, /) -> int:
         """Count the retries of a source beyond ``before``; return ``now``."""
@@ -60,7 +61,7 @@ class Meter(Protocol):
 
 
 class Region(Protocol):
-    """The place of one blob, as :func:`fill` uses it.
+    """The place that :func:`fill` writes one blob to.
 
     Attributes:
         verifier: Verifies the blob.
@@ -73,22 +74,22 @@ class Region(Protocol):
         ...
 
     def finish(self) -> int:
-        """Verify what was taken, and return how many bytes are in the region."""
+        """Verify the bytes that were taken, and return how many bytes are in the region."""
         ...
 
 
 class FileRegion:
-    """The region of a file that a blob is stored in as it is. All methods block; one thread at a time calls them.
+    """The region of a file that stores a blob unchanged. All methods block; one thread at a time calls them.
 
     Attributes:
-        position: How many bytes of the blob are hashed and in their place.
+        position: The number of bytes of the blob that are hashed and in their place.
         verifier: Verifies the blob.
 
     Args:
         file: The file.
-        offset: Where the blob starts in it.
+        offset: The offset of the blob in the file.
         descriptor: The blob, with its size.
-        plain: Computes the digest of its plain tar, where that is verified, too.
+        plain: Computes the digest of the plain tar of the blob, if that is verified too.
     """
 
     def __init__(
@@ -101,7 +102,10 @@ class FileRegion:
         self._size = descriptor.size or 0
 
     def find(self) -> int:
-        """Return how many bytes of an earlier attempt may be there: zeros at their end may never have been written."""
+        """Return how many bytes of an earlier attempt may be there.
+
+        Zeros at the end do not count: they may be a hole that was never written.
+        """
         with self._file as fd:
             stop = min(os.fstat(fd).st_size - self._offset, self._size)
             while stop > 0:
@@ -113,22 +117,22 @@ class FileRegion:
         return 0
 
     def read_back(self, stop: int) -> None:
-        """Hash what is there, up to ``stop``, instead of taking it.
+        """Hash the bytes of the region up to ``stop``, so that they need not be received again.
 
         Raises:
-            SinkError: The file was cut meanwhile.
+            SinkError: The file became shorter while it was read.
         """
         with self._file as fd:
             while self.position < stop:
                 data = os.pread(fd, min(PIECE, stop - self.position), self._offset + self.position)
                 if not data:
                     raise SinkError("the part file was cut while it was read")
-                with suppress(ContentError):  # raised again by take and finish: it may be a wrong byte
+                with suppress(ContentError):  # one wrong byte may cause it; take and finish raise it again
                     self.verifier.update([data])
                 self.position += len(data)
 
     def is_whole(self) -> bool:
-        """Tell whether all of the blob is there and right, perhaps with zeros at its end."""
+        """Return whether the whole blob is there and right, after adding missing zeros at its end."""
         missing = self._size - self.position
         if missing > _LAST_ZEROS or not self.verifier.would_finish(bytes(missing)):
             return False
@@ -139,8 +143,8 @@ class FileRegion:
         """Hash and write the next bytes.
 
         Raises:
-            OSError: They cannot be written.
-            ContentError: Their plain tar is damaged, or too large.
+            OSError: The bytes cannot be written.
+            ContentError: The plain tar is damaged, or too large.
         """
         with self._file as fd:
             for chunk in chunks:
@@ -149,10 +153,10 @@ class FileRegion:
                 self.verifier.update([chunk])
 
     def finish(self) -> int:
-        """Verify what was taken, and return how many bytes are in the region.
+        """Verify the bytes that were taken, and return how many bytes are in the region.
 
         Raises:
-            ContentError: It is not what was promised.
+            ContentError: The blob does not match its descriptor, or its plain tar is wrong.
         """
         self.verifier.finish()
         return self.position
@@ -168,7 +172,7 @@ def write_at(fd: int, data: Batch, offset: int) -> None:
 
 
 def write_literals(file: OpenFile, segments: Iterable[Segment], size: int) -> None:
-    """Write all of an archive that is no blob's, and cut the file to the archive's size."""
+    """Write every segment that is not a blob, and set the size of the file to ``size``."""
     with file as fd:
         for segment in segments:
             if segment.data is not None:
@@ -194,19 +198,19 @@ async def fill(
         open_blob: Opens the blob, as a source's method does.
         layer: The blob, with its size.
         worker: The thread.
-        meter: Is told how far it is.
-        readers: How many blobs are read at once: what may wait in memory is shared by them.
-        start: How many bytes the region has already.
-        written: Is called with a number of bytes that the thread was given.
+        meter: Counts the received bytes and the retries.
+        readers: The number of blobs that are read at once; they share the bytes that may wait in memory.
+        start: The number of bytes that the region has already.
+        written: Is called with the number of bytes of each batch that was handed to the thread.
 
     Returns:
-        How many bytes are in the region.
+        The number of bytes in the region.
 
     Raises:
-        ContentError: The blob is not what was promised.
-        BaseException: What the source or the region raises.
+        ContentError: The blob does not match its descriptor, or its plain tar is wrong.
+        BaseException: The error that the source or the region raises.
 
-    Cancel: nothing goes on; what was taken until then is in its place, and nothing of it is verified.
+    Cancel: no work continues; the bytes taken until then are in their place, and none of them are verified.
     """
     verifier, fairness = region.verifier, Fairness()
     verifier.received = start
@@ -221,7 +225,7 @@ async def fill(
     )
 
     async def work() -> Callable[[], int]:
-        # 1. All chunks to the thread; too many are refused before they are handed over.
+        # 1. Hand all chunks to the thread. ``count`` refuses a surplus before it is handed over.
         await content.open()
         retries = 0
         while True:
@@ -234,7 +238,8 @@ async def fill(
                 written(size)
                 meter.advanced(layer, verifier.received)
             await fairness.passed(len(chunk))
-        # 2. The rest of them, and what they have come to: what the disk has refused comes before what is missing.
+        # 2. Hand over the rest, then verify. ``drain`` comes before ``end``, so that an error of the disk is
+        # raised rather than the error of a blob that is too short.
         if size := await queue.drain():
             written(size)
         verifier.end()

@@ -1,7 +1,8 @@
-"""A descriptor that threads work on: closed behind the last of them.
+"""Keep a file descriptor open until the last thread that uses it is done.
 
-The idea to know first: the number of a descriptor that was closed is soon another file's. A thread that is at work when its
-file is closed would write into that one. So each use is counted, and the number stays taken until the last has ended::
+The idea to know first: the system soon gives the number of a closed descriptor to another file. A thread that
+still works on the closed file would write into that other file. So each use is counted, and the descriptor
+stays open until the last use has ended::
 
     with file as fd:
         os.pwrite(fd, data, offset)
@@ -16,28 +17,29 @@ __all__ = ["OpenFile"]
 
 
 class OpenFile:
-    """An open descriptor.
+    """An open file descriptor, with a count of its uses.
 
-    There is no lock: an interrupt between two lines could leave it locked, and the garbage collector may close this
-    wherever it comes in. Items of lists are put and taken at once, and the order is what counts: who uses the file says so
-    before he looks whether it is closed, and who closes it says so before he looks whether it is used.
+    There is no lock: an interrupt between two lines could leave a lock locked, and the garbage collector may
+    close this object at any point. Appending to a list and popping from it are atomic, and their order makes
+    this safe: a user adds its use before it checks for closed, and ``close`` sets closed before it checks for
+    uses.
 
     Args:
-        fd: The descriptor, which is this object's own from here on.
+        fd: The descriptor, which this object owns from now on.
     """
 
     def __init__(self, fd: int) -> None:
-        self._fds = [fd]  # whoever takes it closes it
+        self._fds = [fd]  # the thread that pops it closes it
         self._fd = fd
         self._uses: list[None] = []
         self._is_closed = False
 
     @property
     def fd(self) -> int:
-        """The descriptor, for the thread of the file's owner: there it cannot be closed meanwhile.
+        """The descriptor, for the thread of the file's owner, where nobody can close it during the use.
 
-        A signal handler raises in the main thread, and may do so while a block is entered or left. Such a use would never
-        end; so what is not in a thread of its own asks here.
+        A signal handler raises in the main thread, perhaps while a ``with`` block is entered or left. Such a
+        use would never end, so code outside a thread of its own uses this property instead.
         """
         return self._fd
 
@@ -45,7 +47,7 @@ class OpenFile:
         """Return the descriptor, which stays open until the block is left.
 
         Raises:
-            OSError: It is closed.
+            OSError: The file is closed.
         """
         self._uses.append(None)
         if self._is_closed:
@@ -59,10 +61,10 @@ class OpenFile:
             self._close()
 
     def close(self) -> None:
-        """Close it, when nobody uses it any more; a second call does nothing.
+        """Close the descriptor as soon as it has no use; a second call does nothing.
 
         Raises:
-            OSError: The system has found a fault while it was closed.
+            OSError: The system reported an error on closing.
         """
         self._is_closed = True
         if not self._uses:
@@ -71,6 +73,6 @@ class OpenFile:
     def _close(self) -> None:
         try:
             fd = self._fds.pop()
-        except IndexError:  # another thread was first
+        except IndexError:  # another thread closed it first
             return
         os.close(fd)

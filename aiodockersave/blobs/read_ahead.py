@@ -1,9 +1,10 @@
-"""Chunks from a task of their own, a bounded number of bytes ahead of who takes them.
+"""Produce chunks in a task of their own, a bounded number of bytes ahead of the reader.
 
-The idea to know first: what a task opens, it iterates and closes itself (a source may hold a cancel scope or
-``asyncio.timeout`` open while it gives chunks), while who takes the chunks may be any task, one after the other, and
-who closes may be yet another. Between them is a buffer, and nothing else: a cancelled :meth:`Feed.read` loses
-nothing, and :meth:`Feed.aclose` returns when the task has ended, whatever is cancelled meanwhile.
+The idea to know first: the task that opens a content also iterates and closes it, since a source may hold a
+cancel scope or ``asyncio.timeout`` open while it gives chunks. The readers may be any tasks, one after the
+other, and yet another task may close the feed. Task and reader share only a buffer: a cancelled
+:meth:`Feed.read` loses nothing, and :meth:`Feed.aclose` returns when the task has ended, whatever is
+cancelled meanwhile.
 """
 
 from __future__ import annotations
@@ -24,22 +25,22 @@ from .calls import Call
 from .content import OpenContent
 
 _CHUNK_COST: Final = 64
-"""The memory that a chunk takes besides its bytes, so that a million tiny ones count too."""
+"""The memory in bytes that each chunk takes besides its data, so that a million tiny chunks count too."""
 
 
 class Feed(abc.ABC):
-    """Chunks that a task makes.
+    """Chunks that a task produces.
 
     Attributes:
-        task: The task, while it runs.
+        task: The task while it runs, else None.
     """
 
     def __init__(self, *, limit: int, name: str) -> None:
-        """Make nothing yet.
+        """Prepare the feed; no task runs yet.
 
         Args:
-            limit: So many bytes may wait to be taken before the task waits; the chunk that exceeds it waits too.
-            name: What the task is called.
+            limit: The buffered bytes at which the task waits; the buffer may exceed it by one chunk.
+            name: The name of the task.
         """
         self._limit = limit
         self._name = name
@@ -55,23 +56,24 @@ class Feed(abc.ABC):
 
     @abc.abstractmethod
     async def _make(self) -> None:
-        """Do all the work, in the task: :meth:`_give` each chunk."""
+        """Do all the work of the task: pass each chunk to :meth:`_give`."""
 
     def start(self) -> None:
-        """Start the task; does nothing where it was started, or where the feed is closed."""
+        """Start the task, unless it was started already or the feed is closed."""
         if self.task is None and not (self._closed or self._ended):
             self.task = asyncio.get_running_loop().create_task(self._run(), name=self._name)
             self.task.add_done_callback(self._finish)
 
     async def read(self) -> bytes:
-        """Return the next chunk; empty at the end, when the task has ended. Starts the task where nobody has.
+        """Return the next chunk; empty when the task has ended. Starts the task if it was not started.
 
         Raises:
-            ContentError: The task was cancelled from within, by nobody.
+            ContentError: The task raised CancelledError although nobody cancelled it.
             ClosedResourceError: The feed is closed, or was closed while this call waited.
-            BaseException: What the task raised, behind the chunks that it gave before; each time again.
+            BaseException: The error of the task, after the chunks that it gave before; raised by every later
+                call.
 
-        Cancel: nothing is lost, the next call goes on.
+        Cancel: nothing is lost, the next call resumes.
         """
         self.start()
         self._refuse_own_task()
@@ -93,34 +95,35 @@ class Feed(abc.ABC):
         return chunk
 
     def cancel(self) -> None:
-        """Begin to close: the task is cancelled, a waiting :meth:`read` raises. Chunks and error are dropped."""
+        """Begin to close: cancel the task, make a waiting :meth:`read` raise, drop chunks and error."""
         self._refuse_own_task()
         if self._closed:
             return
         self._closed = True
-        self._error, self._traceback = None, None  # they hold frames that hold this
+        self._error, self._traceback = None, None  # their frames hold this object: break the cycle
         self._chunks.clear()
         self._arrived.set()
         if self.task is not None:
-            with contextlib.suppress(RuntimeError):  # its loop is closed: nothing runs there any more
+            with contextlib.suppress(RuntimeError):  # the task's loop is closed, so the task does not run
                 self.task.cancel()
 
     async def aclose(self) -> None:
-        """Cancel the task and wait for its end; what it raises now is dropped. A second call waits too.
+        """Cancel the task, wait for its end and drop its error. A second call waits too.
 
-        Cancel: the task is cancelled once more, which interrupts what it closes; the cancel is raised when it has ended.
+        Cancel: the task is cancelled once more, which interrupts its closing; the cancel is raised when the
+        task has ended.
         """
         self.cancel()
         if self.task is not None:
             await wait_for_ends([self.task])
 
     async def _give(self, chunk: bytes) -> None:
-        """Hand over a chunk once there is room.
+        """Wait for room, then put a chunk into the buffer.
 
         Raises:
             ConnectionResetError: The feed is closed.
 
-        Cancel: nothing was handed over.
+        Cancel: the chunk was not put into the buffer.
         """
         while self._waiting >= self._limit and not self._closed:
             self._room.clear()
@@ -137,12 +140,12 @@ class Feed(abc.ABC):
         except asyncio.CancelledError as exc:
             if running_task().cancelling():
                 raise
-            # Nobody cancelled the task. Raised as it is, it would end who reads silently.
+            # Nobody cancelled the task. A bare CancelledError would end the reader silently.
             raise ContentError("the content cancelled its reader and gave no reason") from exc
 
     def _finish(self, task: asyncio.Task[None]) -> None:
         self._ended = True
-        self.task = None  # it holds what it raised, and that its frames
+        self.task = None  # the task holds its error, and the error holds frames
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         if error is not None and not self._closed:
             self._error, self._traceback = error, error.__traceback__
@@ -151,7 +154,7 @@ class Feed(abc.ABC):
     def _refuse_own_task(self) -> None:
         try:
             current = asyncio.current_task()
-        except RuntimeError:  # no loop runs here
+        except RuntimeError:  # no loop runs in this thread
             return
         if self.task is not None and self.task is current:
             raise RuntimeError(
@@ -162,7 +165,7 @@ class Feed(abc.ABC):
 async def close_together(feeds: Sequence[Feed]) -> None:
     """Close feeds, and wait for all of their tasks at once.
 
-    Cancel: as :meth:`Feed.aclose`; it reaches each of the tasks.
+    Cancel: as :meth:`Feed.aclose`; the cancel reaches every task.
     """
     for feed in feeds:
         feed.cancel()
@@ -170,14 +173,14 @@ async def close_together(feeds: Sequence[Feed]) -> None:
 
 
 class ReadAhead(Feed):
-    """One blob, or any content, read ahead."""
+    """Read one blob, or any other content, ahead of its reader."""
 
     def __init__(self, content: OpenContent, *, limit: int) -> None:
-        """Open nothing yet.
+        """Prepare to read; nothing is opened yet.
 
         Args:
-            content: What is opened, iterated and closed in one task.
-            limit: So many bytes are buffered before it is not read on; it may be one chunk more.
+            content: The content, which one task opens, iterates and closes.
+            limit: The buffered bytes at which reading pauses; the buffer may exceed it by one chunk.
         """
         super().__init__(limit=limit, name="aiodockersave-read-ahead")
         self._content = content
@@ -195,4 +198,4 @@ class ReadAhead(Feed):
 
 
 def _nothing_to_commit() -> None:
-    """A blob that was read to its end needs no more."""
+    """Do nothing: a blob that was read to its end needs no commit."""

@@ -1,9 +1,11 @@
-"""Room on a disk for what grows without its size being known ahead.
+"""Stop data of unknown size before it fills a disk.
 
-A disk that is filled to its last byte is a fault of all who write to it, not only of the save that fills it. So what expands
-is stopped before, with something left over, while it can still be taken away in peace.
+The idea to know first: a full disk fails every program that writes to it, not only the save that fills it. So
+a write that would leave too little room is refused early, while the data written so far can still be removed
+in order.
 
-The layers of one archive share what they may expand to beyond their ratio: else their number would be the bomb.
+The layers of one archive share the bytes by which they may exceed their expansion ratio; otherwise many
+layers together could be a decompression bomb.
 """
 
 from __future__ import annotations
@@ -20,17 +22,17 @@ from aiodockersave.core.errors import InsufficientSpaceError
 __all__ = ["Free", "SharedExpansion", "Space"]
 
 _PORTION: Final = 64 << 20
-"""Bytes after which it is looked again, at the latest: others write there, too."""
+"""The most bytes to write before the free room is checked again: other programs write to the disk too."""
 _RESERVE: Final = 64 << 20
-"""Bytes that are left to others, or one in a hundred where the disk is small."""
+"""The bytes to leave free for others; on a small disk one per cent of its size."""
 
 
 class Free(NamedTuple):
     """The room in a file system, in bytes.
 
     Attributes:
-        available: What is free.
-        reserve: How much of that is to stay so.
+        available: The bytes that are free.
+        reserve: The part of them that must stay free.
     """
 
     available: int
@@ -38,14 +40,14 @@ class Free(NamedTuple):
 
 
 class Space:
-    """Counts what is written to a file system, and looks now and then whether that has room.
+    """Count the bytes that are written to a file system, and check from time to time whether it has room.
 
-    Its methods may be called from any thread. What another one is about to write is not seen: a piece, which is little
-    beside what is left over.
+    Any thread may call the methods. The check does not see the piece that another thread is about to write;
+    that piece is small compared with the reserve.
 
     Args:
-        look_at: Asks the file system.
-        path: What it is called in errors.
+        look_at: Returns the statistics of the file system.
+        path: The name of the place in errors.
     """
 
     def __init__(self, look_at: Callable[[], os.statvfs_result], path: str) -> None:
@@ -55,15 +57,15 @@ class Space:
         self._granted = 0
 
     def look(self) -> Free:
-        """Return what there is now; this may block."""
+        """Return the free room; this may block."""
         there = self._look_at()
-        if not there.f_blocks:  # some file systems say nothing of themselves
+        if not there.f_blocks:  # some file systems report no size: do not limit them
             return Free(sys.maxsize, 0)
         size = there.f_blocks * there.f_frsize
         return Free(there.f_bavail * there.f_frsize, min(_RESERVE, size // 100))
 
     def check(self, size: int, free: Free) -> None:
-        """Find out whether so many bytes fit into what was free.
+        """Check that ``size`` bytes fit into the free room without its reserve.
 
         Raises:
             InsufficientSpaceError: They would leave too little.
@@ -72,15 +74,15 @@ class Space:
             raise InsufficientSpaceError(self._path, size + free.reserve, free.available)
 
     def take(self, size: int) -> None:
-        """Count bytes that are to be written now; this may block. Errors as :meth:`check`."""
+        """Count ``size`` bytes that are about to be written; this may block. Errors as :meth:`check`."""
         if not self._take_granted(size):
             free = self.look()
             self.check(size, free)
-            with self._lock:  # the nearer the end, the sooner it is looked again
+            with self._lock:  # grant half of the room at most: check more often as the disk fills
                 self._granted = min(_PORTION, (free.available - free.reserve - size) // 2)
 
     async def take_in(self, worker: Worker, size: int) -> None:
-        """As :meth:`take`, by a thread where it may block. Cancel: is raised when that has ended."""
+        """Do as :meth:`take`, in a thread if it may block. Cancel: is raised when that call has ended."""
         if not self._take_granted(size):
             await worker.run(self.take, size)
 
@@ -93,14 +95,14 @@ class Space:
 
 
 _TOGETHER: Final = 1 << 30
-"""Plain bytes: as many as sixteen layers may have beyond what the ratio allows them."""
+"""The plain bytes by which all layers together may exceed their ratio: the allowance of sixteen layers."""
 
 
 class SharedExpansion:
-    """Counts the plain bytes by which layers exceed their expansion ratio, from any thread.
+    """Count the plain bytes by which layers exceed their expansion ratio, from any thread.
 
-    Each layer counts with the largest excess that was reported of it. So neither the order of layers nor a second reading
-    changes the sum.
+    Each layer counts with the largest excess that was reported for it. So neither the order of the layers nor
+    reading a layer twice changes the sum.
     """
 
     def __init__(self) -> None:
@@ -109,7 +111,7 @@ class SharedExpansion:
         self._total = 0
 
     def __call__(self, layer: object, size: int) -> bool:
-        """Count that a layer is so many bytes ahead; tell whether all layers are within what they have together."""
+        """Record that a layer exceeds its ratio by ``size`` bytes; return whether the sum is allowed."""
         with self._lock:
             before = self._most.get(layer, 0)
             if size > before:

@@ -1,7 +1,7 @@
-"""Layers that are received and verified as a whole before their turn: in memory first, then in a temporary file.
+"""Keep a layer that is received and verified before its turn: first in memory, then in a temporary file.
 
-All stages of one writer share one bound of memory. A stage that would exceed it moves into an unnamed
-temporary file, which is gone with it, whatever happens.
+The idea to know first: all stages of one writer share one memory bound. A stage that would exceed the bound
+moves into an unnamed temporary file, which disappears with the stage, whatever happens.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from .space import Space
 
 
 def check_bytes(name: str, size: object) -> int:
-    """Return ``size``, which must be a number of bytes.
+    """Return ``size`` after checking that it is a number of bytes.
 
     Raises:
-        InvalidInputError: It is negative.
-        TypeError: It is no int.
+        InvalidInputError: ``size`` is negative.
+        TypeError: ``size`` is no int.
     """
     if not isinstance(size, int) or isinstance(size, bool):
         raise TypeError(f"{name}={size!r}: use a number of bytes")
@@ -33,28 +33,28 @@ def check_bytes(name: str, size: object) -> int:
 
 
 class Memory:
-    """Bytes of memory that stages may take together."""
+    """Count the bytes of memory that all stages together may take."""
 
     def __init__(self, size: int) -> None:
         self._free = size
 
     def take(self, size: int) -> bool:
-        """Take ``size`` bytes if they are free."""
+        """Take ``size`` bytes if they are free; return whether they were."""
         if size > self._free:
             return False
         self._free -= size
         return True
 
     def give_back(self, size: int) -> None:
-        """Free what was taken."""
+        """Free ``size`` bytes that were taken."""
         self._free += size
 
 
 class Stage:
-    """Batches, written once and then read once.
+    """Store batches, which are written once and then read once.
 
     Attributes:
-        size: Their size in bytes.
+        size: The size of all batches in bytes.
         done: Whether the batch that :meth:`next` returned last was the last.
     """
 
@@ -66,7 +66,7 @@ class Stage:
         self._file: IO[bytes] | None = None
         self._space: Space | None = None  # of the file
         self._worker = Worker("aiodockersave-stage")
-        self._thread = contextlib.ExitStack()  # kept from the first spilled batch on
+        self._thread = contextlib.ExitStack()  # holds the worker's thread from the first spilled batch on
         self._reading = False
         self._unread = 0
         self.size = 0
@@ -75,7 +75,7 @@ class Stage:
     async def append(self, batch: Batch) -> None:
         """Add a batch.
 
-        Cancel: is raised when the bytes of the batch are written; the stage can only be closed then.
+        Cancel: is raised when the bytes of the batch are written; after that the stage can only be closed.
         """
         self.size += len(batch)
         self._unread += len(batch)
@@ -86,7 +86,7 @@ class Stage:
             if self._file is None:
                 self._thread.enter_context(self._worker.held())
             await self._worker.run(self._spill, batch)
-            self._free()  # here, since the thread must not touch what all stages share
+            self._free()  # on the loop: the thread must not touch the memory count that all stages share
 
     async def next(self) -> bytes:
         """Return the next batch; after it ``done`` says whether it was the last.
@@ -124,9 +124,9 @@ class Stage:
             self._thread.close()
 
     def abandon(self) -> None:
-        """Close where nothing can be awaited: the file behind what still works on it."""
+        """Close without awaiting; the thread closes the file after the calls that still use it."""
         self._free()
-        self._worker.leave(self._close_file)  # which may be about to be made
+        self._worker.leave(self._close_file)  # in the thread: a call there may be about to create the file
         self._thread.close()
 
     def _close_file(self) -> None:
@@ -142,7 +142,7 @@ class Stage:
     def _spill(self, batch: Batch) -> None:
         file, space = self._file, self._space
         if file is None or space is None:
-            # Kept at once: a cancelled call loses its result, and close() must find the file.
+            # Store the file at once: a cancelled call loses its result, and close() must find the file.
             file = self._file = tempfile.TemporaryFile(buffering=0, dir=self._directory)  # noqa: SIM115
             space = self._space = Space(
                 lambda: os.fstatvfs(file.fileno()), os.fspath(self._directory or tempfile.gettempdir())

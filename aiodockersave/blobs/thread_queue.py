@@ -1,10 +1,10 @@
-"""Work that the loop hands to a thread, in order: single calls, or chunks that a thread takes a bounded number of bytes behind.
+"""Hand work from the loop to a thread, in order: single calls, or chunks in a bounded queue.
 
-The thread does not wake the loop for each chunk: a wake-up takes a tenth of a millisecond, and there are thousands of chunks.
-The loop waits only if the thread has a limit of bytes or more to take. The thread then wakes the loop once, when half of that
-is left, or on an error.
+The idea to know first: the thread does not wake the loop for each chunk, since a wake-up takes a tenth of a
+millisecond and there are thousands of chunks. The loop waits only if the bytes in the queue have reached a
+limit. The thread then wakes the loop once, when half of the limit is left, or on an error.
 
-Nothing here is a task: what is under way are blocking calls, which have ended when ``close()`` returns.
+This module starts no tasks, only blocking calls, which have ended when ``close()`` returns.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 INLINE_SIZE = 256 << 10
-"""So many bytes are hashed on the loop, which takes less than handing them to a thread; the rest is not."""
+"""The number of first bytes to hash on the loop, which takes less time than handing them to a thread."""
 BEHIND = 2 << 20
-"""Bytes that a thread may have to take: several batches, so that neither side waits for the other at each of them."""
+"""The bytes that may wait for a thread: several batches, so that neither side waits for the other at each."""
 
 
 class Lane:
-    """Makes calls in order: the first bytes at once, what comes after them in a thread."""
+    """Make calls in order: on the loop up to a number of bytes, then in a thread."""
 
     def __init__(self, worker: Worker, *, inline: int | None = None) -> None:
         self._worker = worker
@@ -42,7 +42,7 @@ class Lane:
         self._last: asyncio.Future[Any] | None = None
 
     def spend(self, cost: int) -> bool:
-        """Tell whether work of ``cost`` bytes is done at once; from the first that is not, all goes to the thread."""
+        """Return whether to do work of ``cost`` bytes on the loop; after one False, always return False."""
         if self._inline < cost:
             self._inline = -1
             return False
@@ -50,7 +50,7 @@ class Lane:
         return True
 
     def start(self, cost: int, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
-        """Start a call that is worth ``cost`` bytes of hashing. Its future is waited for, here or in close()."""
+        """Start a call that takes as long as hashing ``cost`` bytes; await its future, or :meth:`close`."""
         if self.spend(cost):
             future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
             future.set_result(call(*args, **kwargs))
@@ -58,18 +58,21 @@ class Lane:
         return self.submit(call, *args, **kwargs)
 
     def submit(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
-        """Start a call in the thread; as :meth:`start`."""
+        """Start a call in the thread; await its future, or :meth:`close`."""
         self._hold()
         self._last = future = self._worker.submit(call, *args, **kwargs)
         return future
 
     def post(self, call: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Start a call in the thread. The call must not raise, and has no future: to wait for its end, submit a later one."""
+        """Start a call in the thread, without a future; the call must not raise.
+
+        To wait for its end, submit another call after it.
+        """
         self._hold()
         self._worker.post(call, *args, **kwargs)
 
     async def close(self) -> None:
-        """Wait until no call runs; the thread ends. What a call raised is dropped with its result.
+        """Wait until no call runs, and let the thread end. Results and errors of the calls are dropped.
 
         Cancel: is raised when no call runs any more.
         """
@@ -79,11 +82,11 @@ class Lane:
                     await wait_out(self._last)
         finally:
             self._held.close()
-            if self._last is not None and self._last.done():  # it is not where this coroutine is closed
+            if self._last is not None and self._last.done():  # not if this coroutine is being closed
                 self._last.exception()
 
     def abandon(self) -> None:
-        """Let the thread end by itself, when the calls that it has are made."""
+        """Let the thread end by itself, after the calls that it already has."""
         self._held.close()
         if self._last is not None:
             forget(self._last)
@@ -95,18 +98,18 @@ class Lane:
 
 
 class ThreadQueue:
-    """Chunks on their way to a thread, which takes them in order.
+    """Queue chunks for a thread, which takes them in order.
 
     Args:
         take: Takes chunks; blocks.
         worker: The thread.
-        least: Bytes that are worth handing over; fewer are gathered first. By default those of a batch.
-        limit: Bytes that the thread may have to take before :meth:`room` waits; :data:`BEHIND` by default.
-        inline: Bytes that are taken on the loop, before there is a thread; :data:`INLINE_SIZE` by default.
-        stop: Lets a call of ``take`` end soon, when nothing of it is wanted any more.
+        least: The bytes to gather before they are handed over; a batch by default.
+        limit: The bytes in the queue at which :meth:`room` waits; :data:`BEHIND` by default.
+        inline: The first bytes, which ``take`` gets on the loop; :data:`INLINE_SIZE` by default.
+        stop: Makes a running call of ``take`` end soon, once its result is not wanted any more.
     """
 
-    # There is no lock: an interrupt between two lines could leave it locked. Each number is written by one side only.
+    # There is no lock: an interrupt between two lines could leave it locked. Each number has one writer.
 
     def __init__(
         self,
@@ -126,17 +129,17 @@ class ThreadQueue:
         self._gathered: list[Batch] = []
         self._gathered_size = 0
         self._given = 0
-        self._taken = 0  # by the thread
+        self._taken = 0  # written by the thread
         self._expected: list[_Progress] = []
-        self._error: BaseException | None = None  # what ``take`` has raised in the thread
-        self._failure: str | None = None  # the same in words: the error holds frames that hold this object
+        self._error: BaseException | None = None  # raised by ``take`` in the thread
+        self._failure: str | None = None  # its text: the error itself holds frames that hold this object
         self._is_over = False
 
     async def room(self) -> None:
-        """Wait until the thread has fewer bytes to take than the limit.
+        """Wait until fewer bytes than the limit are in the queue.
 
         Raises:
-            BaseException: What ``take`` has raised.
+            BaseException: The error of ``take``.
 
         Cancel: nothing is lost.
         """
@@ -149,17 +152,17 @@ class ThreadQueue:
             raise self._error
 
     def give(self, chunk: Batch) -> int:
-        """Hand over a chunk; return the number of bytes that went with it: none where it is gathered.
+        """Gather a chunk; hand over the gathered chunks once they are enough. Return the bytes handed over.
 
         Raises:
-            BaseException: What ``take`` raises, where it is called at once.
+            BaseException: The error of ``take``, if it is called on the loop.
         """
         self._gathered.append(chunk)
         self._gathered_size += len(chunk)
         return self._hand_over() if self._gathered_size >= self._least else 0
 
     async def put(self, chunk: Batch) -> None:
-        """Wait for room, and hand over a chunk.
+        """Wait for room, then :meth:`give` a chunk.
 
         Cancel: the chunk is not taken.
         """
@@ -167,27 +170,27 @@ class ThreadQueue:
         self.give(chunk)
 
     async def drain(self) -> int:
-        """Hand over the rest, and wait until all is taken; return the number of bytes that were the rest.
+        """Hand over the gathered chunks, and wait until all are taken; return the bytes handed over.
 
         Raises:
-            ClosedResourceError: It was closed, before or meanwhile.
-            BaseException: What ``take`` has raised.
+            ClosedResourceError: The queue was closed, before or during the call.
+            BaseException: The error of ``take``.
 
-        Cancel: is raised when the thread has taken what it was given; a second call goes on.
+        Cancel: is raised when the thread has taken the chunks that it was given; a second call resumes.
         """
         rest = self._hand_over()
         if not self._has_taken_all():
             await wait_out(self._expect(self._has_taken_all))
         if self._error is not None:
             raise self._error
-        if self._is_over:  # some were not taken
+        if self._is_over:  # the thread skipped some chunks
             from anyio import ClosedResourceError  # noqa: PLC0415 - `_aio` says why anyio is not loaded before
 
             raise ClosedResourceError("it was closed meanwhile")
         return rest
 
     async def close(self) -> None:
-        """Wait until the thread takes nothing more; what waits is dropped, and so is what ``take`` raised.
+        """Wait until the thread takes nothing more; drop the waiting chunks and the error of ``take``.
 
         Cancel: is raised after that.
         """
@@ -196,18 +199,18 @@ class ThreadQueue:
             if not self._has_taken_all():
                 await wait_out(self._expect(self._has_taken_all))
         finally:
-            self._expected = []  # they hold this object
+            self._expected = []  # these futures hold this object
             self._lane.abandon()
             self._forget_error()
 
     def abandon(self) -> None:
-        """Let the thread end what it does at the moment, and take nothing more."""
+        """Let the thread finish its running call, and take nothing more."""
         self._end()
         self._lane.abandon()
         self._forget_error()
 
     def note_on(self, fault: BaseException) -> None:
-        """Note on a cancel, or another fault, what ``take`` raised meanwhile; once it is closed."""
+        """Add the error of ``take`` to a cancel or another fault as a note; call it after closing."""
         if self._failure not in (None, _in_words(fault)):
             when = "while cancelled" if isinstance(fault, asyncio.CancelledError) else "meanwhile"
             fault.add_note(f"{when}: {self._failure}")
@@ -225,7 +228,7 @@ class ThreadQueue:
             self._given = given + size
             self._lane.post(self._take_in_thread, chunks, size, asyncio.get_running_loop())
         except BaseException:
-            self._given = given  # no thread can be started, or an interrupt came: nobody may wait for these
+            self._given = given  # no thread can start, or an interrupt came: nobody may wait for these chunks
             raise
         return size
 
@@ -240,14 +243,14 @@ class ThreadQueue:
             self._failure = _in_words(error)
 
     def _expect(self, has_come: Callable[[], bool]) -> _Progress:
-        """Return a future of what the thread makes true."""
+        """Return a future that resolves when the thread has made ``has_come`` true."""
         progress = _Progress(has_come, asyncio.get_running_loop())
         self._expected = [*(each for each in self._expected if not each.done()), progress]
-        progress.catch_up()  # looked at after the thread can know that it is waited for
+        progress.catch_up()  # check after adding it to the list, or a change in between would be missed
         return progress
 
     def _has_room(self) -> bool:
-        """Tell whether it is worth going on: not for each chunk that was taken, but at once where one was not."""
+        """Return whether to wake the loop: when half of the limit is free, or at once on an error."""
         return self._given - self._taken <= self._limit // 2 or self._error is not None
 
     def _has_taken_all(self) -> bool:
@@ -259,16 +262,14 @@ class ThreadQueue:
         try:
             if not self._is_over and self._error is None:
                 self._take(chunks)
-        except BaseException as exc:  # noqa: BLE001 - raised where it is waited for
+        except BaseException as exc:  # noqa: BLE001 - room and drain raise it
             self._error = exc
         finally:
             self._taken += size
         for progress in self._expected:
             if not progress.is_told and progress.has_come():
                 progress.is_told = True
-                with contextlib.suppress(
-                    RuntimeError
-                ):  # the loop was closed under us, so nobody waits any more
+                with contextlib.suppress(RuntimeError):  # the loop is closed, so nobody waits any more
                     loop.call_soon_threadsafe(progress.catch_up)
 
 
@@ -277,11 +278,12 @@ def _in_words(error: BaseException) -> str:
 
 
 class _Progress(LateFuture[None]):
-    """Something that the thread makes true.
+    """A future of a condition that the thread makes true.
 
     Attributes:
-        has_come: Tells whether it has.
-        is_told: Whether the thread has told the loop. That may be lost where a signal handler raises, so who waits looks again.
+        has_come: Returns whether the condition is true.
+        is_told: Whether the thread has told the loop. A signal handler that raises may lose that call, so the
+            waiting side checks the condition again.
     """
 
     def __init__(self, has_come: Callable[[], bool], loop: asyncio.AbstractEventLoop) -> None:
@@ -290,6 +292,6 @@ class _Progress(LateFuture[None]):
         self.is_told = False
 
     def catch_up(self) -> None:
-        """Resolve it if it has come; on the loop."""
+        """Resolve the future if its condition is true; call it on the loop."""
         if not self.done() and self.has_come():
             self.set_result(None)

@@ -1,4 +1,4 @@
-"""One content on its way into an archive or out of a plan: verified, decompressed where asked, given on one batch behind.
+"""Turn the chunks of one content into verified batches, and decompress them if asked.
 
 ::
 
@@ -6,9 +6,9 @@
           └──▶ batches ──▶                                ──▶ held back ──▶ given on    (keep)
                       └──▶ inflate ──▶ SHA-256, in threads ──▶ held back ──▶ given on    (decompress)
 
-The idea to know first: batches are given on one behind, so the last one leaves only when everything was verified, and
-content that fits one batch is verified before anything of it leaves. Hashing and inflating run ahead of the consumer in
-threads of their own, as futures of plain calls: there is no task to own.
+The idea to know first: one batch is always held back. So the last batch leaves only when everything is
+verified, and content that fits into one batch is verified before any of it leaves. Hashing and inflating run
+ahead of the consumer in threads of their own, as futures of plain calls: there is no task to own.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ if TYPE_CHECKING:
 __all__ = ["MEDIA_TYPES", "Hasher", "Readable", "Transfer"]
 
 _INPUTS = 2
-"""Compressed batches that wait for the thread that inflates: memory, and how far a source may be ahead of the processor."""
+"""The compressed batches that may wait to be inflated: they bound memory and the lead of a source."""
 _INFLATION = 8
-"""The cost of a compressed byte, in hashed ones."""
+"""The cost of inflating one compressed byte, in hashed bytes."""
 
 MEDIA_TYPES: dict[Compression | None, str] = {None: OCI_LAYER, "gzip": OCI_LAYER_GZIP, "zstd": OCI_LAYER_ZSTD}
 
 
 class Readable(Protocol):
-    """A content that is open, or is read ahead."""
+    """A content that is open, or that a task reads ahead."""
 
     async def read(self) -> Batch:
         """Return the next chunk; empty at the end.
@@ -62,10 +62,10 @@ class Readable(Protocol):
 
 
 class Hasher:
-    """Hashes batches in a thread, a bounded number of bytes behind.
+    """Hash batches in a thread, which may be a bounded number of bytes behind.
 
     Attributes:
-        hash: The hashlib object; complete once :meth:`digest` has returned.
+        hash: The hashlib object; it covers all batches once :meth:`digest` has returned.
     """
 
     def __init__(self, algorithm: str, *, hash_: _Hash | None = None) -> None:
@@ -74,22 +74,22 @@ class Hasher:
         self._queue = ThreadQueue(self._take, Worker("aiodockersave-hash"))
 
     async def update(self, batch: Batch) -> None:
-        """Take a batch; waits while too many bytes are behind.
+        """Wait while too many bytes are in the queue, then take a batch.
 
         Cancel: this batch is not taken.
         """
         await self._queue.put(batch)
 
     async def digest(self) -> Digest:
-        """Wait for all batches and return their digest.
+        """Wait until all batches are hashed, and return their digest.
 
-        Cancel: is raised when what was given is hashed.
+        Cancel: is raised when all batches are hashed.
         """
         await self._queue.drain()
         return Digest(self._algorithm, self.hash.hexdigest())
 
     async def close(self) -> None:
-        """Wait until nothing is hashed.
+        """Wait until the thread hashes nothing more.
 
         Cancel: is raised after that.
         """
@@ -105,20 +105,22 @@ class Hasher:
 
 
 class Transfer:
-    """The batches of one content as they are stored.
+    """Return the batches of one content as they are to be stored.
 
     Attributes:
-        done: Whether the batch that :meth:`next` returned last was the last, and all is verified.
+        done: Whether :meth:`next` has returned the last batch, and everything is verified.
         verifier: Verifies the blob.
 
     Args:
-        content: What is read.
-        expected: What it must be.
-        verifier: The same, for a part of a blob, or where the plain tar of a kept blob is verified.
-        least: The bytes of a batch, but of the last; chunks are joined to it.
-        inflate: How far the blob may expand whose plain tar is to be stored; None where the blob is kept.
-        diff_id: The digest that the plain tar must have, where that is known.
-        make_room: Is awaited before bytes are given on, with their number.
+        content: The content to read.
+        expected: The descriptor that the content must match.
+        verifier: Replaces the default verifier of ``expected``, for a part of a blob or to verify the plain
+            tar of a kept blob.
+        least: The least bytes of a batch, except the last; chunks are joined to reach it.
+        inflate: The limits on the expansion of the blob if its plain tar is stored; None keeps the blob as it
+            is.
+        diff_id: The digest that the plain tar must have, if known.
+        make_room: Is awaited with the size of each batch before :meth:`next` returns it.
     """
 
     def __init__(
@@ -141,57 +143,57 @@ class Transfer:
         self._inflate = inflate
         self._diff_id = diff_id
         self._plain: _Plain | None = None
-        # Few compressed bytes may be very many plain ones: these are never hashed on the loop.
+        # A few compressed bytes may expand to very many plain bytes: never hash those on the loop.
         inline = 0 if self.verifier.expands else None
         self._queue = ThreadQueue(
             self.verifier.update, Worker("aiodockersave-hash"), inline=inline, stop=self.verifier.stop
         )
         self._fairness = Fairness()
-        self._passed = 0  # bytes that it has not been told of
+        self._passed = 0  # bytes that fairness has not counted yet
         self._parts: list[Batch] = []
-        self._size = 0  # of these
-        self._held: Batch | None = None  # what is given on next
+        self._size = 0  # of the parts, in bytes
+        self._held: Batch | None = None  # the batch to return next
         self._compression: Compression | None = None
         self._stored: Descriptor | None = None
 
     @property
     def blob(self) -> Descriptor:
-        """The blob that was read, once it is done."""
+        """The descriptor of the blob that was read, once the transfer is done."""
         return self._descriptor(MEDIA_TYPES[self._compression])
 
     @property
     def stored(self) -> Descriptor:
-        """The blob that is to be stored of it, once it is done."""
+        """The descriptor of the blob to store, once the transfer is done."""
         if self._stored is None:
             raise AssertionError("the content is not at its end")
         return self._stored
 
     @property
     def plain_digest(self) -> Digest | None:
-        """The digest of the plain tar, once it is done, where the blob is kept and this was asked for."""
+        """The digest of the plain tar of a kept blob, if asked for, once the transfer is done."""
         return self.verifier.plain_digest
 
     @property
     def media_type(self) -> str:
-        """The media type of what is stored, once the first batch is there."""
+        """The media type of the blob to store, once the first batch was received."""
         if self._inflate is not None:
             return OCI_LAYER
         return self._expected.media_type if self._expected else MEDIA_TYPES[self._compression]
 
     async def next(self) -> Batch:
-        """Return the next batch; after it ``done`` says whether it was the last.
+        """Return the next batch; after that ``done`` tells whether it was the last.
 
         Raises:
-            ContentError: The content is not what was promised, or cannot be decompressed.
+            ContentError: The content does not match its descriptor or diff ID, or cannot be decompressed.
 
-        Cancel: if the blob is kept, and a cancelled read of the content loses no bytes, a second call continues. If the blob
-        is decompressed, or the cancel comes while ``make_room`` is awaited, the batch is lost. :meth:`close` still has to be
-        called.
+        Cancel: if the blob is kept, and a cancelled read of the content loses no bytes, a second call
+        resumes. If the blob is decompressed, or the cancel comes while ``make_room`` is awaited, the batch is
+        lost. :meth:`close` still has to be called.
         """
-        # 1. Something to hold back.
+        # 1. Get a first batch to hold back.
         if self._held is None:
             self._held = await self._first()
-        # 2. What follows it: then it may leave. Nothing follows: it is the last.
+        # 2. Get the batch after the held one. If there is none, verify before the held one leaves.
         following = await self._fetch() if self._held else b""
         if not following:
             await self._verify()
@@ -202,14 +204,14 @@ class Transfer:
         return batch
 
     async def close(self) -> None:
-        """Wait until no thread works for it.
+        """Wait until no thread works for the transfer.
 
-        Cancel: is raised when no thread works for it any more.
+        Cancel: is raised when no thread works for the transfer any more.
         """
         await close_all([self._queue.close, *([] if self._plain is None else [self._plain.close])])
 
     def abandon(self) -> None:
-        """Let its threads end by themselves."""
+        """Let the threads of the transfer end by themselves."""
         self._queue.abandon()
         if self._plain is not None:
             self._plain.abandon()
@@ -228,10 +230,10 @@ class Transfer:
         return await (self._receive() if self._plain is None else self._plain.next())
 
     async def _receive(self) -> Batch:
-        """Return the next batch of the blob, whose hashing is under way; empty at its end."""
+        """Return the next batch of the blob, after handing it to the hash thread; empty at the end."""
         verifier = self.verifier
         while self._size < self._least:
-            # Before a chunk is taken: a cancel that comes here loses nothing.
+            # Suspend before reading a chunk: a cancel that comes here loses no bytes.
             await self._fairness.passed(self._passed)
             self._passed = 0
             if verifier.hashes:
@@ -267,7 +269,7 @@ class Transfer:
 
 
 class _Plain:
-    """The plain batches of a blob: inflated one ahead, hashed."""
+    """Inflate a blob one piece ahead, and hash its plain batches."""
 
     def __init__(
         self,
@@ -317,7 +319,7 @@ class _Plain:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def _piece(self, decompressor: Decompressor) -> bytes:
-        """Return the next plain bytes, and start on those after them; empty at the end."""
+        """Return the next plain bytes, and start to inflate the bytes after them; empty at the end."""
         limit = _content.MAX_BATCH_SIZE - _content.BATCH_SIZE
         while True:
             await self._fill()
@@ -334,7 +336,7 @@ class _Plain:
                 return b""
 
     async def _fill(self) -> None:
-        """Keep some input ready, so that the thread need not wait for the loop."""
+        """Keep compressed batches ready, so that the thread need not wait for the loop."""
         while not self._ended and len(self._inputs) < _INPUTS:
             batch = await self._compressed()
             if batch:
@@ -358,7 +360,7 @@ class _Plain:
 
 
 def _inflate(decompressor: Decompressor, inputs: deque[bytes], limit: int) -> bytes:
-    """Return up to ``limit`` plain bytes of the inputs; empty when these are used up."""
+    """Return up to ``limit`` plain bytes of the inputs; empty when the inputs are used up."""
     while not (plain := decompressor.read(limit)) and inputs:
         decompressor.feed(inputs.popleft())
     return plain

@@ -85,7 +85,7 @@ class PreparedImage:
 
     @property
     def repo_tags(self) -> tuple[str, ...]:
-        """Its names, as they stand in ``manifest.json``."""
+        """Its names, with registry and tag."""
         return tuple(tag.repo_tag for tag in self.image.repo_tags)
 
 

@@ -30,7 +30,7 @@
     │       ├── AuthenticationError
     │       └── RateLimitedError
     ├── InsufficientSpaceError (OSError)      the archive will not fit where it is to be
-    ├── PartFileError                         what an earlier save has left cannot be gone on with
+    ├── PartFileError                         the part file of an earlier save cannot be resumed
     │   └── PartFileLockedError               another save is writing it
     ├── EventLoopError (RuntimeError)         the running event loop is not asyncio's
     └── MissingDependencyError (ImportError)  an extra is not installed
@@ -451,7 +451,7 @@ class InsufficientSpaceError(DockerSaveError, OSError):
 
 
 class PartFileError(_FileError):
-    """A part file cannot be gone on with."""
+    """A part file cannot be resumed."""
 
 
 class PartFileLockedError(PartFileError):

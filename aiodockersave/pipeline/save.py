@@ -64,60 +64,60 @@ async def save(
 ) -> Report:
     """Write images from sources into one archive.
 
-    Its bytes depend on images, tags, ``format`` and ``layers`` alone, never on the target, ``jobs`` or timing.
+    The bytes depend on images, tags, ``format`` and ``layers`` alone, never on the target, ``jobs`` or timing.
 
     Args:
-        images: The image that goes in, or several, in this order.
+        images: One image or several, in the order of the archive.
         target: A path, as :func:`open_archive` takes it, or any sink.
-        format: The layout of the archive.
-        layers: ``"keep"`` stores layers as the source has them, ``"decompress"`` as plain tars.
-        platform: Which of an image's platforms is taken. An image whose config says that it is for another one, on which
-            its programs do not run, is an error, unless the reference has the digest of its manifest. By default
-            ``linux`` on this machine's architecture; then such an image is taken with a warning in the log
-            (``aiodockersave``).
-        allow_other_platform: Whether it is taken in any case, with that warning.
-        jobs: How many blobs are read at once, from 1 to 64. Into a stream, or decompressed, one is written while the next
-            ones are read ahead.
-        resume: Whether a save that was interrupted is gone on with, and this one can be, should it be interrupted: what
-            was received is kept in ``.NAME.<16 hex>.part`` beside the target, and an exception has a note that says so.
-            A file that is the archive already, by its size and all bytes that are no blob's, is left as it is, unless
-            ``verify_diff_ids`` wants its blobs read. Only for a path, and with ``layers="keep"``.
-        restart: Whether, with ``resume``, everything is fetched anew: what a part file has, and a file that is the archive
-            already, do not count.
-        fsync: Whether a path's file and directory are brought to the disk.
-        stage_memory: Bytes of memory for content that is staged, which is only on the way into a stream.
-        stage_dir: Where content goes that is staged and too large for memory.
+        format: The layout of the archive: ``"docker"`` as containers/image writes it, ``"oci"`` as Docker's containerd store
+            does, which keeps the manifest and its digest.
+        layers: ``"keep"`` stores layers as the source has them, ``"decompress"`` as plain tars (not with ``"oci"``).
+        platform: The platform to take of an image that is there for several. An image whose config names another one, on
+            which its programs do not run, is an error, unless the reference has the digest of its manifest. The default
+            is ``linux`` on this machine's architecture, and such an image is taken with a warning of the logger
+            ``aiodockersave``.
+        allow_other_platform: Whether to take such an image in any case, with that warning.
+        jobs: The number of blobs that are read at once, from 1 to 64. Into a stream, or decompressed, one is written
+            while the next ones are read ahead.
+        resume: Whether to resume an interrupted save, and to keep what this one receives if it is interrupted: in
+            ``.NAME.<16 hex>.part`` beside the target, which a note of the exception names. A target that is the archive
+            already, by its size and all bytes that are no blob's, is left as it is, unless ``verify_diff_ids`` needs its
+            blobs. Only for a path, and with ``layers="keep"``.
+        restart: Whether, with ``resume``, to fetch everything anew: neither a part file nor a finished target counts.
+        fsync: Whether to sync the file and the directory of a path to the disk.
+        stage_memory: The bytes of memory for content that is staged, which only a stream needs.
+        stage_dir: The directory for staged content that exceeds ``stage_memory``.
         max_plain_size: The largest plain tar of a layer to accept when decompressing, in bytes.
-        max_expansion: The most plain bytes to accept for each compressed one, beyond the first 64 MiB of a layer; None for
-            any number. gzip never makes more of one than the default. zstd does of sparse files: a layer with a file of
-            1 GB that is all zeros may need more.
-        verify_diff_ids: Whether the plain tar of a layer that is kept is looked at, too, which takes the time of
-            decompressing it. Without it a layer is only reported, as a warning of the logger ``aiodockersave``, where its
-            first bytes are neither compressed nor a tar. Where layers are decompressed, it always is.
-        checksum: Whether the report has the SHA-256 of the archive: one more pass over its bytes.
-        progress: Called with each event, see :mod:`aiodockersave.pipeline.progress`.
+        max_expansion: The most plain bytes to accept for each compressed one, beyond the first 64 MiB of a layer; None
+            for any number. gzip never exceeds the default. zstd does with sparse files: a layer with a file of 1 GB that
+            is all zeros may need more.
+        verify_diff_ids: Whether to verify the plain tars of layers that are kept, too, which takes as long as decompressing
+            them. Without it, a layer that begins neither as a compressed one nor as a tar is reported, as a warning of
+            the logger ``aiodockersave``. Layers that are decompressed are always verified.
+        checksum: Whether to report the SHA-256 of the archive: one more pass over its bytes.
+        progress: A function that is called with each event, see :mod:`aiodockersave.pipeline.progress`.
 
     Returns:
-        What is in the archive.
+        The contents of the archive.
 
     Raises:
         PlatformNotFoundError: An image is not there for ``platform``, or says that it is for another one.
-        SourceError: An image or a blob is not there, or is no image.
-        ContentError: What a source gave is not what was promised.
+        SourceError: An image or a blob is not there, or the reference leads to no image.
+        ContentError: A source gave other bytes than promised.
         InvalidDocumentError: A manifest or config is not valid.
         InvalidInputError: There is no image, a tag is no name, or a layer has two sizes.
-        NameConflictError: One name was given to two images, whose references the note names.
+        NameConflictError: One name was given to two images, whose references the notes name.
         ImageConflictError: One config came with two lists of layers.
-        InsufficientSpaceError: The archive will not fit, as far as its size is known ahead; or what is decompressed would
+        InsufficientSpaceError: The archive will not fit, as far as its size is known ahead; or decompressed layers would
             fill the disk, of which 64 MiB, or one in a hundred bytes, are left to others.
-        PartFileError: What an interrupted save has left is in use, made by another user, or others may write to it.
+        PartFileError: The part file is in use, was made by another user, or others may write to it.
         OSError: The target cannot be written.
 
     Errors of this package have a note that names the image.
 
-    Cancel: as :func:`open_archive` for a path: it has its old file, or the whole new one; with ``resume`` the part file
-    stays beside it, if anything was received. A sink of the caller's has the beginning of the archive without its end; with
-    layers kept it is as it was before, where it can be cut. Nothing of a source is open, and no thread writes any more.
+    Cancel: a path has its old file or the whole new one, as with :func:`open_archive`; with ``resume`` the part file stays
+    beside it, if anything was received. A sink of the caller's has the beginning of the archive without its end; with
+    layers kept, a sink that can be cut back is as it was before. No source is open, and no thread writes any more.
     """
     running_task()
     check_progress(progress)
@@ -128,7 +128,7 @@ async def save(
         raise InvalidInputError(f"jobs={jobs}: it is from 1 to {MAX_JOBS}")
     if resume and not (is_path and layers == "keep"):
         raise InvalidInputError(
-            "only a file can be gone on with, and only with layers kept as they are: its size is not known ahead otherwise"
+            "only a file can be resumed, and only with layers kept as they are: otherwise its size is not known ahead"
         )
     if restart and not resume:
         raise InvalidInputError(

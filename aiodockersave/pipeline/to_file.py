@@ -49,7 +49,7 @@ async def file_kept(
         plan: The archive.
         books: Its blobs.
         jobs: How many of them are read at once.
-        resume: Whether what is in the file is gone on with.
+        resume: Whether to resume from the bytes in the file.
         verify: How far layers may expand whose plain tars are verified beside; None where they are not.
         written: Is called with a number of bytes that are being written.
 

@@ -434,7 +434,7 @@ async def test_two_saves_at_once_do_not_share_a_part_file(
 async def test_decompressed_layers_cannot_be_resumed(desk: Desk, target: str) -> None:
     options: dict[str, Any] = {"layers": "decompress"} if target == "path" else {}
     place: Any = desk.target if target == "path" else ListSink()
-    with pytest.raises(InvalidInputError, match="only a file can be gone on with, and only with layers kept"):
+    with pytest.raises(InvalidInputError, match="only a file can be resumed, and only with layers kept"):
         await save(desk.store.requests(), place, resume=True, **options)
     assert [path.name for path in desk.target.parent.iterdir()] == ["a.tar"]
 

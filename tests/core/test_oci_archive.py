@@ -257,3 +257,24 @@ def test_an_index_that_does_not_name_the_manifest_says_nothing() -> None:
         plan_archive([ImageSpec(ONE.config, ONE.manifest, ["one:1"], ImageIndex.parse(raw))], format="oci")
         == plan
     )
+
+
+@pytest.mark.parametrize("index_first", [False, True])
+def test_a_name_of_a_manifest_and_one_of_its_index_are_both_in_both_lists(index_first: bool) -> None:
+    """containerd loses one of them in one order (``findings/ctr-export-loses-a-name.sh``)."""
+    entry = {
+        "mediaType": OCI_MANIFEST,
+        "digest": str(ONE.manifest.digest),
+        "size": len(ONE.manifest_bytes),
+        "platform": {"architecture": "amd64", "os": "linux"},
+    }
+    index = ImageIndex.parse(to_json({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry]}))
+    specs = [
+        ImageSpec(ONE.config, ONE.manifest, ["a:1"]),
+        ImageSpec(ONE.config, ONE.manifest, ["b:1"], index),
+    ]
+    plan = plan_archive(reversed(specs) if index_first else specs, format="oci")
+    entries, (item,) = documents_of(files_of(bytes_of_plan(plan, {BASE.descriptor.digest: BASE.blob})))
+    assert set(item["RepoTags"]) == {"a:1", "b:1"}
+    found = {each["annotations"][CONTAINERD_NAME]: each.get("platform") for each in entries}
+    assert found == {"docker.io/library/a:1": None, "docker.io/library/b:1": entry["platform"]}

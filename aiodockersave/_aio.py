@@ -1,16 +1,16 @@
-"""Finish what was begun: blocking calls in a thread, waited for whatever is cancelled.
+"""Run blocking calls in threads, and wait for their ends even when the waiting task is cancelled.
 
-The promise of this package is that nothing of a call goes on when it has returned or raised. A thread
-cannot be interrupted, so a cancelled call waits until its blocking call is done, and is cancelled then. This
-is the only room with a shield, and it shields two ways at once: who waits has a future of its own, which is all that
-``Task.cancel`` can reach, and an anyio scope against the cancel scopes around, which would otherwise deliver their cancel over and over.
+The package promises that nothing of a call runs any more when the call has returned or raised. A thread cannot be
+interrupted, so a cancelled task waits until its blocking call is done, and is cancelled then. This is the only module with
+a shield, and the shield has two parts: a future of the waiting task's own, which is all that ``Task.cancel`` can reach, and
+an anyio scope against the cancel scopes around, which would otherwise deliver their cancel over and over.
 
 Only calls that end by themselves are waited for (regular files, hashing), never a pipe or a connection.
 
 Where nothing can be awaited any more (a coroutine is closed, the loop has stopped) a thread is left to end by itself: it
-makes the calls that it has, and what it works on is closed behind them. For the same reason what waits at the end of a block
-is a class and no ``@asynccontextmanager``: up to Python 3.12 an async generator that waits is not told that its coroutine is
-closed.
+makes its remaining calls, the last of which close the files that it works on. For the same reason a context manager that
+waits at its end is a class and no ``@asynccontextmanager``: up to Python 3.12 a waiting async generator does not notice
+that its coroutine is closed.
 
 anyio takes some 30 ms to load, and before somebody has loaded it there is no cancel scope to be shielded against: so it is
 used where it is there already.
@@ -44,7 +44,7 @@ YIELD_BYTES = 1 << 20
 _CHUNK_COST = 1 << 12
 """The cost of a chunk besides its bytes, so that tiny ones count too."""
 LOOK_AGAIN = 0.2
-"""Seconds after which who waits for a call looks whether it has ended, and nobody has told."""
+"""Seconds after which a waiting task checks whether its call has ended without a message to the loop."""
 
 
 def running_task() -> asyncio.Task[Any]:
@@ -148,7 +148,7 @@ class Worker:
         return await wait_out(self.submit(call, *args, **kwargs))
 
     async def run_always(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """As :meth:`run`, for what must happen even if a cancel scope is cancelled already.
+        """Run a call as :meth:`run` does, even if a cancel scope is cancelled already.
 
         Cancel: as :meth:`run`.
         """
@@ -162,14 +162,14 @@ class Worker:
             future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
             try:
                 future.set_result(call(*args, **kwargs))
-            except Exception as exc:  # noqa: BLE001 - it belongs to who waits
+            except Exception as exc:  # noqa: BLE001 - it belongs to the waiting task
                 future.set_exception(exc)
             return future
 
     def leave(self, call: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Run a call behind all others, of whose end nobody is told: for where nothing can be awaited any more.
+        """Run a call after all others without waiting for its end: for places where nothing can be awaited any more.
 
-        What it raises is dropped. It needs no loop, and is made at once where no thread works.
+        An error of the call is dropped. The call needs no loop; if no thread works, it is made at once.
         """
         quietly = partial(_run_quietly, lambda: call(*args, **kwargs))
         if self._thread is None or not self._thread.is_alive():
@@ -214,7 +214,7 @@ class Worker:
         Whatever interrupts this (a signal handler may raise between any two lines) leaves no thread that nobody ends: a
         thread is given its first call, and how to end, before it starts.
         """
-        # Where the worker is being collected, and what it belongs to is closed, its thread has been told to end.
+        # If the worker is being collected while its owner is closed, its thread has the order to end already.
         is_gone = self._last_resort is not None and not self._last_resort.alive
         if self._calls is not None and not is_gone and _has_begun(self._thread):
             self._calls.put(call)
@@ -230,7 +230,7 @@ class Worker:
         # A daemon: an idle thread must not keep a dying interpreter alive.
         before = self._thread
         thread = threading.Thread(target=_serve, args=(calls, before), name=self._name, daemon=True)
-        # Known before it starts: where starting it is interrupted it may run all the same, and is waited for by what comes.
+        # Recorded before the start: a thread whose start is interrupted may run all the same, and the next one waits for it.
         self._thread, self._calls = thread, calls if is_kept else None
         try:
             thread.start()
@@ -254,24 +254,24 @@ def _serve(calls: _Calls, before: threading.Thread | None) -> None:
 
 
 def _run_quietly(call: Callable[[], object]) -> None:
-    with contextlib.suppress(BaseException):  # nobody is left who could be told
+    with contextlib.suppress(BaseException):  # nobody is left to receive it
         call()
 
 
 class LateFuture(asyncio.Future[T]):
-    """A future of what a thread does, which the loop can also resolve by itself where it was not told."""
+    """A future for a thread's result, which the loop can also resolve by itself if the thread's message was lost."""
 
     @abc.abstractmethod
     def catch_up(self) -> None:
-        """Resolve the future if what it stands for has come; on the loop."""
+        """Resolve the future if its result is there; on the loop."""
 
 
 class _ThreadFuture(LateFuture[T]):
     """The result of a call in a thread.
 
-    The thread keeps it here first, and asks the loop to resolve the future then. That may be lost: Ctrl-C raises
-    KeyboardInterrupt in whatever runs, which may be the loop between taking this from its queue and doing it. Who waits can
-    therefore do it too, by :meth:`catch_up`.
+    The thread stores the result here first, and asks the loop to resolve the future then. That request may be lost: Ctrl-C
+    raises KeyboardInterrupt in the running code, which may be the loop between taking the request from its queue and
+    running it. So the waiting task can resolve the future too, by :meth:`catch_up`.
     """
 
     def __init__(self, call: Callable[[], T], loop: asyncio.AbstractEventLoop) -> None:
@@ -285,7 +285,7 @@ class _ThreadFuture(LateFuture[T]):
         if call is not None:
             try:
                 self._outcome = (call(),)
-            except BaseException as exc:  # noqa: BLE001 - whatever it is, it belongs to who waits
+            except BaseException as exc:  # noqa: BLE001 - any error belongs to the waiting task
                 self._outcome = exc
         # RuntimeError: the loop was closed under us, so nobody waits any more.
         with contextlib.suppress(RuntimeError):
@@ -308,14 +308,14 @@ class _ThreadFuture(LateFuture[T]):
 
 
 class Beside:
-    """One blocking call at a time, in a thread, beside what the loop does. Leave it with ``async with``."""
+    """Make one blocking call at a time, in a thread, while the loop goes on. Leave it with ``async with``."""
 
     def __init__(self, name: str) -> None:
         self._worker = Worker(name)
         self._running: asyncio.Future[None] | None = None
 
     def is_free(self) -> bool:
-        """Tell whether no call runs. Raises what the last one has raised."""
+        """Return whether no call runs; raise the error of the last one."""
         if self._running is None or not self._running.done():
             return self._running is None
         self._running.result()
@@ -326,7 +326,7 @@ class Beside:
         self._running = self._worker.submit(call, *args, **kwargs)
 
     async def wait(self) -> None:
-        """Wait until no call runs. Raises what the last one has raised.
+        """Wait until no call runs; raise the error of the last one.
 
         Cancel: is raised after that.
         """
@@ -337,7 +337,7 @@ class Beside:
         return self
 
     async def __aexit__(self, _: object, fault: BaseException | None, __: object) -> None:
-        """Wait until no call runs. What the last one has raised is raised here, or noted on a fault."""
+        """Wait until no call runs; raise the error of the last one, or note it on a fault."""
         if isinstance(fault, GeneratorExit):
             return  # the coroutine is being closed: nothing can be awaited any more
         try:
@@ -407,7 +407,7 @@ async def run_together(*calls: Callable[[], Coroutine[Any, Any, None]]) -> None:
     A single one runs in the caller's own task.
 
     Raises:
-        BaseException: What one that failed has raised, the first in order if several did at once.
+        BaseException: The error of the coroutine that failed; of the first in order if several failed at once.
 
     Cancel: is raised when all have ended.
     """
@@ -425,7 +425,7 @@ async def run_together(*calls: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 class ending:  # noqa: N801 - read as a verb
-    """End what still runs of ``tasks()`` when the block is left, as :func:`end_tasks` does."""
+    """End the running tasks of ``tasks()`` when the block is left, as :func:`end_tasks` does."""
 
     def __init__(self, tasks: Callable[[], Iterable[asyncio.Task[Any]]]) -> None:
         self._tasks = tasks
@@ -441,7 +441,7 @@ class ending:  # noqa: N801 - read as a verb
 
 
 async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancel what still runs, and wait until all has ended; as :func:`wait_for_ends`."""
+    """Cancel the tasks that still run, and wait until all have ended; as :func:`wait_for_ends`."""
     tasks = list(tasks)
     for task in tasks:
         task.cancel()
@@ -449,7 +449,7 @@ async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
 
 
 def drop_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancel what still runs, for where its end cannot be awaited; what is raised there is dropped."""
+    """Cancel the tasks that still run, where their ends cannot be awaited; their errors are dropped."""
     for task in tasks:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nothing runs there any more
             task.cancel()
@@ -457,7 +457,7 @@ def drop_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
 
 
 def forget(future: asyncio.Future[Any]) -> None:
-    """Drop what comes of a future, so that nobody complains that none looked at it."""
+    """Drop the result of a future, so that asyncio does not report an error that nobody has retrieved."""
     with contextlib.suppress(RuntimeError):  # the loop is closed
         future.add_done_callback(_look_at)
 
@@ -468,10 +468,10 @@ def _look_at(future: asyncio.Future[Any]) -> None:
 
 
 async def wait_for_ends(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Wait until tasks that were cancelled have ended. What was raised there is left to whoever looks at it.
+    """Wait until tasks that were cancelled have ended. Their errors stay in the tasks.
 
-    Something foreign may be closed there, which need not end by itself: so a cancel is passed on, each ``Task.cancel``
-    anew, and that of a cancel scope around once.
+    Such a task may be closing a foreign object, which need not end by itself. So a cancel is passed on to the tasks: each
+    ``Task.cancel`` anew, and that of a cancel scope around once.
 
     Cancel: is raised after that.
     """
@@ -534,15 +534,15 @@ class closing:  # noqa: N801 - as `contextlib.closing`
 
 
 def weightier(first: BaseException | None, other: BaseException | None) -> BaseException | None:
-    """Return which of two errors is raised: what ends the loop, else the first."""
+    """Return the error to raise of two: the one that ends the loop, else the first."""
     return other if isinstance(other, EXITS) and not isinstance(first, EXITS) else first or other
 
 
 async def close_all(closers: Iterable[Callable[[], Coroutine[Any, Any, object]]]) -> None:
-    """Await each in turn, whatever the others raise; raise what came first.
+    """Await each coroutine in turn, whatever the others raise; raise the first error.
 
-    What ends the loop comes before everything else. If this coroutine is closed, the others are run up to where they
-    would wait.
+    An error that ends the loop comes before all others. If this coroutine is closed, the remaining ones are run up to
+    their first wait.
 
     Cancel: is raised when all were awaited.
     """
@@ -565,7 +565,7 @@ async def close_all(closers: Iterable[Callable[[], Coroutine[Any, Any, object]]]
 
 
 def run_up_to_wait(coroutine: Coroutine[Any, Any, object]) -> None:
-    """Run a coroutine up to where it would wait, for where nothing can be awaited any more. What it raises is dropped."""
+    """Run a coroutine up to its first wait, where nothing can be awaited any more. Its error is dropped."""
     # Also an interrupt: a content that is told of it raises it again.
     with contextlib.suppress(BaseException):
         coroutine.send(None)

@@ -86,8 +86,8 @@ class Decompressor:
         """Choose the backend.
 
         Args:
-            compression: What the input is.
-            what: Names the content in errors.
+            compression: The compression of the input.
+            what: The name of the content in errors.
             media_type: Names its kind in errors; the compression where it is None.
             max_plain_size: The largest plain size to accept, in bytes.
             max_expansion: The most plain bytes to accept for each one of input, beyond the first 64 MiB; None for any
@@ -136,7 +136,7 @@ class Decompressor:
             self._allowed = min(self._max_plain_size, FREE_EXPANSION + self._max_expansion * self._fed)
 
     def read(self, max_length: int = 1 << 20) -> bytes:
-        """Decompress what was fed.
+        """Decompress the input that was fed.
 
         Returns:
             At most ``max_length`` (1 or more) plain bytes, whatever the input expands to; ``b""`` when it
@@ -266,7 +266,7 @@ class PlainHash:
 
     Args:
         diff_id: The same; SHA-256 is computed where there is none.
-        what: Names the blob in errors.
+        what: The name of the blob in errors.
         limits: How far the blob may expand, as for :class:`Decompressor`.
     """
 
@@ -302,7 +302,7 @@ class PlainHash:
         """Return the digest of all plain bytes; nothing can be taken after it.
 
         Raises:
-            ContentError: What was taken is cut off.
+            ContentError: The content is cut off.
         """
         if self._head is not None:  # it is shorter than any magic
             self._begin(head := self._head)
@@ -312,7 +312,7 @@ class PlainHash:
         return Digest(self._algorithm, self._hash.hexdigest())
 
     def stop(self) -> None:
-        """Let an :meth:`update` that runs in another thread end soon; what was hashed is worth nothing then."""
+        """Let an :meth:`update` that runs in another thread end soon; the hash is worthless then."""
         self._is_stopped = True
 
     def _begin(self, head: bytes) -> None:

@@ -1,6 +1,6 @@
 """The members of an archive: which there are, under which names, with which JSON.
 
-``format="docker"``, what containers/image writes::
+``format="docker"``, as containers/image writes it::
 
     <hex>.tar                  a layer, when it is put (.tar.gz, .tar.zst where it is kept compressed)
     <hex>.json                 a config
@@ -13,8 +13,8 @@
 
 Layers lie in the root because ``docker load`` takes every directory for an image.
 
-The idea to know first: the builder is asked in two steps. **prepare** says which members would follow,
-given what is in the archive, and changes nothing; **commit** records that they are in now. A writer
+The idea to know first: the builder works in two steps. **prepare** returns the members that would follow,
+given the content of the archive so far, and changes nothing; **commit** records that they are in now. A writer
 commits when its sink has taken the bytes, so a rewind has nothing to undo; a plan commits at once, so the
 two cannot drift.
 
@@ -44,7 +44,7 @@ _EXTENSIONS = {None: ".tar", "gzip": ".tar.gz", "zstd": ".tar.zst"}
 _LAYER_ATTRIBUTE = "layer_id"
 
 
-# ── what goes in ──
+# ── members ──
 
 
 class Member(NamedTuple):
@@ -101,7 +101,7 @@ class _Link(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Made(Collection[Member]):
-    """Members that are made one by one, each time anew: headers are most of what an image's metadata take."""
+    """Members that are made anew at each iteration: kept headers would be most of the memory of an image's metadata."""
 
     entries: tuple[_File | _Link, ...]
 
@@ -150,11 +150,11 @@ class Addition:
         return b"".join((*(member.literal for member in before), last.header))
 
     def made(self) -> Addition:
-        """Return it with its members in memory, for who goes through them more than once."""
+        """Return the addition with its members in memory, for a caller that iterates over them more than once."""
         return replace(self, members=tuple(self.members))
 
 
-# ── what the caller passes ──
+# ── images ──
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +182,7 @@ def read_image(
     repo_tags: Iterable[str] = (),
     index: ImageIndex | None = None,
 ) -> Image:
-    """Check what makes an image, before anything of it is written.
+    """Check config, layers and names of an image, before anything of it is written.
 
     Raises:
         InvalidDocumentError: ``config`` is no image config.
@@ -280,7 +280,7 @@ class DockerBuilder:
         """Return the members of an image whose layers are in: config and legacy metadata.
 
         Args:
-            image: What :func:`read_image` checked.
+            image: The image, as :func:`read_image` has checked it.
             stored: For each layer the digest under which it is in the archive.
 
         Raises:

@@ -241,7 +241,7 @@ class ImageManifest:
         config: Descriptor of the config.
         layers: Descriptors of the layers, base first.
         annotations: Free text by key. Not to be changed.
-        artifact_type: What it is if it is no image, or None.
+        artifact_type: The type of an artifact that is no image, or None.
         subject: The manifest that this one is about, or None.
     """
 
@@ -260,7 +260,7 @@ class ImageManifest:
 
         Args:
             raw: The document.
-            media_type: What its sender said that it is. It must agree with the document's own ``mediaType``.
+            media_type: The type that the sender named. It must agree with the document's own ``mediaType``.
 
         Raises:
             ContentTooLargeError: It is larger than 4 MiB.
@@ -361,7 +361,7 @@ def _is_attestation(manifest: Descriptor) -> bool:
 
 
 def parse_document(raw: bytes, media_type: str | None = None) -> ImageManifest | ImageIndex:
-    """Parse what a registry answers for a reference; arguments and errors as :meth:`ImageManifest.parse`."""
+    """Parse the document that a reference leads to; arguments and errors as :meth:`ImageManifest.parse`."""
     found, fields = _open_document(raw, media_type, MANIFEST_TYPES | INDEX_TYPES)
     return (_index if found in INDEX_TYPES else _manifest)(raw, found, fields)
 
@@ -384,7 +384,7 @@ def _index(raw: bytes, media_type: str, fields: _Fields) -> ImageIndex:
 
 
 def _open_document(raw: bytes, media_type: str | None, accepted: frozenset[str]) -> tuple[str, _Fields]:
-    """Read what manifests and indexes have in common; return the media type too."""
+    """Read the fields that manifests and indexes have in common; return the media type too."""
     _check_size(raw, "manifest")
     if media_type not in (None, *MANIFEST_TYPES, *INDEX_TYPES):
         raise InvalidDocumentError(
@@ -402,7 +402,7 @@ def _open_document(raw: bytes, media_type: str | None, accepted: frozenset[str])
 
 
 def _agreed_type(fields: _Fields, media_type: str | None) -> str:
-    """Find the document's media type, and refuse what can be read in two ways (CVE-2021-41190)."""
+    """Find the document's media type, and refuse a document that can be read in two ways (CVE-2021-41190)."""
     version = fields.get("schemaVersion")
     if version == 1 or "fsLayers" in fields:
         raise fields.fault(
@@ -430,12 +430,12 @@ def _check_size(raw: bytes, what: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ImageConfig:
-    """An image's config: what it runs on and which layers it is made of (OCI image-spec, config.md).
+    """An image's config: its platform and its layers (OCI image-spec, config.md).
 
     Attributes:
         raw: The document, as it was received.
         digest: Its SHA-256, which is the image ID.
-        platform: What the image runs on; None where the config does not say it.
+        platform: The platform of the image; None where the config names none.
         diff_ids: The digests of the plain layers, base first.
         legacy_attributes: The tokens of the seven top-level members that go into a docker archive's legacy
             metadata, as Go's ``encoding/json`` copies them; ``null`` where the config has none. Not to be
@@ -452,7 +452,7 @@ class ImageConfig:
 
     @classmethod
     def parse(cls, raw: bytes) -> ImageConfig:
-        """Parse and check a config. What the config is not asked for here is not looked at.
+        """Parse and check a config. Members that this package does not use are not looked at.
 
         Raises:
             ContentTooLargeError: It is larger than 4 MiB.

@@ -1,4 +1,4 @@
-"""One tree of errors, split by who can do something about it.
+"""Define one tree of errors, split by the party that can do something about them.
 
 ::
 
@@ -92,7 +92,7 @@ class DockerSaveError(Exception):
     """Root of every error that this package raises; ``str()`` is one line, of at most 2000 characters."""
 
     def __init__(self, *args: object) -> None:
-        # The limit that nothing gets past. What others wrote is cut before, where a message is made of it.
+        # The last limit. Foreign text is cut earlier, where it becomes part of a message.
         super().__init__(*(message_line(arg) if isinstance(arg, str) else arg for arg in args))
 
     def add_note(self, note: str) -> None:
@@ -109,7 +109,7 @@ class _FileError(DockerSaveError):
 
     Attributes:
         path: The file or directory.
-        reason: What is wrong with it, and what to do.
+        reason: The fault, and the remedy.
     """
 
     def __init__(self, path: str, reason: str) -> None:
@@ -129,7 +129,7 @@ class _MalformedError(InvalidInputError):
     """A text is not of its form.
 
     Attributes:
-        text: What was given.
+        text: The text that was given.
         reason: What is wrong with it.
     """
 
@@ -162,10 +162,10 @@ class InvalidPlatformError(_MalformedError):
 
 
 class InvalidDocumentError(DockerSaveError, ValueError):
-    """A manifest, index or config is not what its specification says.
+    """A manifest, index or config breaks its specification.
 
     Attributes:
-        media_type: What the document was read as.
+        media_type: The media type that the document was read as.
         reason: What is wrong with it.
     """
 
@@ -179,7 +179,7 @@ class InvalidDocumentError(DockerSaveError, ValueError):
 
 
 class ContentError(DockerSaveError):
-    """The bytes are not what was promised; the member was rewound, or the writer is broken."""
+    """The bytes are others than promised; the member was rewound, or the writer is broken."""
 
 
 class DigestMismatchError(ContentError):
@@ -188,7 +188,7 @@ class DigestMismatchError(ContentError):
     Attributes:
         expected: The digest that was promised.
         actual: The digest of the bytes that came.
-        what: What was checked: ``blob``, ``diff ID`` or ``config``.
+        what: The kind of content that was checked: ``blob``, ``diff ID`` or ``config``.
         descriptor: The descriptor of the blob, where there is one.
     """
 
@@ -210,7 +210,7 @@ class SizeMismatchError(ContentError):
         expected: The size that was promised, in bytes.
         actual: The size that came, in bytes. Where reading stopped at the first byte too many, it
             is the size read until then.
-        what: Which blob or document it is.
+        what: The name of the blob or document.
     """
 
     def __init__(self, expected: int, actual: int, *, what: str) -> None:
@@ -222,7 +222,7 @@ class SizeMismatchError(ContentError):
 
 
 class ContentTooLargeError(ContentError):
-    """Content, which one ``what`` says, exceeds a ``limit`` in bytes."""
+    """The content that ``what`` names exceeds a ``limit`` in bytes."""
 
     def __init__(self, limit: int, *, what: str, why: str = "") -> None:
         super().__init__(f"{what} is larger than the limit of {limit} bytes{why and f': {why}'}")
@@ -234,9 +234,9 @@ class DecompressionError(ContentError):
     """Compressed content is damaged, cut off, or followed by something else.
 
     Attributes:
-        what: Which content it is.
+        what: The name of the content.
         media_type: The media type, or the compression where none was given.
-        reason: What is wrong.
+        reason: The fault.
     """
 
     def __init__(self, what: str, media_type: str, reason: str) -> None:
@@ -250,7 +250,7 @@ class DecompressionError(ContentError):
 
 
 class WriterError(DockerSaveError):
-    """The archive object cannot do what was asked, because of how it was used."""
+    """The archive object cannot serve a call, because of how it was used before."""
 
 
 class WriterClosedError(WriterError):
@@ -317,7 +317,7 @@ class ImageNotFoundError(SourceError, LookupError):
     """The source has no such image.
 
     Attributes:
-        reference: What was asked for.
+        reference: The reference that was asked for.
     """
 
     def __init__(self, reference: str, reason: str) -> None:
@@ -370,7 +370,7 @@ class TransferError(SourceError):
     ``__cause__`` is the last failure.
 
     Attributes:
-        what: What was to be fetched, and from where.
+        what: The content that was to be fetched, and its place.
         attempts: How many requests were made since there was progress last.
         reason: The last failure.
     """
@@ -384,10 +384,10 @@ class TransferError(SourceError):
 
 
 class RegistryError(SourceError):
-    """A registry refuses, answers what it must not, or must not be asked.
+    """A registry refuses, gives an answer that it must not give, or must not be asked.
 
     Attributes:
-        what: What was to be fetched.
+        what: The content that was to be fetched.
         reason: Why it was not.
         url: Where, without credentials, query and fragment.
         status: The status of the answer; None where there was none.
@@ -425,14 +425,14 @@ class RateLimitedError(RegistryError):
 
 
 class ConfigurationError(_FileError, SourceError, ValueError):
-    """A file that says how to reach a registry is not usable: credentials, certificates. What stands in it is not said."""
+    """A file of credentials or certificates for a registry is not usable. The message does not quote the file."""
 
 
 # ── the target ──
 
 
 class InsufficientSpaceError(DockerSaveError, OSError):
-    """There is not enough space for the archive, or for what is staged; nothing was written into the last of it.
+    """There is not enough space for the archive, or for content that is staged; the last of the space stays free.
 
     Attributes:
         path: The target.

@@ -37,7 +37,7 @@ _STRING = r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?'
 _GAPS = re.compile(rf"({_STRING})|[ \t\n\r]+")
 _BRACKETS = re.compile(rf"{_STRING}|([\[{{])|([\]}}])")
 _SURROGATES = re.compile("[\ud800-\udfff]")
-# What becomes a letter of ASCII: its upper case, and the two of Unicode that have no other lower case.
+# The characters that become a letter of ASCII: its upper case, and two of Unicode that have no other lower case.
 _FOLDED = {code: code + 32 for code in range(ord("A"), ord("Z") + 1)} | {0x17F: "s", 0x212A: "k"}
 _HTML = {ord(char): f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"}
 _ESCAPES = (

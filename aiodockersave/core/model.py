@@ -119,7 +119,7 @@ REF_NAME: Final = "org.opencontainers.image.ref.name"
 CONTAINERD_NAME: Final = "io.containerd.image.name"
 """The annotation with an image's whole name, which containerd and Docker import it by."""
 
-# ── what an archive can be ──
+# ── formats, layers, limits ──
 
 Format = Literal["docker", "oci"]
 """The layout of an archive: that of containers/image, or that of Docker's containerd store."""
@@ -351,7 +351,7 @@ class Platform:
         return "/".join(filter(None, (f"{self.os}{version}", self.architecture, self.variant)))
 
     def fallbacks(self) -> Iterator[Platform]:
-        """Yield what runs on this platform too, the best first."""
+        """Yield the platforms whose images run on this one, the best first."""
         yield self
         for variant in _FALLBACKS.get((self.architecture, self.variant), ()):
             yield replace(self, variant=variant)
@@ -393,10 +393,10 @@ class Descriptor:
     """Type, digest and size of stored content (OCI image-spec, descriptor.md).
 
     Attributes:
-        media_type: What the content is.
+        media_type: The type of the content.
         digest: The digest of the content as it is stored.
         size: Its size in bytes, as it is stored; None where it is not known.
-        platform: What it runs on, in the descriptors of an index.
+        platform: The platform of the content, in the descriptors of an index.
         annotations: Free text by key. Not to be changed.
         urls: Where else the content is, for foreign layers.
     """

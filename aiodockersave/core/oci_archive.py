@@ -1,6 +1,6 @@
 """The members of an archive in Docker's format of today: an OCI image layout with a ``manifest.json``.
 
-``format="oci"``, what Docker's containerd store (``docker save``) and ``ctr images export`` write::
+``format="oci"``, as Docker's containerd store (``docker save``) and ``ctr images export`` write it::
 
     blobs/                     a directory
     blobs/sha256/              a directory; blobs/sha512/ beside it, where a digest is of that kind

@@ -121,7 +121,7 @@ class Plan:
     images: tuple[ManifestItem, ...]
 
     def parts(self, start: int = 0, stop: int | None = None) -> tuple[Part, ...]:
-        """Return what the bytes from ``start`` up to ``stop``, or to the end, have of each segment, in order.
+        """Return the parts of segments that the bytes from ``start`` up to ``stop``, or to the end, consist of, in order.
 
         An empty blob is among them where the range holds bytes before and behind it.
 
@@ -194,7 +194,7 @@ def plan_archive(images: Iterable[ImageSpec | SupportsPlan], *, format: Format =
     """Plan the archive of ``images`` with layers kept as they are; nothing is read.
 
     Args:
-        images: Images with their names, or what a source has resolved, with the names that it suggests.
+        images: Images with their names, or images that a source has resolved, with the names that it suggests.
         format: The layout of the archive.
 
     Raises:
@@ -304,7 +304,7 @@ class _SortedLayout(_Layout):
 
 
 def located(member: Member, offset: int) -> ArchiveMember:
-    """Return where a member is whose header starts at ``offset``."""
+    """Return the place of a member whose header starts at ``offset``."""
     return ArchiveMember(member.name, offset, offset + len(member.header), member.size, member.digest)
 
 

@@ -1,6 +1,6 @@
 """Names of images, as Docker reads them.
 
-``alpine`` is short for ``docker.io/library/alpine``. What stands before the first slash is a registry only if
+``alpine`` is short for ``docker.io/library/alpine``. The text before the first slash is a registry only if
 it has a dot, a colon or an upper-case letter, or is ``localhost``; so ``user/app`` is on Docker Hub and
 ``user.org/app`` is not. Source: the grammar and the normalisation of the Go module ``distribution/reference``.
 """
@@ -147,7 +147,7 @@ def _is_registry(first: str) -> bool:
 
 
 def _without_login(text: str) -> str:
-    """Leave out what stands before ``@`` where it may be a login, as in a URL."""
+    """Leave out the text before ``@`` where it may be a login, as in a URL."""
     before, at, behind = text.rpartition("@")
     is_login = "://" in before or (":" in before and not before.startswith("[") and "/" not in before)
     is_digest = behind.startswith(_DIGESTS)

@@ -1,4 +1,4 @@
-"""A tar member's header, as Go's archive/tar writes it, and what surrounds a member.
+"""Write a tar member's header as Go's archive/tar does, the padding behind a member, and the end of an archive.
 
 A member is one header (one block, or three where PAX is needed), its data, and zeros up to the next
 block. An archive ends with two blocks of zeros. Every member here is a regular file, a directory or a

@@ -118,7 +118,7 @@ class Verifier:
                 self._plain.update(chunk)
 
     def would_finish(self, rest: bytes) -> bool:
-        """Tell whether the digest is right when ``rest`` follows what was hashed."""
+        """Return whether the digest is right when ``rest`` follows the bytes hashed so far."""
         if self._hash is None or self._expected is None:
             return False
         hash_ = self._hash.copy()
@@ -126,7 +126,7 @@ class Verifier:
         return hash_.hexdigest() == self._expected.digest.encoded
 
     def finish(self) -> None:
-        """Verify what was hashed.
+        """Verify the bytes that were hashed.
 
         Raises:
             DigestMismatchError: The blob has another digest than was promised, or its plain tar another diff ID.
@@ -134,7 +134,7 @@ class Verifier:
         """
         if self._hash is None:
             return
-        # 1. The blob: what is wrong with its bytes is the cause of whatever else is wrong.
+        # 1. The blob: wrong bytes are the cause of any other fault.
         self.digest = Digest(self._algorithm, self._hash.hexdigest())
         try:
             if self._expected is not None:
@@ -158,7 +158,7 @@ class Verifier:
 
 
 def new_plain_hash(blob: Descriptor | None, diff_id: Digest | None, limits: Limits) -> PlainHash:
-    """Return what hashes the plain tar of a blob that is stored as it is, within limits of how far it may expand."""
+    """Return the hash of the plain tar of a blob that is stored as it is, within limits on its expansion."""
     from .decompression import PlainHash  # noqa: PLC0415 - not where plain tars are not looked at
 
     return PlainHash(diff_id, what=f"layer {blob.digest}" if blob else "the layer", limits=limits)

@@ -1,12 +1,12 @@
-"""The first layers of an image, asked for while its config is on the way: one round trip less.
+"""Open the first layers of an image while its config is on the way, which saves a round trip.
 
 ::
 
     manifest ─┬▶ config ─▶ all is checked ─▶ layers are read
               └▶ the first layers are opened ─────▲
 
-Nothing of a layer is read before everything is checked: what comes early waits where the source keeps it. What nobody
-claims is closed unread.
+No byte of a layer is read before everything is checked: until then bytes that arrive early wait in the source. A blob
+that nobody claims is closed unread.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class Ahead:
                 self._asked[layer.digest] = _Asked(source.open_blob(layer))
 
     def opener(self, source: Source, layer: Descriptor) -> OpenBlob:
-        """Return what opens a blob: at first what was asked for, if it was, and anew from then on."""
+        """Return the function that opens a blob: the first call gives the blob that was opened early, if it was."""
         asked = self._asked.get(layer.digest)
         if asked is None:
             return source.open_blob
@@ -145,7 +145,7 @@ class Ahead:
         return self
 
     async def __aexit__(self, _: object, fault: BaseException | None, __: object) -> None:
-        """Close what nobody has claimed. What that raises is raised here, or noted on a fault."""
+        """Close the blobs that nobody has claimed; raise the errors of that, or note them on a fault."""
         unclaimed = [asked for asked in self._asked.values() if not asked.is_claimed]
         if isinstance(fault, GeneratorExit):
             for asked in unclaimed:
@@ -172,7 +172,7 @@ class _Asked:
         is_claimed: Whether somebody else sees to its end.
 
     Args:
-        blob: What a source's ``open_blob`` has returned.
+        blob: The context manager that a source's ``open_blob`` has returned.
     """
 
     def __init__(self, blob: AbstractAsyncContextManager[AsyncIterator[bytes]]) -> None:
@@ -206,7 +206,7 @@ class _Asked:
         return await self._blob.__aexit__(kind, fault, traceback)
 
     async def close(self, fault: BaseException | None = None, *, errors: list[Exception]) -> None:
-        """Close it, if it was opened; its task has ended. What is raised goes into ``errors``."""
+        """Close the blob, if it was opened; its task has ended. An error is appended to ``errors``."""
         if not self.task.cancelled() and self.task.exception() is None:
             try:
                 await self._blob.__aexit__(type(fault) if fault else None, fault, None)

@@ -7,8 +7,8 @@
 :class:`Waiting` may come at any time, also before the first of these.
 
 Layers overlap, where several are read at once. All sizes are bytes of blobs as the source has them, so that totals are
-known from the start, also where layers are decompressed. Neither a layer's count nor the total ever goes back: what is
-fetched again is not counted again. Of each layer there is at most one :class:`LayerAdvanced` in 100 ms.
+known from the start, also where layers are decompressed. Neither a layer's count nor the total ever decreases: bytes that
+are fetched again are not counted again. Of each layer there is at most one :class:`LayerAdvanced` in 100 ms.
 
 :class:`Books` has the blobs that a save reads, each of them once, and tells which images are whole.
 """
@@ -97,7 +97,7 @@ class LayerAdvanced:
 
 @dataclass(frozen=True, slots=True)
 class LayerRetried:
-    """A layer broke off, or was not what it must be, and is asked for again.
+    """A layer broke off, or had wrong bytes, and is asked for again.
 
     Attributes:
         layer: The blob.
@@ -183,7 +183,7 @@ def check_progress(progress: Progress | None) -> None:
 
 
 class Meter:
-    """Counts what is read of layers, and tells it, not too often.
+    """Count the bytes that are read of layers, and tell them, not too often.
 
     Args:
         notify: The callback; None if nobody wants to know.
@@ -265,7 +265,7 @@ class Books:
     Args:
         prepared: What is saved.
         meter: Is told.
-        ahead: What was asked for already.
+        ahead: The blobs that were opened early.
     """
 
     def __init__(self, prepared: Prepared, meter: Meter, ahead: Ahead | None = None) -> None:

@@ -1,7 +1,7 @@
-"""Images before their archive is written: what sources have is resolved, checked and planned.
+"""Resolve images at their sources, check them, and plan their archive.
 
-Everything that can be known ahead is found out here: a reference that is not there, an image that is none, a tag that
-is no name, one layer with two sizes or two diff IDs. No layer is read. What checks and plans is loaded in a thread, when
+Every fault that can be known ahead is found here: a reference that leads nowhere, or to no image, a tag that is no name,
+one layer with two sizes or two diff IDs. No layer is read. The modules that check and plan are loaded in a thread, when
 the first image was found.
 """
 
@@ -55,9 +55,9 @@ class ImageRequest:
 
     Attributes:
         source: Where it comes from.
-        reference: What the source calls it.
+        reference: The name of the image, as the source defines it.
         tags: The names that it gets, such as ``example.com/app:1.0``; None for those that the source suggests.
-        name: What it is called in messages; the reference by default.
+        name: The name of the image in messages; the reference by default.
     """
 
     source: Source
@@ -74,8 +74,8 @@ class PreparedImage:
     """An image that was found and checked.
 
     Attributes:
-        request: What was asked for.
-        resolved: What the source has.
+        request: The request.
+        resolved: The image as the source has it.
         image: Config, layers and tags, as they go into the archive.
     """
 
@@ -160,7 +160,7 @@ async def prepare_all(
 ) -> Prepared:
     """As :func:`prepare`; ``ahead`` asks for the first layers as soon as a manifest names them.
 
-    Cancel: as :func:`prepare`, but for what ``ahead`` has opened.
+    Cancel: as :func:`prepare`; the blobs that ``ahead`` has opened stay open.
     """
     running_task()
     check_format(format, layers)
@@ -183,7 +183,7 @@ async def prepare_all(
             with naming(request):
                 resolved = await _resolve(request, platform, ahead)
                 found[index] = checked = await worker.run(_check, request, resolved)
-                # Who names a manifest by its digest has chosen already: a warning will do.
+                # The digest of a manifest is a choice already: a warning will do.
                 is_chosen = str(resolved.digest) in request.reference
                 if not (is_default or allow_other_platform or is_chosen):
                     _check_platform(checked, platform)

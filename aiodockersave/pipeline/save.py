@@ -1,4 +1,4 @@
-"""From images to an archive: what sources have is resolved, planned, and brought to a file or into a sink.
+"""Save images: resolve them, plan their archive, and write it to a file or into a sink.
 
 ::
 
@@ -7,7 +7,7 @@
                                      └▶ decompressed one after the other, read ahead            through_writer
 
 The target is opened when everything is known that can be known before a layer is read. The first layers may have been
-asked for by then (`prefetch`), so that they come without a wait. What comes behind ``prepare`` is `saving`: it is loaded
+opened by then (`prefetch`), so that they come without a wait. The steps after ``prepare`` are in `saving`, which is loaded
 while sources are asked.
 """
 

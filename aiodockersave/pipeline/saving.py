@@ -1,7 +1,7 @@
-"""Images that were prepared, brought to their target: into a file beside it, or into a stream.
+"""Write images that were prepared to their target: into a file beside it, or into a stream.
 
-Each way has modules of its own, and needs none of the others': so they are loaded one by one, see :func:`load`. What files
-have in common is here: they are sent to the disk while they are written, and their SHA-256 is one more pass.
+Each way has modules of its own, and needs none of the others', so they are loaded one by one, see :func:`load`. Two things
+that all files share are here: their bytes are sent to the disk while more are written, and their SHA-256 is one more pass.
 """
 
 from __future__ import annotations
@@ -112,12 +112,12 @@ class Settings(NamedTuple):
 
     @property
     def verify(self) -> Limits | None:
-        """The limits for layers whose plain tars are verified beside; None where they are not."""
+        """The limits for layers that are kept and whose plain tars are verified; None where they are not."""
         return self.limits._replace(share=SharedExpansion()) if self.verify_diff_ids else None
 
 
 def load(*, layers: Layers, is_path: bool, verify_diff_ids: bool = False) -> None:
-    """Load what is needed for a kind of target, which takes a while: for a thread."""
+    """Load the modules for a kind of target; call it in a thread, since this takes a while."""
     decompressing = ["archive.writer", "pipeline.through_writer"]
     if not is_path:
         modules = ["sinks.adapters", *(["pipeline.to_sink"] if layers == "keep" else decompressing)]
@@ -135,7 +135,7 @@ async def save_prepared(
     progress: Progress | None,
     ahead: Ahead | None,
 ) -> Report:
-    """Write the archive of what was prepared; arguments, errors and cancel as :func:`~aiodockersave.save`."""
+    """Write the archive of prepared images; arguments, errors and cancel as :func:`~aiodockersave.save`."""
     if settings.verify_diff_ids:
         check_layers(prepared.images)  # a blob is read for one of its images only
     meter = Meter(progress, prepared.layers)

@@ -78,7 +78,7 @@ async def stream_images(
         books: Their blobs.
         jobs: How many blobs are read at once; all but one of them ahead.
         read: Is called with the number of bytes of each chunk that the writer takes.
-        before_end: Is awaited before the end is written; what it raises ends the save, and the archive gets no end.
+        before_end: Is awaited before the end is written; if it raises, the save ends, and the archive gets no end.
     """
     async with archive:
         books.begin()
@@ -186,7 +186,7 @@ class _Feed(ReadAhead):
     """A blob that is read ahead.
 
     Attributes:
-        content: What is read.
+        content: The content that is read.
     """
 
     def __init__(self, content: BlobContent, *, limit: int) -> None:

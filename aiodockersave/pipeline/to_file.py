@@ -1,7 +1,8 @@
-"""Saving to a file with layers as they are: several blobs at once, each at the offset that the plan has for it.
+"""Save to a file with layers kept: write several blobs at once, each at its offset in the plan.
 
-No order, nothing staged. What is no blob's (headers, configs, metadata) is written last. So the bytes are the plan's,
-whatever came first. What an earlier attempt has left is hashed, and only what is missing is fetched; the digest decides.
+Blobs arrive in any order, and none is staged. All other bytes (headers, configs, metadata) are written last. So the file has
+the bytes of the plan, whichever blob came first. To resume, the bytes of an earlier attempt are hashed, and only the missing
+ones are fetched; the digest decides.
 """
 
 from __future__ import annotations
@@ -45,19 +46,19 @@ async def file_kept(
     """Write the archive of a plan into a file.
 
     Args:
-        file: The file; what is in it may be of an earlier attempt.
+        file: The file, perhaps with bytes of an earlier attempt.
         plan: The archive.
         books: Its blobs.
         jobs: How many of them are read at once.
         resume: Whether to resume from the bytes in the file.
-        verify: How far layers may expand whose plain tars are verified beside; None where they are not.
+        verify: The limits on the expansion of layers, if their plain tars are verified; else None.
         written: Is called with a number of bytes that are being written.
 
     Raises:
-        ContentError, SourceError: A blob is not what was promised, or cannot be had.
+        ContentError, SourceError: A blob has other bytes than promised, or cannot be fetched.
         OSError: The file cannot be written.
 
-    Cancel: nothing goes on.
+    Cancel: no blob is read any more.
     """
     offsets = {
         segment.descriptor.digest: segment.offset
@@ -109,14 +110,14 @@ class _Placing:
         self._verify = verify
 
     async def run(self, *, resume: bool) -> None:
-        """Bring the blob into its region; what is right there already is not fetched."""
+        """Fill the region of the blob; right bytes that are there already are not fetched."""
         layer, region = self._blob.layer, self._new_region()
-        # 1. What an earlier attempt has left.
+        # 1. Hash the bytes of an earlier attempt.
         is_whole = resume and await self._take_over(region)
         if region.position == layer.size and not is_whole:
             region = self._new_region()  # all of it, and wrong
         self._meter.started(layer, region.position)
-        # 2. What is missing; once more all of it, where what was left is wrong.
+        # 2. Fetch the missing bytes; if the old ones are wrong, fetch the whole blob.
         if is_whole:
             await self._worker.run(region.finish)
         else:
@@ -130,7 +131,7 @@ class _Placing:
         return FileRegion(self._file, self._offset, layer, plain)
 
     async def _take_over(self, region: FileRegion) -> bool:
-        """Hash what an earlier attempt has left; tell whether that is the whole blob."""
+        """Hash the bytes of an earlier attempt; return whether they are the whole blob."""
         stop = await self._worker.run(region.find)
         step = _READ_BACK if self._verify is None else _READ_BACK_INFLATED
         while region.position < stop:

@@ -1,4 +1,4 @@
-"""Saving into a stream with layers as they are: the bytes of the plan, written in their order.
+"""Save into a stream with layers kept: write the bytes of the plan in their order.
 
 ::
 
@@ -56,12 +56,12 @@ async def write_plan(
         books: Its blobs.
         jobs: How many of them are read at once; all but one of them ahead.
         checksum: Whether the report has the SHA-256 of the archive.
-        verify: How far layers may expand whose plain tars are verified beside; None where they are not.
+        verify: The limits on the expansion of layers, if their plain tars are verified; else None.
 
     Raises:
-        ContentError, SourceError: A blob is not what was promised, or cannot be had.
+        ContentError, SourceError: A blob has other bytes than promised, or cannot be fetched.
         SinkError: The sink breaks its protocol, or has promised another size.
-        BaseException: What the sink raises.
+        BaseException: The error that the sink raises.
 
     Cancel: a sink that can rewind is as it was; any other keeps the beginning of the archive.
     """
@@ -82,7 +82,7 @@ class _Writing:
 
     Attributes:
         chunks: The bytes of the plan.
-        transaction: What the sink was given of them.
+        transaction: The bytes that the sink was given.
     """
 
     def __init__(
@@ -102,17 +102,17 @@ class _Writing:
         self._blobs = {blob.layer.digest: blob for blob in books.blobs}
         # Known bytes, its header among them, are in front of each blob.
         self._order = iter([each.descriptor for each in plan.segments if each.descriptor is not None])
-        self._layer: Descriptor | None = None  # what is being written, or has its header in the known bytes
+        self._layer: Descriptor | None = None  # the layer being written, or whose header the known bytes have
         self._position = self._retries = 0  # of that
         limits = ReadingLimits(blobs=jobs, buffer=_BUFFER // jobs, near_end=None)
         self.chunks = PlanStream(plan.parts(), self._open, limits=limits, new_plain=self._new_plain)
 
     async def run(self) -> Callable[[], Report]:
-        """Write all of it, and return what makes the report."""
+        """Write the whole plan, and return the function that makes the report."""
         known = b""
         while (chunk := await self._next()) is not None:
             if self.chunks.layer is None:
-                known += chunk  # written with what follows: nothing is where the first blob cannot be had
+                known += chunk  # written with the next chunk: if the first blob cannot be fetched, nothing is written
                 self._begin_next()
             else:
                 await self.transaction.write(known, chunk)
@@ -133,7 +133,7 @@ class _Writing:
             self._books.meter.started(self._layer)
 
     async def undo(self, fault: BaseException) -> None:
-        """Take back what was written, where the sink can."""
+        """Take back the bytes that were written, if the sink can."""
         await self.transaction.undo(fault)
 
     async def _next(self) -> bytes | None:

@@ -24,7 +24,7 @@ INTERVAL: Final = 1.0
 class TellingWaits:
     """Call ``progress`` with an event for each long wait of sources, while the block runs.
 
-    What ``progress`` raises ends the block: it is cancelled, and the error is raised behind it.
+    An error of ``progress`` ends the block: the block is cancelled, and the error is raised after it.
 
     Cancel: is raised when nothing is told any more.
     """

@@ -1,1 +1,1 @@
-"""The places that an archive is written to: what callers pass, and files that appear when they are whole."""
+"""Write archives to sinks: objects that callers pass, and files that appear when they are whole."""

@@ -58,7 +58,7 @@ class Target:
         path: The target.
         fsync: Whether to bring file and directory to the disk.
         etag: The ETag of the archive's plan, for a part file instead of a temporary one; None for none.
-        begin_anew: Whether what is in the part file is dropped.
+        begin_anew: Whether to drop the bytes in the part file.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""An archive that an earlier save has left under the target's name, whole as far as can be told without its blobs.
+"""Recognise an archive that an earlier save has left under the target's name, without reading its blobs.
 
 All functions block.
 """
@@ -26,7 +26,7 @@ __all__ = ["open_finished"]
 def open_finished(path: str | os.PathLike[str], segments: Iterable[Segment], size: int) -> OpenFile | None:
     """Open the file at a path if it is the archive of a plan by its size and by all bytes that are no blob's.
 
-    Headers, configs and metadata name every blob by its digest. The blobs themselves are not read: that is what takes long.
+    Headers, configs and metadata name every blob by its digest. The blobs are not read, since that takes long.
     So the file has to be one that only this user, or root, can have written. Part files beside it are removed.
 
     Returns:

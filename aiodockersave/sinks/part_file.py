@@ -57,7 +57,7 @@ def open_part(directory: int, part: str, name: str, *, folder: str, begin_anew: 
         part: The name of the part file.
         name: The name of the target.
         folder: The directory's path, for messages.
-        begin_anew: Whether what is in it is dropped.
+        begin_anew: Whether to drop the bytes in it.
 
     Raises:
         PartFileLockedError: Another save is writing it.

@@ -88,7 +88,7 @@ def _read(directory: int, spot: Spot, limit: int) -> bytes | None:
         there = os.fstat(fd)
         if not stat.S_ISREG(there.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", spot.path)
-        # What another user wrote is not kept, and not put under our name.
+        # The text of another user is not kept, and not put under our name.
         if there.st_uid != os.geteuid():
             raise PermissionError(
                 errno.EPERM,

@@ -82,7 +82,7 @@ class _BodyResponse(Response):
         answer: Answer,
         open_body: Callable[[ByteRange], ByteStream],
     ) -> None:
-        """Send the status alone, or the body; then run what Starlette wants done after a response."""
+        """Send the status alone, or the body; then run Starlette's background task."""
         extra = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in self.raw_headers]
         client = _Client(receive, send, answer.status, response_headers(answer, self._filename, extra))
         if answer.body is None:
@@ -159,7 +159,7 @@ class PlanResponse(_BodyResponse):
         Raises:
             InvalidInputError: A header field that was added cannot be sent.
             TimeoutError: The client stalled.
-            Exception: What a source raised, before the response has begun or after that.
+            Exception: The error of a source, before the response has begun or after that.
 
         Cancel: nothing upstream stays open.
         """

@@ -205,7 +205,9 @@ def read_image(
         raise InvalidInputError(
             f"image {parsed.digest} has {len(layers)} layers, but {len(parsed.diff_ids)} diff IDs in its config"
         )
-    entry = index.entry(manifest.digest) if index is not None and manifest is not None else None
+    if not isinstance(index, ImageIndex | None):
+        raise TypeError(f"index is an ImageIndex or None, not {type(index).__qualname__}")
+    entry = None if index is None or manifest is None else index.entry(manifest.digest)
     return Image(parsed, layers, references, manifest, entry)
 
 

@@ -200,6 +200,11 @@ def test_the_manifest_is_needed() -> None:
         plan_archive([ImageSpec(ONE.config, layers)], format="oci")
 
 
+def test_an_index_is_one() -> None:
+    with pytest.raises(TypeError, match="index is an ImageIndex or None, not bytes"):
+        plan_archive([ImageSpec(ONE.config, ONE.manifest, (), b"{}")], format="oci")  # type: ignore[arg-type]
+
+
 def test_its_etag_is_another_one() -> None:
     plans = [plan_archive([ONE.spec], format=format) for format in ("docker", "oci")]
     assert plans[0].etag != plans[1].etag

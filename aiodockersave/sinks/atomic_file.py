@@ -361,7 +361,7 @@ async def open_stream(target: Target) -> OpenFile:
 
 
 class opened:  # noqa: N801 - read as what the target is
-    """Open a target for a block, and always close it. A note on an exception names the part file that is left.
+    """Open a target for a block, and always close it. A note on an exception names the part file left there.
 
     Cancel: raised when the target is closed.
     """

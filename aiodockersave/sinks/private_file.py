@@ -109,7 +109,7 @@ def _replace(directory: int, spot: Spot, content: bytes) -> None:
             file.flush()
             os.fsync(fd)
             os.replace(temporary, spot.name, src_dir_fd=directory, dst_dir_fd=directory)
-            with contextlib.suppress(OSError):  # files stay that cannot be listed
+            with contextlib.suppress(OSError):  # if the directory cannot be listed, the files stay
                 remove_stale(directory, spot.name, fd)
     except BaseException:
         with contextlib.suppress(OSError):

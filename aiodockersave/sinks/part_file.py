@@ -1,5 +1,4 @@
-"""Open, lock and remove the part files that interrupted saves leave beside their targets for others to
-resume.
+"""Open, lock and remove part files, which interrupted saves leave beside their targets to be resumed.
 
 A part file is called ``.NAME.<first 16 digits of the plan's ETag>.part``. The ETag stands for every byte of
 the archive, so only a save of the same archive resumes a part file. A part file of another archive stays

@@ -178,7 +178,7 @@ class _Client:
         await self._response.write(data)
 
     async def finish(self) -> None:
-        """End the body, and wait until the connection has taken all of it: a client may stall at the end, too."""
+        """End the body; wait until the connection has taken all of it, since a client may stall here, too."""
         await self._response.write_eof()
         transport = self._request.transport
         if transport is not None:

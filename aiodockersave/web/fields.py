@@ -17,13 +17,13 @@ MAX_FILENAME_SIZE: Final = 255
 """Bytes that the name of a file may have: no file system takes more."""
 
 _TOKENS: Final = "!#$&+-.^_`|~"
-"""Characters that need no encoding in an extended value, besides letters and digits (``attr-char``, RFC 8187 § 3.2.1)."""
+"""Characters left as they are in an extended value, like letters and digits (``attr-char``, RFC 8187 § 3.2.1)."""
 _PLAIN: Final = frozenset(f"{_TOKENS} @=:(),;[]{{}}'")
-"""Characters that every browser takes literally between quotes; not ``%``, which some decode (RFC 6266, appendix D)."""
+"""Characters that are safe between quotes in every browser; some decode ``%`` (RFC 6266, appendix D)."""
 _NAME: Final = f"{_TOKENS}%'*"
 """Characters that a field's name may have, besides letters and digits (``tchar``, RFC 9110 § 5.6.2)."""
 _CONTROLS: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-"""Unicode categories of controls, text direction marks (U+202E), lone surrogates, line and paragraph separators."""
+"""Unicode categories: controls, text direction marks (U+202E), lone surrogates, line and paragraph separators."""
 _OURS: Final = frozenset(
     {
         "accept-ranges",
@@ -76,7 +76,10 @@ def response_headers(
 
 
 def _is_field(name: str, value: str) -> bool:
-    """Return whether a field can be sent (RFC 9110 § 5.1, 5.5); servers would refuse it only in mid-answer."""
+    """Return whether a field can be sent (RFC 9110 § 5.1, 5.5).
+
+    Servers would refuse a bad field only after the answer has begun.
+    """
     is_token = name != "" and all(char.isascii() and (char.isalnum() or char in _NAME) for char in name)
     return is_token and all(char == "\t" or unicodedata.category(char) != "Cc" for char in value)
 

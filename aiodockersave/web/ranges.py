@@ -13,8 +13,8 @@ bytes, has more than 16 elements, is malformed, or asks for more than one run of
 answer, so no request can cost more bytes than the archive has. ``If-Range`` matches only the archive's strong
 ETag, byte for byte, and never a date.
 
-The work is linear in the length of the fields, so that no request can stall the server: there is no regular
-expression, and ``int()`` gets only ASCII digits, at most 19.
+The work is linear in the length of the fields: there is no regular expression, and ``int()`` gets only ASCII
+digits, at most 19.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["Answer", "ByteRange", "evaluate"]
 MAX_FIELD_SIZE = 1024
 """Characters that a ``Range`` may have: 16 elements of two positions with 19 digits take 640."""
 MAX_ELEMENTS = 16
-"""Elements that a ``Range`` may have, empty ones included: downloaders ask for one, and ranges must touch anyway."""
+"""Elements that a ``Range`` may have, with empty ones: downloaders ask for one; more count only if they touch."""
 MAX_DIGITS = 19
 """Digits that a position may have: as many as 2**63, which no archive reaches."""
 
@@ -70,7 +70,7 @@ class Answer:
 
     @property
     def is_archive(self) -> bool:
-        """Whether a GET sends the archive, whole or in part, so that the header fields describe the archive."""
+        """Whether the fields describe the archive: the answer sends all or part of it, or would for a GET."""
         return self.status in {200, 206}
 
 
@@ -164,7 +164,7 @@ class _Fields:
 
 
 def _matches(field: str, tag: str | None, *, strong: bool) -> bool:
-    """Return whether ``If-Match`` or ``If-None-Match`` lists ``tag``; ``*`` matches any tag, and a missing one."""
+    """Return whether ``If-Match`` or ``If-None-Match`` lists ``tag``; ``*`` matches any tag, and None."""
     if [element for part in field.split(",") if (element := part.strip(_OWS))] == ["*"]:
         return True
     tags = _parse_tags(field)
@@ -197,7 +197,7 @@ def _parse_tags(field: str) -> list[str]:
 
 
 def _parse_ranges(field: str, size: int) -> list[tuple[int, int]] | None:
-    """Return the satisfiable ranges, half-open and in the request's order; None if the field is to be ignored."""
+    """Return the satisfiable ranges, half-open, in the request's order; None if the field must be ignored."""
     if len(field) > MAX_FIELD_SIZE:
         return None
     unit, separator, listed = field.strip(_OWS).partition("=")
@@ -212,7 +212,7 @@ def _parse_ranges(field: str, size: int) -> list[tuple[int, int]] | None:
 
 
 def _parse_range(spec: str, size: int) -> tuple[int, int] | tuple[()] | None:
-    """Return one half-open range, clamped to the size; empty if the archive has no such bytes, None if malformed."""
+    """Return one range, half-open and clamped; empty if the archive has no such bytes, None if malformed."""
     first, separator, last = spec.partition("-")
     if not separator or not all(_is_position(text) for text in (first, last) if text) or not (first or last):
         return None

@@ -17,13 +17,13 @@ MAX_FILENAME_SIZE: Final = 255
 """Bytes that the name of a file may have: no file system takes more."""
 
 _TOKENS: Final = "!#$&+-.^_`|~"
-"""Characters left as they are in an extended value, like letters and digits (``attr-char``, RFC 8187 § 3.2.1)."""
+"""Characters that an extended value has unencoded, as letters and digits (``attr-char``, RFC 8187 § 3.2.1)."""
 _PLAIN: Final = frozenset(f"{_TOKENS} @=:(),;[]{{}}'")
 """Characters that are safe between quotes in every browser; some decode ``%`` (RFC 6266, appendix D)."""
 _NAME: Final = f"{_TOKENS}%'*"
 """Characters that a field's name may have, besides letters and digits (``tchar``, RFC 9110 § 5.6.2)."""
 _CONTROLS: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-"""Unicode categories: controls, text direction marks (U+202E), lone surrogates, line and paragraph separators."""
+"""Categories of controls, text direction marks (U+202E), lone surrogates, line and paragraph separators."""
 _OURS: Final = frozenset(
     {
         "accept-ranges",

@@ -17,7 +17,7 @@ MAX_FILENAME_SIZE: Final = 255
 """Bytes that the name of a file may have: no file system takes more."""
 
 _TOKENS: Final = "!#$&+-.^_`|~"
-"""Characters that an extended value has unencoded, as letters and digits (``attr-char``, RFC 8187 § 3.2.1)."""
+"""Unencoded characters in an extended value, besides letters and digits (``attr-char``, RFC 8187 § 3.2.1)."""
 _PLAIN: Final = frozenset(f"{_TOKENS} @=:(),;[]{{}}'")
 """Characters that are safe between quotes in every browser; some decode ``%`` (RFC 6266, appendix D)."""
 _NAME: Final = f"{_TOKENS}%'*"

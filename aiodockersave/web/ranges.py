@@ -27,7 +27,7 @@ __all__ = ["Answer", "ByteRange", "evaluate"]
 MAX_FIELD_SIZE = 1024
 """Characters that a ``Range`` may have: 16 elements of two positions with 19 digits take 640."""
 MAX_ELEMENTS = 16
-"""Elements of a ``Range``, empty ones included: downloaders ask for one, and more count only if they touch."""
+"""Elements of a ``Range``, empty ones too: downloaders ask for one, and more count only if they touch."""
 MAX_DIGITS = 19
 """Digits that a position may have: as many as 2**63, which no archive reaches."""
 

@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 __all__ = ["NO_FILE", "Ahead", "Order", "Place", "look_at"]
 
 _METADATA: Final = 1 << 20
-"""Bytes reserved for an archive's metadata, besides those for each layer and for the config; never too few."""
+"""Bytes to reserve for metadata, besides those for each layer and the config: more than an archive has."""
 _METADATA_OF_LAYER: Final = 16 << 10
-"""Bytes reserved for the metadata of each layer."""
+"""Bytes to reserve for the metadata of each layer."""
 _CONFIGS: Final = 4
-"""How often the config is counted: its own member, the legacy copy, and a reserve for escapes in that copy."""
+"""Times to count the config's size: for its own member, the legacy copy, and a reserve for escapes."""
 
 
 class Order:
@@ -103,12 +103,12 @@ async def look_at(target: str | os.PathLike[str]) -> Place:
 
 
 class Ahead:
-    """Opens layers as soon as a manifest names them. Use it with ``async with``, which closes unclaimed layers.
+    """Opens layers as soon as a manifest names them; its ``async with`` block closes unclaimed layers.
 
     Args:
         order: The order in which the save reads layers.
         jobs: The number of layers to open early.
-        space: The bytes that are free for the archive; None if the space is not limited or not known.
+        space: The bytes that are free for the archive; None to open layers whatever their size.
     """
 
     def __init__(self, order: Order, *, jobs: int, space: int | None) -> None:
@@ -118,7 +118,7 @@ class Ahead:
         self._asked: dict[Digest, _Asked] = {}
 
     def ask(self, source: SupportsEarlyBlobs, manifest: ImageManifest) -> None:
-        """Start to open the first layers of an image, unless the archive might not fit into the free space."""
+        """Start to open the first layers of an image, unless the archive might not fit into the space."""
         sizes = [layer.size or 0 for layer in (*manifest.layers, *[manifest.config] * _CONFIGS)]
         needed = sum(sizes) + _METADATA + _METADATA_OF_LAYER * len(manifest.layers)
         if self._space is not None and needed > self._space:
@@ -146,7 +146,7 @@ class Ahead:
         return self
 
     async def __aexit__(self, _: object, fault: BaseException | None, __: object) -> None:
-        """Close all layers that nobody has claimed. Raise an error of that, or add it to ``fault`` as a note."""
+        """Close the layers that nobody has claimed; raise an error of that, or note it on ``fault``."""
         unclaimed = [asked for asked in self._asked.values() if not asked.is_claimed]
         if isinstance(fault, GeneratorExit):
             for asked in unclaimed:

@@ -124,7 +124,7 @@ class LayerFinished:
 
 @dataclass(frozen=True, slots=True)
 class LayerReused:
-    """A layer occurs again, in another image or in the same one, and is read only once. Reported at the start."""
+    """A layer that occurs again, in another image or the same one, and is read once. Reported at the start."""
 
     layer: Descriptor
 
@@ -166,7 +166,7 @@ Event = (
     | Waiting
 )
 Progress = Callable[[Event], None]
-"""Called on the event loop, so it must not block. If it raises, the save ends, as with an error of a source."""
+"""Called on the event loop, so it must not block. An error of it ends the save, like an error of a source."""
 
 
 def check_progress(progress: Progress | None) -> None:

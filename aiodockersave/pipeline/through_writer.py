@@ -49,8 +49,8 @@ def check_space(space: Space, books: Books) -> None:
     Raises:
         InsufficientSpaceError: There is not enough room.
     """
-    # A plain tar is smallest if deflate only stored it: that adds 5 bytes for each 65,535, and gzip's frame
-    # 18.
+    # A plain tar is smallest if deflate only stored it: 5 bytes more for each 65,535, and 18 for gzip's
+    # frame.
     stored: dict[Digest, int] = {}
     again = 0  # for a second blob with the same plain tar: it is written, found to be in already, and rewound
     for blob in books.blobs:

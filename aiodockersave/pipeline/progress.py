@@ -124,7 +124,7 @@ class LayerFinished:
 
 @dataclass(frozen=True, slots=True)
 class LayerReused:
-    """A layer that occurs again, in another image or the same one, and is read once. Reported at the start."""
+    """A layer that occurs again, in another or the same image, and is read once. Reported at the start."""
 
     layer: Descriptor
 

@@ -49,8 +49,7 @@ def check_space(space: Space, books: Books) -> None:
     Raises:
         InsufficientSpaceError: There is not enough room.
     """
-    # A plain tar is smallest if deflate only stored it: 5 bytes more for each 65,535, and 18 for gzip's
-    # frame.
+    # A plain tar is smallest if deflate only stored it: 5 bytes more for each 65,535, and gzip's frame of 18.
     stored: dict[Digest, int] = {}
     again = 0  # for a second blob with the same plain tar: it is written, found to be in already, and rewound
     for blob in books.blobs:
@@ -149,8 +148,7 @@ class _Stream:
         with naming(blob.image.request):
             await self._archive.put_layer(content.open, blob.layer, diff_id=blob.diff_id)
         self._being_put -= 1
-        # Close it here: the writer never opens a blob that the archive has already as another blob's plain
-        # tar.
+        # Closed here, since the writer never opens a blob that it has already as another blob's plain tar.
         await feed.aclose()
         self._books.meter.started(blob.layer)
         self._books.finished(blob.layer)
@@ -253,6 +251,6 @@ class _Layer:
         return chunk
 
     async def __aexit__(self, _: object, fault: BaseException | None, __: object) -> None:
-        # A cancel ends the whole save: all blobs are closed together, so that a second cancel reaches each of
-        # them.
+        # A cancel ends the whole save: all blobs are closed together, so that a second cancel reaches them
+        # all.
         await close_together(self._feeds if isinstance(fault, asyncio.CancelledError) else [self._feed])

@@ -5,8 +5,7 @@
     plan ─▶ known bytes, and blobs that are read ahead ─▶ sink
 
 The archive is known before its first byte, so no written byte ever has to be changed. An interrupted save
-leaves the beginning of this archive in the sink, without the archive's end; or nothing, if the sink can
-rewind.
+leaves nothing in a sink that can rewind; in any other, the beginning of this archive without its end.
 """
 
 from __future__ import annotations
@@ -57,8 +56,8 @@ async def write_plan(
         books: The archive's blobs.
         jobs: The number of blobs that are read at once; all but one of them are read ahead.
         checksum: Whether the report has the SHA-256 of the archive.
-        verify: The limits for expanding layers to verify their diff IDs as well; None to verify blob digests
-            only.
+        verify: The limits for expanding layers to verify their diff IDs, too; None to verify only blob
+            digests.
 
     Raises:
         ContentError, SourceError: A blob differs from its descriptor, or cannot be fetched.

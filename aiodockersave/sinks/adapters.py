@@ -2,11 +2,9 @@
 
 A **sink** is any object with ``async write(data)`` that takes the data once it has room; awaiting ``write``
 is the back-pressure. ``write`` returns None when it took all bytes, or the number of bytes that it took. The
-rest is offered again; a return value of 0 is an error. Nobody changes the ``bytes`` afterwards, so a sink may
-keep them.
+rest is offered again; a return value of 0 is an error. The ``bytes`` never change, so a sink may keep them.
 
-A sink may have **powers**: optional plain methods that block. They run in a thread, and the writer waits for
-them.
+A sink may have **powers**: optional plain methods that block. The writer runs them in a thread.
 
 ==============================  ============================================  ======================
 ``rewind(position)``            cut at a position; the next write goes there  :class:`SupportsRewind`
@@ -121,8 +119,7 @@ def as_sink(obj: AnySink) -> Sink:
     """Adapt a caller's object to a sink; an object with an ``async write(data)`` is a sink already.
 
     Takes an aiofiles or anyio file, a binary file, an anyio byte send stream, ``asyncio.StreamWriter`` (a subprocess'
-    stdin too), aiohttp's ``StreamResponse`` and a plain ``async def``. The adapter never closes the adapted
-    object.
+    stdin too), aiohttp's ``StreamResponse`` and a plain ``async def``. The adapter never closes ``obj``.
 
     Each call of a writer uses a duplicate of the file's descriptor. If you close the file and another file
     gets its number, that other file is safe. Closing the duplicate drops the process' ``fcntl.lockf`` locks
@@ -265,8 +262,7 @@ def descriptor_sink(
 
     Args:
         fd: The descriptor; it stays the caller's.
-        flush: Writes out the buffer above the descriptor, so that bytes which the caller wrote earlier come
-            first.
+        flush: Writes out the buffer above the descriptor: bytes that the caller wrote earlier come first.
         file: The same descriptor, if this package opened the file.
     """
     flush = flush or _nothing
@@ -343,8 +339,7 @@ class OwnDescriptorSink(ThreadSink):
     """A file that a thread writes by its descriptor; of a caller's descriptor the thread has a duplicate.
 
     The duplicate is for a loop that is closed during a call: nothing stops the thread then, the caller may
-    close the file while the thread still writes, and another file may get the number of the caller's
-    descriptor.
+    close the file while the thread still writes, and another file may get its number.
     """
 
     def __init__(
@@ -462,8 +457,7 @@ class PatchableFileSink(FileSink):
         # The archive's end, not the file's: bytes of the caller may follow.
         with self._opened() as fd:
             end = max(os.lseek(fd, 0, os.SEEK_CUR), self._begin(fd) + target + size)
-        # The last bytes first, so that where the two places overlap nothing is overwritten before it is
-        # copied.
+        # The last bytes first: if the two places overlap, no byte is overwritten before it is copied.
         while size:
             step = min(size, _MOVE_SIZE)
             size -= step

@@ -16,8 +16,7 @@ A symbolic link's target is replaced, not the link. A file that is not regular i
 replaced. A path that another user may have tampered with is refused, see :mod:`.path`.
 
 Until the file is published only its owner can read it. Then it gets the mode of an ordinary new file. If it
-replaces a file of the user's own, it gets that file's mode, as far as the mode gives access to the same
-people.
+replaces a file of the user's own, it gets that file's mode, unless that would give somebody more access.
 
 All methods block, except :func:`opened` and :func:`open_stream`.
 """
@@ -87,8 +86,7 @@ class Target:
         """Make the temporary file, open the part file, or open a target that is not regular.
 
         Raises:
-            PermissionError: Another user may have tampered with the path, or the old file may not be
-                replaced.
+            PermissionError: The path may have been tampered with, or the old file may not be replaced.
             OSError: The directory is missing or cannot be written to, or the path is a directory.
         """
         try:
@@ -258,8 +256,8 @@ class Target:
         raise PartFileError(self._beside, "somebody has removed or replaced it meanwhile; save once more")
 
     def _set_mode(self, fd: int, mode: int | None) -> None:
-        # Called just before the rename, so that a process killed while the disk is slow leaves a private
-        # file.
+        # Called just before the rename, so that a killed process leaves a private file even if the disk is
+        # slow.
         if mode is not None and self._mode is not None:
             os.fchmod(fd, mode)
 

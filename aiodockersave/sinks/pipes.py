@@ -69,7 +69,7 @@ class DescriptorSink(Adapter):
 def _nonblocking(fd: int, stack: contextlib.ExitStack) -> tuple[int, Callable[[memoryview], int]]:
     """Return a descriptor to wait on, and a function that writes as many bytes as there is room for.
 
-    What they need is closed or reset when ``stack`` is left.
+    Leaving ``stack`` closes the descriptors that were opened for this, and sets back a changed flag.
     """
     if stat.S_ISSOCK(os.fstat(fd).st_mode):
         sock = stack.enter_context(_without_timeout(fd))

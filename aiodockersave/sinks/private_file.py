@@ -33,8 +33,7 @@ def change_private(path: str, change: Callable[[bytes], bytes | None], *, limit:
 
     Args:
         path: The file. It need not exist, but its directory must.
-        change: Takes the content, empty for a missing file, and returns the new content; None to change
-            nothing.
+        change: Takes the content, empty for a missing file; returns the new content, or None to keep the old.
         limit: The largest file that is read, in bytes.
 
     Raises:

@@ -1,7 +1,6 @@
-"""The base class of this package's own sinks: the methods that a writer uses besides ``write``.
+"""Define the base class of this package's own sinks: the methods that a writer uses besides ``write``.
 
-A caller's sink needs none of them: for it, the writer calls a plain :class:`Adapter`, whose methods do
-nothing.
+A caller's sink needs none of them: for it, the writer uses a plain :class:`Adapter`, which does nothing.
 """
 
 from __future__ import annotations

@@ -95,8 +95,7 @@ async def archive_response(
 
     Args:
         request: A GET or HEAD; for a HEAD nothing is built.
-        build: Writes the archive, as :func:`aiodockersave.archive_stream` says; it need not close the
-            archive.
+        build: Writes the archive, as :func:`aiodockersave.archive_stream` says; need not close the archive.
         filename: The name under which a browser saves the archive.
         headers: More header fields; ``Cache-Control`` replaces ours, which is ``no-store, no-transform``.
         send_timeout: Seconds that the client may take for 256 KiB before it is dropped.
@@ -147,8 +146,7 @@ async def _send(
     except BaseException as exc:
         if not delivery.is_started:
             raise
-        # Drop the connection first: the application's error handler must not send an answer after half a
-        # body.
+        # Drop first: the application's error handler must not send an answer after half a body.
         drop(request.transport, has_frame=has_frame)
         if not isinstance(exc, Exception):
             raise

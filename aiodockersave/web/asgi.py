@@ -6,8 +6,7 @@
     async def download() -> Response:
         return PlanResponse(plan, source.open_blob, filename="app.tar")
 
-If Starlette is installed, the classes inherit from its ``Response``, but only because FastAPI accepts no
-others.
+If Starlette is installed, the classes inherit from its ``Response``, only because FastAPI demands it.
 
 An error before the first byte of the body is raised before the response has begun, and the application may
 answer it. A later error is raised, too: the server logs it and closes the connection in the middle of the
@@ -63,8 +62,7 @@ class _BodyResponse(Response):
         background: Callable[[], Awaitable[None]] | None,
         send_timeout: float,
     ) -> None:
-        # Does not call Starlette's __init__, which would derive header fields from a body that is not there
-        # yet.
+        # Starlette's __init__ is not called: it would derive header fields from a body that is not there yet.
         content_disposition(filename)
         self.status_code = 200
         self.body = b""
@@ -105,8 +103,7 @@ class _BodyResponse(Response):
             if outcome is Outcome.STALLED:
                 raise TimeoutError(f"the client stalled for {self._send_timeout:g} s")
         except BaseException as exc:
-            # A source that cancels itself raises CancelledError here, although nobody has cancelled this
-            # task.
+            # If a source cancels itself, CancelledError is raised here, though nobody cancelled this task.
             is_stray = isinstance(exc, asyncio.CancelledError) and not running_task().cancelling()
             is_fault = isinstance(exc, Exception) or is_stray
             if delivery.is_started and not client.drop(has_frame=has_frame) and is_fault:
@@ -192,7 +189,7 @@ class ArchiveResponse(_BodyResponse):
         """Make a response; ``build`` does not begin before the response is sent.
 
         Args:
-            build: Writes the archive, as :func:`aiodockersave.archive_stream` says; it need not close the
+            build: Writes the archive, as :func:`aiodockersave.archive_stream` says; need not close the
                 archive.
             filename: The name under which a browser saves the archive.
             headers: More header fields; ``Cache-Control`` replaces ours, which is ``no-store, no-transform``.

@@ -1,4 +1,4 @@
-"""Send one body to one client, which may leave or stall at any moment.
+"""Send one body to one client, which may leave or stall at any moment. This module knows no framework.
 
 One task owns the body: it opens the body, passes it on and always closes it. A second task waits for the
 client to leave, because no write notices that while the source is silent. It interrupts the first task as a
@@ -109,8 +109,7 @@ class Delivery:
             SizeMismatchError: The body has another size than its header fields promise.
             Exception: An error of the body while the client was there.
 
-        Cancel: the body is closed. The client gets no end of the body, unless the cancel comes while the end
-        is sent.
+        Cancel: the body is closed; it gets no end towards the client, unless the cancel comes during the end.
         """
         running_task()
         departed = asyncio.timeout(None)
@@ -144,8 +143,7 @@ class Delivery:
             piece, view = view[:PIECE_SIZE], view[PIECE_SIZE:]
             await self._within_time_out(self._client.send, piece)
             self.sent += len(piece)
-            # If the client has left, a server may take data without waiting: the watcher needs a turn of the
-            # loop.
+            # If the client has left, a server may take all data without waiting: let the watcher run, too.
             await self._fairness.passed(len(piece))
 
     async def _within_time_out(self, act: Callable[..., Awaitable[None]], *args: Any) -> None:

@@ -1,4 +1,4 @@
-"""Make the header fields of an archive's response: content type, file name, and caching."""
+"""Decide on the header fields of an archive: content type, file name, caching. No I/O, no framework."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ answer, so no request can cost more bytes than the archive has. ``If-Range`` mat
 ETag, byte for byte, and never a date.
 
 The work is linear in the length of the fields: there is no regular expression, and ``int()`` gets only ASCII
-digits, at most 19.
+digits, at most 19. This module does no I/O and knows no framework.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def evaluate(
     Args:
         method: The method as received; methods are case-sensitive.
         headers: All fields of the request, as name and value, one item for each line.
-        size: The size of the archive in bytes; None if it is not known, so that only the whole archive can be
-            sent.
+        size: The size of the archive in bytes; None if it is not known: only the whole archive can be sent
+            then.
         etag: The strong ETag of the archive, without quotes; None if it has none.
     """
     request = _Fields(headers)

@@ -61,6 +61,7 @@ async def file_kept(
 
     Cancel: when the cancel is raised, nothing runs any more.
     """
+    # 1. Sort the blobs, and define the reader that takes one blob after the other.
     offsets = {
         segment.descriptor.digest: segment.offset
         for segment in plan.segments
@@ -80,6 +81,7 @@ async def file_kept(
                     await placing.run(resume=resume)
                 books.finished(blob.layer)
 
+    # 2. Write the blobs with several readers at once, then all other bytes.
     books.begin()
     if books.blobs:
         await run_together(*[run] * readers)

@@ -125,6 +125,7 @@ class Target:
             exc.filename = spot.folder
             raise
         self._directory = OpenFile(directory)
+        # 1. Check that the target may be replaced, and make the file.
         _check_replaceable(spot, os.fstat(directory))
         old = _old_to_follow(spot)
         try:
@@ -134,11 +135,13 @@ class Target:
             if isinstance(exc.filename, str):
                 exc.filename = os.path.join(spot.folder, exc.filename)
             raise
+        # 2. Decide on the mode that the file gets when it is published.
         if mode is None and old is not None:
             mode = _mode_as(old, spot, fd)
         there = os.fstat(fd)
         # A file system without modes shows other bits than PRIVATE, and may refuse to set any.
         self._mode = mode if not stat.S_IMODE(there.st_mode) & ~PRIVATE else None
+        # 3. Remove the files of killed saves.
         with contextlib.suppress(OSError):  # if the directory cannot be listed, the files stay
             remove_stale(directory, spot.name, fd)
 
@@ -228,6 +231,7 @@ class Target:
         if spot is None or self._directory is None or self.file is None:
             raise AssertionError("the target is not open")
         with self.file as fd, self._directory as directory:
+            # 1. Set the mode, and rename the file; private again if that fails.
             self._check_still(fd, directory, self._temporary)
             self._set_mode(fd, self._mode)
             try:
@@ -240,8 +244,10 @@ class Target:
                 ) from exc  # without the temporary file's name
             self.published = True
             self._temporary = None
+            # 2. Make the new name durable. From here on an error no longer takes the file away.
             if self._fsync:
                 os.fsync(directory)
+            # 3. Remove part files that nobody needs any more.
             with contextlib.suppress(OSError):  # if the directory cannot be listed, the files stay
                 remove_parts(directory, spot.name, fd)
 

@@ -65,6 +65,7 @@ def open_part(directory: int, part: str, name: str, *, folder: str, begin_anew: 
         PartFileError: It is no regular file, or others have made it or may write to it.
         OSError: The part file cannot be made.
     """
+    # 1. Warn of part files that cannot be resumed.
     for other in sorted(names_beside(directory, name, _ETAG_DIGITS, _SUFFIX)):
         if other != part:
             logger.warning(
@@ -72,6 +73,7 @@ def open_part(directory: int, part: str, name: str, *, folder: str, begin_anew: 
                 "removed once the new archive is in place",
                 one_line(os.path.join(folder, other)),
             )
+    # 2. Open and lock the part file; try again if another save takes it away in between.
     path = os.path.join(folder, part)
     for _ in range(_TRIES):
         fd = _open_or_make(directory, part, name, path)
@@ -87,7 +89,7 @@ def open_part(directory: int, part: str, name: str, *, folder: str, begin_anew: 
         except BaseException:
             os.close(fd)
             raise
-        os.close(fd)  # another save had it locked, and has just published or removed it: try again
+        os.close(fd)  # another save had it locked, and has just published or removed it
     raise PartFileLockedError(path)
 
 

@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 INTERVAL: Final = 0.1
-"""Least seconds between two :class:`LayerAdvanced` events of one layer."""
+"""Minimum seconds between two :class:`LayerAdvanced` events of one layer."""
 
 
 @dataclass(frozen=True, slots=True)

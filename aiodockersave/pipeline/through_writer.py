@@ -251,6 +251,5 @@ class _Layer:
         return chunk
 
     async def __aexit__(self, _: object, fault: BaseException | None, __: object) -> None:
-        # A cancel ends the whole save: all blobs are closed together, so that a second cancel reaches them
-        # all.
+        # A cancel ends the whole save: all blobs are closed together, so that a second cancel reaches each.
         await close_together(self._feeds if isinstance(fault, asyncio.CancelledError) else [self._feed])

@@ -51,8 +51,7 @@ async def file_kept(
         books: The archive's blobs.
         jobs: The number of blobs that are read at once.
         resume: Whether to reuse the bytes of an earlier attempt.
-        verify: The limits for expanding layers to verify their diff IDs, too; None to verify only blob
-            digests.
+        verify: The limits for expanding layers to verify their diff IDs, too; None to verify digests only.
         written: Called with each number of bytes that are being written.
 
     Raises:

@@ -56,8 +56,7 @@ async def write_plan(
         books: The archive's blobs.
         jobs: The number of blobs that are read at once; all but one of them are read ahead.
         checksum: Whether the report has the SHA-256 of the archive.
-        verify: The limits for expanding layers to verify their diff IDs, too; None to verify only blob
-            digests.
+        verify: The limits for expanding layers to verify their diff IDs, too; None to verify digests only.
 
     Raises:
         ContentError, SourceError: A blob differs from its descriptor, or cannot be fetched.

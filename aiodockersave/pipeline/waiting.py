@@ -49,8 +49,7 @@ class TellingWaits:
         await ending(lambda: self._tasks).__aexit__(exc_type, exc, tb)
         if self._fault is None:
             return
-        # The error of `progress` replaces only our own cancel; another cancel, or an error of the block,
-        # stays.
+        # The error of `progress` replaces only our own cancel, not another cancel or an error of the block.
         is_alone = running_task().uncancel() <= self._cancels
         if exc is None or (isinstance(exc, asyncio.CancelledError) and is_alone):
             raise self._fault from None

@@ -116,7 +116,7 @@ AnySink = Sink | IO[bytes] | asyncio.StreamWriter | SupportsSend | Callable[[byt
 
 
 def as_sink(obj: AnySink) -> Sink:
-    """Adapt a caller's object to a sink; return an object with ``async write(data)`` unchanged.
+    """Adapt a caller's object to a sink; return an object that has ``async write(data)`` as it is.
 
     Takes an aiofiles or anyio file, a binary file, an anyio byte send stream, ``asyncio.StreamWriter`` (a subprocess'
     stdin too), aiohttp's ``StreamResponse`` and a plain ``async def``. The adapter never closes ``obj``.

@@ -262,8 +262,8 @@ class Target:
         raise PartFileError(self._beside, "somebody has removed or replaced it meanwhile; save once more")
 
     def _set_mode(self, fd: int, mode: int | None) -> None:
-        # Called just before the rename, so that a killed process leaves a private file even if the disk is
-        # slow.
+        # Called just before the rename: a process that is killed while the disk is slow leaves a private
+        # file.
         if mode is not None and self._mode is not None:
             os.fchmod(fd, mode)
 

@@ -143,8 +143,8 @@ def remove_stale(
 
     ::
 
-        removed   a regular file of this user, with a single name that is exactly like ours, that can be
-        locked kept      a file that another process has locked, or has just made and is about to lock
+        removed   a regular file of this user that can be locked, whose only name is exactly like ours
+        kept      a file that another process has locked, or has just made and is about to lock
                   a file of another user, one with a second name, one that is not regular
                   all files, if the file system has no locks
 
@@ -217,8 +217,8 @@ def _has_default_acl(directory: int) -> bool:
 def named_by_acl(fd: int, name: str | None = None) -> frozenset[bytes]:
     """Return a file's ACL entries for its group, other users and other groups; empty if the file has no ACL.
 
-    The list has Linux' binary form: a version of 4 bytes, then entries of a tag (2 bytes), permissions (2)
-    and an ID (4).
+    Linux' binary form is a version of 4 bytes, then entries of a tag (2 bytes), permissions (2) and an ID
+    (4).
 
     Args:
         fd: The file; or its directory, if ``name`` is given.

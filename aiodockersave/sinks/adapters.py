@@ -4,7 +4,7 @@ A **sink** is any object with ``async write(data)`` that takes the data once it 
 is the back-pressure. ``write`` returns None when it took all bytes, or the number of bytes that it took. The
 rest is offered again; a return value of 0 is an error. The ``bytes`` never change, so a sink may keep them.
 
-A sink may have **powers**: optional plain methods that block. The writer runs them in a thread.
+A sink may have **powers**: optional plain methods that block. The writer runs them in a thread and waits.
 
 ==============================  ============================================  ======================
 ``rewind(position)``            cut at a position; the next write goes there  :class:`SupportsRewind`

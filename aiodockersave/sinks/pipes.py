@@ -1,8 +1,9 @@
 """Write to pipes, FIFOs, sockets and terminals from the event loop, without blocking.
 
-The idea to know first: the flag O_NONBLOCK belongs to the open file, and other processes share that file,
-such as a shell's terminal. So this module changes the flag only if there is no other way. It opens a pipe or
-terminal a second time, through ``/proc``, and tells a socket in each call not to block.
+The idea to know first: the flag O_NONBLOCK belongs to the open file, and other processes share that file: a
+shell's terminal, or the other end of a pipeline. So this module changes the flag only if there is no other
+way. It opens a pipe or terminal a second time, through ``/proc``, and tells a socket in each call not to
+block.
 """
 
 from __future__ import annotations

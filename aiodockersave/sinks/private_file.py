@@ -2,7 +2,7 @@
 
 The file is read and replaced through one open descriptor of its directory, see :mod:`.path`. The replacement
 is a file beside it that is private from its first byte (mode 0600). A lock on the directory keeps other
-processes of this package out meanwhile, so that two changes at once do not lose one of them.
+processes of this package out meanwhile, so that no change is lost if two are made at the same time.
 
 All functions block.
 """

@@ -1,4 +1,4 @@
-"""Answer HTTP requests with an archive, which is made while it is sent.
+"""Answer HTTP requests with an archive that need not exist yet: it is made while it is sent.
 
 ::
 

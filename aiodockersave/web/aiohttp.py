@@ -95,7 +95,7 @@ async def archive_response(
 
     Args:
         request: A GET or HEAD; for a HEAD nothing is built.
-        build: Writes the archive, as :func:`aiodockersave.archive_stream` says; need not close the archive.
+        build: Writes the archive, as :func:`aiodockersave.archive_stream` says, and need not close it.
         filename: The name under which a browser saves the archive.
         headers: More header fields; ``Cache-Control`` replaces ours, which is ``no-store, no-transform``.
         send_timeout: Seconds that the client may take for 256 KiB before it is dropped.

@@ -6,7 +6,8 @@
     async def download() -> Response:
         return PlanResponse(plan, source.open_blob, filename="app.tar")
 
-If Starlette is installed, the classes inherit from its ``Response``, only because FastAPI demands it.
+If Starlette is installed, the classes inherit from its ``Response``, since FastAPI demands that; they use
+nothing of it.
 
 An error before the first byte of the body is raised before the response has begun, and the application may
 answer it. A later error is raised, too: the server logs it and closes the connection in the middle of the
@@ -189,8 +190,7 @@ class ArchiveResponse(_BodyResponse):
         """Make a response; ``build`` does not begin before the response is sent.
 
         Args:
-            build: Writes the archive, as :func:`aiodockersave.archive_stream` says; need not close the
-                archive.
+            build: Writes the archive, as :func:`aiodockersave.archive_stream` says, and need not close it.
             filename: The name under which a browser saves the archive.
             headers: More header fields; ``Cache-Control`` replaces ours, which is ``no-store, no-transform``.
             background: Called when the response has ended without an error.

@@ -19,7 +19,7 @@ MAX_FILENAME_SIZE: Final = 255
 _TOKENS: Final = "!#$&+-.^_`|~"
 """Unencoded characters in an extended value, besides letters and digits (``attr-char``, RFC 8187 § 3.2.1)."""
 _PLAIN: Final = frozenset(f"{_TOKENS} @=:(),;[]{{}}'")
-"""Characters that are safe between quotes in every browser; some decode ``%`` (RFC 6266, appendix D)."""
+"""Characters safe between quotes in every browser; not ``%``, which some decode (RFC 6266, appendix D)."""
 _NAME: Final = f"{_TOKENS}%'*"
 """Characters that a field's name may have, besides letters and digits (``tchar``, RFC 9110 § 5.6.2)."""
 _CONTROLS: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})

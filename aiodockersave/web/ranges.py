@@ -82,8 +82,7 @@ def evaluate(
     Args:
         method: The method as received; methods are case-sensitive.
         headers: All fields of the request, as name and value, one item for each line.
-        size: The size of the archive in bytes; None if it is not known: only the whole archive can be sent
-            then.
+        size: The size of the archive in bytes; None if unknown: then only the whole archive can be sent.
         etag: The strong ETag of the archive, without quotes; None if it has none.
     """
     request = _Fields(headers)

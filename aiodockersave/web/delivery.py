@@ -69,7 +69,7 @@ class Client(Protocol):
     async def departure(self) -> None:
         """Return once the client has left.
 
-        Cancel: ends the wait; the client is not affected.
+        Cancel: ends the wait; the client is not touched.
         """
         ...
 
@@ -109,7 +109,8 @@ class Delivery:
             SizeMismatchError: The body has another size than its header fields promise.
             Exception: An error of the body while the client was there.
 
-        Cancel: the body is closed; it gets no end towards the client, unless the cancel comes during the end.
+        Cancel: the body is closed; the client gets no end of it, unless the cancel comes while the end is
+        sent.
         """
         running_task()
         departed = asyncio.timeout(None)

@@ -1,12 +1,12 @@
-"""Open the first layers of an image while its config is on the way, which saves a round trip.
+"""Prefetch the first layers of an image while its config is on the way, which saves a round trip.
 
 ::
 
     manifest ─┬▶ config ─▶ all is checked ─▶ layers are read
               └▶ the first layers are opened ─────▲
 
-No byte of a layer is read before everything is checked: until then bytes that arrive early wait in the source. A blob
-that nobody claims is closed unread.
+Prefetching only opens layers. No layer is read before everything is checked: bytes that come early wait
+inside the source. An opened layer that nobody claims is closed unread.
 """
 
 from __future__ import annotations
@@ -33,25 +33,26 @@ if TYPE_CHECKING:
 __all__ = ["NO_FILE", "Ahead", "Order", "Place", "look_at"]
 
 _METADATA: Final = 1 << 20
-"""More bytes than an archive has beside its layers, those that follow aside."""
+"""Bytes to reserve for metadata, besides those for each layer and the config: more than an archive has."""
 _METADATA_OF_LAYER: Final = 16 << 10
+"""Bytes to reserve for the metadata of each layer."""
 _CONFIGS: Final = 4
-"""The estimate of an archive's size counts the config so often: its own member, the legacy copy, and a reserve for escapes."""
+"""Times to count the config's size: for its own member, the legacy copy, and a reserve for escapes."""
 
 
 class Order:
-    """Which blobs a save begins with.
+    """The order in which a save reads its blobs.
 
     Args:
-        layers: Whether they are kept.
-        is_file: Whether they go into a regular file.
+        layers: Whether layers are kept or decompressed.
+        is_file: Whether the archive goes into a regular file.
     """
 
     def __init__(self, layers: Layers, *, is_file: bool) -> None:
         self._is_largest_first = is_file and layers == "keep"
 
     def first(self, layers: Sequence[Descriptor], count: int) -> list[Descriptor]:
-        """Return so many of them, in the order in which the save reads them."""
+        """Return the first ``count`` layers in the order in which the save reads them, each digest once."""
         known: dict[Digest, Descriptor] = {}
         for layer in layers:
             known.setdefault(layer.digest, layer)
@@ -62,11 +63,11 @@ class Order:
 
 
 class Place(NamedTuple):
-    """The place where an archive is to be.
+    """The place where an archive will be written.
 
     Attributes:
-        is_file: Whether it is a regular file, or will be.
-        space: How many bytes are free there; None where that cannot be told.
+        is_file: Whether the target is a regular file, or will be one.
+        space: The number of free bytes there; None if it is not known.
     """
 
     is_file: bool
@@ -77,7 +78,7 @@ NO_FILE: Final = Place(is_file=False, space=None)
 
 
 async def look_at(target: str | os.PathLike[str]) -> Place:
-    """Look where an archive is to be; whether it can be there is found out later.
+    """Find out where an archive will be written; errors of the target are raised later, when it is opened.
 
     Cancel: is raised when the look has ended.
     """
@@ -102,12 +103,12 @@ async def look_at(target: str | os.PathLike[str]) -> Place:
 
 
 class Ahead:
-    """Asks for layers as soon as a manifest names them. Leave it with ``async with``.
+    """Opens layers as soon as a manifest names them; its ``async with`` block closes unclaimed layers.
 
     Args:
-        order: Which come first.
-        jobs: How many are asked for.
-        space: Bytes that are free for the archive; None for any number.
+        order: The order in which the save reads layers.
+        jobs: The number of layers to open early.
+        space: The bytes that are free for the archive; None to open layers whatever their size.
     """
 
     def __init__(self, order: Order, *, jobs: int, space: int | None) -> None:
@@ -117,7 +118,7 @@ class Ahead:
         self._asked: dict[Digest, _Asked] = {}
 
     def ask(self, source: SupportsEarlyBlobs, manifest: ImageManifest) -> None:
-        """Open the first layers of an image, unless the archive might not have room."""
+        """Start to open the first layers of an image, unless the archive might not fit into the space."""
         sizes = [layer.size or 0 for layer in (*manifest.layers, *[manifest.config] * _CONFIGS)]
         needed = sum(sizes) + _METADATA + _METADATA_OF_LAYER * len(manifest.layers)
         if self._space is not None and needed > self._space:
@@ -127,7 +128,7 @@ class Ahead:
                 self._asked[layer.digest] = _Asked(source.open_blob(layer))
 
     def opener(self, source: Source, layer: Descriptor) -> OpenBlob:
-        """Return the function that opens a blob: the first call gives the blob that was opened early, if it was."""
+        """Return a function that opens a blob; its first call gives the prefetched one, if there is one."""
         asked = self._asked.get(layer.digest)
         if asked is None:
             return source.open_blob
@@ -145,7 +146,7 @@ class Ahead:
         return self
 
     async def __aexit__(self, _: object, fault: BaseException | None, __: object) -> None:
-        """Close the blobs that nobody has claimed; raise the errors of that, or note them on a fault."""
+        """Close the layers that nobody has claimed; raise an error of that, or note it on ``fault``."""
         unclaimed = [asked for asked in self._asked.values() if not asked.is_claimed]
         if isinstance(fault, GeneratorExit):
             for asked in unclaimed:
@@ -165,11 +166,11 @@ class Ahead:
 
 
 class _Asked:
-    """A blob that is opened by a task of its own, and read and closed by whoever claims it.
+    """A prefetched blob: a task of its own opens it, and whoever claims it reads and closes it.
 
     Attributes:
-        task: Opens it.
-        is_claimed: Whether somebody else sees to its end.
+        task: The task that opens the blob.
+        is_claimed: Whether somebody has claimed the blob and will close it.
 
     Args:
         blob: The context manager that a source's ``open_blob`` has returned.
@@ -206,16 +207,16 @@ class _Asked:
         return await self._blob.__aexit__(kind, fault, traceback)
 
     async def close(self, fault: BaseException | None = None, *, errors: list[Exception]) -> None:
-        """Close the blob, if it was opened; its task has ended. An error is appended to ``errors``."""
+        """Close the blob if it was opened; its task must have ended. Errors are added to ``errors``."""
         if not self.task.cancelled() and self.task.exception() is None:
             try:
                 await self._blob.__aexit__(type(fault) if fault else None, fault, None)
-            except Exception as exc:  # noqa: BLE001 - told by whoever called
+            except Exception as exc:  # noqa: BLE001 - the caller reports it
                 if exc is not fault:
                     errors.append(exc)
 
     def drop(self) -> None:
-        """Close it as far as that needs no waiting."""
+        """Close the blob as far as possible without waiting."""
         if self.task.done():
             run_up_to_wait(self.close(errors=[]))
         else:

@@ -1,16 +1,17 @@
-"""The events that a save tells a callback while it runs, on the event loop.
+"""Report a save's progress to a callback, as events, on the event loop.
 
 ::
 
     SaveStarted ─▶ LayerReused … ─▶ LayerStarted ─▶ LayerAdvanced … ─▶ LayerFinished ─▶ ImageFinished ─▶ … ─▶ SaveFinished
 
-:class:`Waiting` may come at any time, also before the first of these.
+:class:`Waiting` may come at any time, even before the first of these events.
 
-Layers overlap, where several are read at once. All sizes are bytes of blobs as the source has them, so that totals are
-known from the start, also where layers are decompressed. Neither a layer's count nor the total ever decreases: bytes that
-are fetched again are not counted again. Of each layer there is at most one :class:`LayerAdvanced` in 100 ms.
+Events of layers interleave if several layers are read at once. All sizes are bytes of blobs as the source has
+them, so that totals are known from the start, even if layers are decompressed. Neither a layer's count nor
+the total ever decreases: bytes that are fetched again are not counted again. Each layer gets at most one
+:class:`LayerAdvanced` in 100 ms.
 
-:class:`Books` has the blobs that a save reads, each of them once, and tells which images are whole.
+:class:`Books` lists the blobs that a save reads, each of them once, and reports which images are complete.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ __all__ = [
 ]
 
 INTERVAL: Final = 0.1
-"""Seconds between two events about how far one layer is."""
+"""Minimum seconds between two :class:`LayerAdvanced` events of one layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class SaveStarted:
     """Everything is prepared; the target is opened next.
 
     Attributes:
-        prepared: What is saved.
+        prepared: The images that are saved.
         total: The bytes of all blobs, each counted once.
     """
 
@@ -73,7 +74,7 @@ class LayerStarted:
 
     Attributes:
         layer: The blob.
-        resumed: How many of its bytes an earlier save has left; they are not fetched.
+        resumed: The number of bytes that an earlier save has left; they are not fetched.
     """
 
     layer: Descriptor
@@ -86,8 +87,8 @@ class LayerAdvanced:
 
     Attributes:
         layer: The blob.
-        done: How many of its bytes were read, or resumed.
-        total_done: How many of all blobs.
+        done: The bytes of this layer that were read or resumed.
+        total_done: The bytes of all blobs that were read or resumed.
     """
 
     layer: Descriptor
@@ -97,11 +98,11 @@ class LayerAdvanced:
 
 @dataclass(frozen=True, slots=True)
 class LayerRetried:
-    """A layer broke off, or had wrong bytes, and is asked for again.
+    """A layer broke off or was wrong, and is fetched again.
 
     Attributes:
         layer: The blob.
-        retries: How often that has happened to it.
+        retries: How often this layer was fetched again.
     """
 
     layer: Descriptor
@@ -114,7 +115,7 @@ class LayerFinished:
 
     Attributes:
         layer: The blob.
-        total_done: How many bytes of all blobs were read, or resumed.
+        total_done: The bytes of all blobs that were read or resumed.
     """
 
     layer: Descriptor
@@ -123,28 +124,28 @@ class LayerFinished:
 
 @dataclass(frozen=True, slots=True)
 class LayerReused:
-    """A layer that another image has too, or this one twice: it is read once. Told at the start."""
+    """A layer that occurs again, in another or the same image, and is read once. Reported at the start."""
 
     layer: Descriptor
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFinished:
-    """All of an image was received."""
+    """All layers of an image were received."""
 
     image: PreparedImage
 
 
 @dataclass(frozen=True, slots=True)
 class SaveFinished:
-    """The archive is whole."""
+    """The archive is complete."""
 
     report: Report
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A source waits, for longer than people expect: told after 2 seconds, and then each second.
+    """A source waits longer than people expect; reported after 2 seconds, and then each second.
 
     Attributes:
         wait: The wait, and how long it has lasted.
@@ -165,14 +166,14 @@ Event = (
     | Waiting
 )
 Progress = Callable[[Event], None]
-"""Called on the event loop, so it must not block. What it raises ends the save, as an error of a source does."""
+"""Called on the event loop, so it must not block. An error of it ends the save, like an error of a source."""
 
 
 def check_progress(progress: Progress | None) -> None:
     """Refuse a callback that would have to be awaited.
 
     Raises:
-        TypeError: It is a coroutine function, or cannot be called.
+        TypeError: The callback is a coroutine function, or cannot be called.
     """
     if progress is not None and not callable(progress):
         raise TypeError(f"progress is a function, not {type(progress).__qualname__}")
@@ -183,10 +184,10 @@ def check_progress(progress: Progress | None) -> None:
 
 
 class Meter:
-    """Count the bytes that are read of layers, and tell them, not too often.
+    """Counts the bytes that are read of layers, and reports them, but not too often.
 
     Args:
-        notify: The callback; None if nobody wants to know.
+        notify: The callback; None for none.
         layers: The blobs that are read.
     """
 
@@ -199,11 +200,11 @@ class Meter:
         self.total = sum(layer.size or 0 for layer in layers)
 
     def tell(self, event: Event) -> None:
-        """Pass on an event that is not about how far a layer is."""
+        """Report an event that needs no counting."""
         self._notify(event)
 
     def started(self, layer: Descriptor, resumed: int = 0) -> None:
-        """Tell that a layer is read now; of one that starts again nothing is told."""
+        """Report that a layer is being read now; report nothing if it has started before."""
         if layer.digest not in self._done:
             self._done[layer.digest] = 0
             self._count(layer, resumed)
@@ -211,7 +212,7 @@ class Meter:
             self._notify(LayerStarted(layer, resumed))
 
     def advanced(self, layer: Descriptor, done: int) -> None:
-        """Tell how far a layer is, unless that was told a moment ago."""
+        """Count that ``done`` bytes of a layer were read; report it unless an event has just done so."""
         if self._count(layer, done):
             now = time.monotonic()
             if now >= self._told[layer.digest] + INTERVAL:
@@ -219,18 +220,18 @@ class Meter:
                 self._notify(LayerAdvanced(layer, self._done[layer.digest], self._total_done))
 
     def retried(self, layer: Descriptor) -> None:
-        """Tell that a layer is asked for once more."""
+        """Report that a layer is fetched again."""
         self._retries[layer.digest] = retries = self._retries.get(layer.digest, 0) + 1
         self._notify(LayerRetried(layer, retries))
 
     def retried_since(self, layer: Descriptor, before: int, now: int) -> int:
-        """Tell each time that a source has asked again for a layer, of which ``before`` were told; return ``now``."""
+        """Report each retry of a source beyond the ``before`` that were reported already; return ``now``."""
         for _ in range(before, now):
             self.retried(layer)
         return now
 
     def finished(self, layer: Descriptor) -> None:
-        """Tell that a layer is whole."""
+        """Report that a layer is complete."""
         self._count(layer, layer.size or 0)
         self._notify(LayerFinished(layer, self._total_done))
 
@@ -244,14 +245,14 @@ class Meter:
 
 
 def _ignore(_: Event) -> None:
-    """Without a callback nobody is told."""
+    """Ignore an event: there is no callback."""
 
 
 _log = logging.getLogger("aiodockersave")
 
 
 class Blob(NamedTuple):
-    """A blob to be read, and the first image that has it."""
+    """A blob to read, with the first image that has it."""
 
     layer: Descriptor
     diff_id: Digest
@@ -260,12 +261,12 @@ class Blob(NamedTuple):
 
 
 class Books:
-    """The blobs that are to be read, and the images that are not whole yet.
+    """The blobs to read, and the images that are not complete yet.
 
     Args:
-        prepared: What is saved.
-        meter: Is told.
-        ahead: The blobs that were opened early.
+        prepared: The images to save.
+        meter: Reports the events.
+        ahead: The layers that were prefetched; None for none.
     """
 
     def __init__(self, prepared: Prepared, meter: Meter, ahead: Ahead | None = None) -> None:
@@ -287,20 +288,20 @@ class Books:
             self._missing.append((image, {layer.digest for layer in checked.layers}))
 
     def begin(self) -> None:
-        """Tell which layers are read once for several."""
+        """Report the layers that occur several times and are read once, and images that need no layer."""
         for layer in self._reused:
             self.meter.tell(LayerReused(layer))
         self._tell_images()
 
     def finished(self, layer: Descriptor) -> None:
-        """Tell that a blob is in, and the images that it completes."""
+        """Report that a blob is in the archive, and report the images that it completes."""
         self.meter.finished(layer)
         for _, missing in self._missing:
             missing.discard(layer.digest)
         self._tell_images()
 
     def note_odd(self, blob: Blob) -> None:
-        """Say that a layer, which is stored as it is, begins as none does."""
+        """Warn that a layer, which is stored unchanged, does not begin like a layer."""
         _log.warning(
             "layer %s is neither compressed (gzip, zstd) nor a tar, so that what loads the archive may refuse it (image %.300s)",
             blob.layer.digest,

@@ -1,4 +1,4 @@
-"""Saving with layers decompressed: through a writer, image after image, with the next blobs read ahead.
+"""Write decompressed layers through an archive writer, image after image, with the next blobs read ahead.
 
 ::
 
@@ -7,8 +7,8 @@
     into a stream     blob ─▶ stage ─▶ plain tar             a stage is memory, then a file
                       next ─▶ stage ─▶ (its turn)
 
-The order is held by **turns**: each step, a layer or an image, has one, which comes when the step before is done. A
-layer that is staged waits for its turn at its end, any other before it begins.
+**Turns** keep the order. Each step, a layer or an image, has a turn, which comes when the step before is
+done. A staged layer is read first and waits for its turn at its end; any other layer waits before it begins.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ if TYPE_CHECKING:
 __all__ = ["stream_images"]
 
 _BUFFER: Final = 8 << 20
-"""Bytes of all blobs together that are read ahead."""
+"""Bytes to read ahead, of all blobs together; bounds the memory for them."""
 _STAGES: Final = 2
 """Layers that are staged at once: the one whose turn it is, and the next."""
 
 Step = Callable[[asyncio.Event], Coroutine[Any, Any, None]]
-"""Puts one thing into the archive, when the turn that it is given has come."""
+"""Puts one layer or image into the archive; waits for its turn, the given event."""
 
 
 def check_space(space: Space, books: Books) -> None:
-    """Look whether there is room for the plain tars of all blobs, as far as that is known ahead; this blocks.
+    """Check that there is room for the plain tars of all blobs, as far as that is known ahead. Blocks.
 
     Raises:
-        InsufficientSpaceError: There is not.
+        InsufficientSpaceError: There is not enough room.
     """
-    # Stored blocks of deflate are the least: they add 5 bytes to 65,535, the frame of a member 18 to all.
+    # A plain tar is smallest if deflate only stored it: 5 bytes more for each 65,535, and gzip's frame of 18.
     stored: dict[Digest, int] = {}
-    again = 0  # room for the second of two blobs with one plain tar: it is written, found to be in already, and rewound
+    again = 0  # for a second blob with the same plain tar: it is written, found to be in already, and rewound
     for blob in books.blobs:
         least = max(0, int(0.99 * (blob.layer.size or 0)) - 64)
         if blob.diff_id in stored:
@@ -76,9 +76,10 @@ async def stream_images(
         archive: The writer, on any sink.
         prepared: The images.
         books: Their blobs.
-        jobs: How many blobs are read at once; all but one of them ahead.
-        read: Is called with the number of bytes of each chunk that the writer takes.
-        before_end: Is awaited before the end is written; if it raises, the save ends, and the archive gets no end.
+        jobs: The number of blobs that are read at once; all but one of them are read ahead.
+        read: Called with the number of bytes of each chunk that the writer takes.
+        before_end: Awaited before the archive's end is written; an error of it ends the save, and the archive
+            gets no end.
     """
     async with archive:
         books.begin()
@@ -116,7 +117,7 @@ class _Stream:
         self._last_turn.set()
 
     async def run(self) -> None:
-        """Put everything in, in order."""
+        """Put all layers and images into the archive, in order."""
         steps = iter(self._steps())
 
         async def run() -> None:
@@ -147,7 +148,7 @@ class _Stream:
         with naming(blob.image.request):
             await self._archive.put_layer(content.open, blob.layer, diff_id=blob.diff_id)
         self._being_put -= 1
-        # The writer does not read a blob whose digest the archive has already, as the plain tar of another blob.
+        # Closed here, since the writer never opens a blob that it has already as another blob's plain tar.
         await feed.aclose()
         self._books.meter.started(blob.layer)
         self._books.finished(blob.layer)
@@ -161,7 +162,7 @@ class _Stream:
             )
 
     def _feed(self, blob: Blob) -> _Feed:
-        """Return the reader of a blob, which may be at it already."""
+        """Return the reader of a blob; it may have been started to read ahead."""
         feed = self._feeds.pop(blob.layer.digest, None)
         if feed is None:
             self._unread.remove(blob)
@@ -175,7 +176,7 @@ class _Stream:
         return feed
 
     def _read_ahead(self) -> None:
-        """Open the next blobs, as many as may be ahead."""
+        """Start to read the next blobs, until ``jobs`` blobs are being read."""
         while self._unread and self._being_put + len(self._feeds) < self._jobs:
             blob = self._unread.pop()
             self._feeds[blob.layer.digest] = feed = self._new_feed(blob)
@@ -186,7 +187,7 @@ class _Feed(ReadAhead):
     """A blob that is read ahead.
 
     Attributes:
-        content: The content that is read.
+        content: The blob's content, which counts its retries.
     """
 
     def __init__(self, content: BlobContent, *, limit: int) -> None:
@@ -195,7 +196,7 @@ class _Feed(ReadAhead):
 
 
 class _Feeds(list[_Feed]):
-    """The blobs that were opened. Leave it with ``async with``: then none is open."""
+    """All blobs that were opened. The end of an ``async with`` block closes those that are still open."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -209,7 +210,7 @@ class _Feeds(list[_Feed]):
 
 
 class _Layer:
-    """A blob as content for a writer, which tells how far it was read, and waits for its turn at its end."""
+    """A blob as content for a writer; reports how much was read, and waits for its turn at its end."""
 
     def __init__(
         self,
@@ -232,7 +233,7 @@ class _Layer:
         self._read = read
 
     def open(self) -> Self:
-        """Be the callable that a writer calls."""
+        """Return the content itself, as the callable that a writer takes."""
         return self
 
     async def __aenter__(self) -> Self:
@@ -252,5 +253,5 @@ class _Layer:
         return chunk
 
     async def __aexit__(self, _: object, fault: BaseException | None, __: object) -> None:
-        # A cancel ends all: they are closed together, so that a further one reaches each of them.
+        # A cancel ends the whole save: all blobs are closed together, so that a second cancel reaches each.
         await close_together(self._feeds if isinstance(fault, asyncio.CancelledError) else [self._feed])

@@ -1,8 +1,8 @@
-"""Save to a file with layers kept: write several blobs at once, each at its offset in the plan.
+"""Write layers unchanged into a file: several blobs at once, each at the offset that the plan gives it.
 
-Blobs arrive in any order, and none is staged. All other bytes (headers, configs, metadata) are written last. So the file has
-the bytes of the plan, whichever blob came first. To resume, the bytes of an earlier attempt are hashed, and only the missing
-ones are fetched; the digest decides.
+Blobs arrive in any order, and nothing is staged. All other bytes of the plan (headers, configs, metadata) are
+written last, so the file always gets exactly the plan's bytes. To resume, the bytes that an earlier attempt
+has left are hashed, and only missing bytes are fetched; the digest decides whether the kept bytes were right.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 __all__ = ["file_kept"]
 
 _READ_BACK: Final = 32 << 20
-"""Bytes of an earlier attempt that are hashed by one blocking call: how long a cancel may have to wait."""
+"""Bytes of an earlier attempt that one blocking call hashes; bounds how long a cancel has to wait."""
 _READ_BACK_INFLATED: Final = 1 << 18
-"""The same where they are decompressed, too: there may be a thousand times as many."""
+"""The same if the bytes are decompressed, too: they may expand a thousand times."""
 
 
 async def file_kept(
@@ -46,20 +46,21 @@ async def file_kept(
     """Write the archive of a plan into a file.
 
     Args:
-        file: The file, perhaps with bytes of an earlier attempt.
+        file: The file; it may hold bytes of an earlier attempt.
         plan: The archive.
-        books: Its blobs.
-        jobs: How many of them are read at once.
-        resume: Whether to resume from the bytes in the file.
-        verify: The limits on the expansion of layers, if their plain tars are verified; else None.
-        written: Is called with a number of bytes that are being written.
+        books: The archive's blobs.
+        jobs: The number of blobs that are read at once.
+        resume: Whether to reuse the bytes of an earlier attempt.
+        verify: The limits for expanding layers to verify their diff IDs, too; None to verify digests only.
+        written: Called with each number of bytes that are being written.
 
     Raises:
-        ContentError, SourceError: A blob has other bytes than promised, or cannot be fetched.
+        ContentError, SourceError: A blob differs from its descriptor, or cannot be fetched.
         OSError: The file cannot be written.
 
-    Cancel: no blob is read any more.
+    Cancel: when the cancel is raised, nothing runs any more.
     """
+    # 1. Sort the blobs, and define the reader that takes one blob after the other.
     offsets = {
         segment.descriptor.digest: segment.offset
         for segment in plan.segments
@@ -79,6 +80,7 @@ async def file_kept(
                     await placing.run(resume=resume)
                 books.finished(blob.layer)
 
+    # 2. Write the blobs with several readers at once, then all other bytes.
     books.begin()
     if books.blobs:
         await run_together(*[run] * readers)
@@ -86,7 +88,7 @@ async def file_kept(
 
 
 class _Placing:
-    """One blob on its way into its region of the file."""
+    """The writing of one blob into its region of the file."""
 
     def __init__(
         self,
@@ -110,14 +112,14 @@ class _Placing:
         self._verify = verify
 
     async def run(self, *, resume: bool) -> None:
-        """Fill the region of the blob; right bytes that are there already are not fetched."""
+        """Complete the blob's region: fetch the bytes that are missing there, and verify the blob."""
         layer, region = self._blob.layer, self._new_region()
-        # 1. Hash the bytes of an earlier attempt.
+        # 1. Hash the bytes that an earlier attempt has left.
         is_whole = resume and await self._take_over(region)
         if region.position == layer.size and not is_whole:
-            region = self._new_region()  # all of it, and wrong
+            region = self._new_region()  # every byte is there, but the digest is wrong: start over
         self._meter.started(layer, region.position)
-        # 2. Fetch the missing bytes; if the old ones are wrong, fetch the whole blob.
+        # 2. Fetch the missing bytes; fetch all bytes once more if those of the earlier attempt were wrong.
         if is_whole:
             await self._worker.run(region.finish)
         else:
@@ -131,7 +133,7 @@ class _Placing:
         return FileRegion(self._file, self._offset, layer, plain)
 
     async def _take_over(self, region: FileRegion) -> bool:
-        """Hash the bytes of an earlier attempt; return whether they are the whole blob."""
+        """Hash the bytes that an earlier attempt has left; return whether they are the whole blob."""
         stop = await self._worker.run(region.find)
         step = _READ_BACK if self._verify is None else _READ_BACK_INFLATED
         while region.position < stop:
@@ -143,9 +145,10 @@ class _Placing:
         try:
             await self._fill(region)
         except Exception as exc:
-            # A source that is told of a wrong digest may have made an error of its own of it.
+            # The verifier's error counts: the source may have turned it into an error of its own.
             fault = region.verifier.fault or exc
-            is_right = region.verifier.digest == self._blob.layer.digest  # so its plain tar is not
+            is_right = region.verifier.digest == self._blob.layer.digest  # then its plain tar is wrong
+            # Fetching everything again helps only if wrong bytes of an earlier attempt may be the cause.
             if not start or is_right or not isinstance(fault, ContentError):
                 raise
         else:

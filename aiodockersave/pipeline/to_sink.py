@@ -1,11 +1,11 @@
-"""Save into a stream with layers kept: write the bytes of the plan in their order.
+"""Write layers unchanged into a stream: the bytes of the plan, in their order.
 
 ::
 
     plan ─▶ known bytes, and blobs that are read ahead ─▶ sink
 
-The archive is known before the first byte, so nothing is written that would have to be changed: a save that is
-interrupted leaves the beginning of this archive in the sink, never an end, or nothing where the sink can be cut.
+The archive is known before its first byte, so no written byte ever has to be changed. An interrupted save
+leaves nothing in a sink that can rewind; in any other, the beginning of this archive without its end.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["write_plan"]
 
 _BUFFER: Final = 8 << 20
-"""Bytes of all blobs together that are read ahead."""
+"""Bytes to read ahead, of all blobs together; bounds the memory for them."""
 
 
 async def write_plan(
@@ -51,17 +51,17 @@ async def write_plan(
     """Write the archive of a plan into a sink.
 
     Args:
-        sink: The sink, of which nothing is known ahead.
+        sink: The sink; any object that can be adapted to one.
         plan: The archive.
-        books: Its blobs.
-        jobs: How many of them are read at once; all but one of them ahead.
+        books: The archive's blobs.
+        jobs: The number of blobs that are read at once; all but one of them are read ahead.
         checksum: Whether the report has the SHA-256 of the archive.
-        verify: The limits on the expansion of layers, if their plain tars are verified; else None.
+        verify: The limits for expanding layers to verify their diff IDs, too; None to verify digests only.
 
     Raises:
-        ContentError, SourceError: A blob has other bytes than promised, or cannot be fetched.
+        ContentError, SourceError: A blob differs from its descriptor, or cannot be fetched.
         SinkError: The sink breaks its protocol, or has promised another size.
-        BaseException: The error that the sink raises.
+        BaseException: An error of the sink.
 
     Cancel: a sink that can rewind is as it was; any other keeps the beginning of the archive.
     """
@@ -81,8 +81,8 @@ class _Writing:
     """One save of a plan into a sink.
 
     Attributes:
-        chunks: The bytes of the plan.
-        transaction: The bytes that the sink was given.
+        chunks: The bytes of the plan, as a stream.
+        transaction: Writes them to the sink, and can take them back.
     """
 
     def __init__(
@@ -100,19 +100,19 @@ class _Writing:
         self._books = books
         self._verify = verify
         self._blobs = {blob.layer.digest: blob for blob in books.blobs}
-        # Known bytes, its header among them, are in front of each blob.
+        # Each blob follows known bytes, which include its header: so these announce the next blob.
         self._order = iter([each.descriptor for each in plan.segments if each.descriptor is not None])
-        self._layer: Descriptor | None = None  # the layer being written, or whose header the known bytes have
-        self._position = self._retries = 0  # of that
+        self._layer: Descriptor | None = None  # the layer being written, or whose header was read last
+        self._position = self._retries = 0  # of that layer
         limits = ReadingLimits(blobs=jobs, buffer=_BUFFER // jobs, near_end=None)
         self.chunks = PlanStream(plan.parts(), self._open, limits=limits, new_plain=self._new_plain)
 
     async def run(self) -> Callable[[], Report]:
-        """Write the whole plan, and return the function that makes the report."""
+        """Write the whole archive, and return a function that makes the report."""
         known = b""
         while (chunk := await self._next()) is not None:
             if self.chunks.layer is None:
-                known += chunk  # written with the next chunk: if the first blob cannot be fetched, nothing is written
+                known += chunk  # written with the next chunk: if the first blob fails, nothing is
                 self._begin_next()
             else:
                 await self.transaction.write(known, chunk)
@@ -124,8 +124,8 @@ class _Writing:
         return lambda: Report(self._plan.size, self._plan.members, self._plan.images, sha256)
 
     def _begin_next(self) -> None:
-        """Tell that the next layer has begun, now that its header has come."""
-        if self._layer is not None and not self._layer.size:  # it has no chunk that would end it
+        """Report that the next layer has begun: its header was in the chunk just read."""
+        if self._layer is not None and not self._layer.size:  # an empty layer has no last chunk to report it
             self._books.finished(self._layer)
         self._layer = next(self._order, None)
         self._position = self._retries = 0
@@ -133,7 +133,7 @@ class _Writing:
             self._books.meter.started(self._layer)
 
     async def undo(self, fault: BaseException) -> None:
-        """Take back the bytes that were written, if the sink can."""
+        """Take back the written bytes, if the sink can rewind."""
         await self.transaction.undo(fault)
 
     async def _next(self) -> bytes | None:
@@ -145,7 +145,7 @@ class _Writing:
             raise
 
     def _tell(self, size: int) -> None:
-        """Tell that so many bytes more of a blob were written."""
+        """Report that ``size`` more bytes of the current blob were written."""
         reader, layer = self.chunks.current, self.chunks.layer
         if reader is None or layer is None:
             return

@@ -1,4 +1,4 @@
-"""Tell people what sources wait for, where that takes longer than they expect."""
+"""Report what sources wait for, if a wait takes longer than people expect."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from .progress import Progress, Waiting
 __all__ = ["TellingWaits"]
 
 PATIENCE: Final = 2.0
-"""Seconds of a wait of which nobody is told: what takes shorter is no surprise."""
+"""Seconds that a wait must last to be reported: a shorter one surprises nobody."""
 INTERVAL: Final = 1.0
-"""Seconds between two looks, and so between two events about one wait."""
+"""Seconds between two checks, and so between two events about one wait."""
 
 
 class TellingWaits:
     """Call ``progress`` with an event for each long wait of sources, while the block runs.
 
-    An error of ``progress`` ends the block: the block is cancelled, and the error is raised after it.
+    If ``progress`` raises an error, the block is cancelled, and the error is raised after the block.
 
-    Cancel: is raised when nothing is told any more.
+    Cancel: is raised when no more events can come.
     """
 
     def __init__(self, sources: Iterable[Source], progress: Progress | None) -> None:
@@ -49,7 +49,7 @@ class TellingWaits:
         await ending(lambda: self._tasks).__aexit__(exc_type, exc, tb)
         if self._fault is None:
             return
-        # Only a cancel of ours is turned into the error: one of somebody else stays one, as is an error of the block.
+        # The error of `progress` replaces only our own cancel, not another cancel or an error of the block.
         is_alone = running_task().uncancel() <= self._cancels
         if exc is None or (isinstance(exc, asyncio.CancelledError) and is_alone):
             raise self._fault from None
@@ -64,6 +64,6 @@ class TellingWaits:
                             progress(Waiting(wait))
         except asyncio.CancelledError:
             raise
-        except BaseException as exc:  # noqa: BLE001 - raised by the owner
+        except BaseException as exc:  # noqa: BLE001 - raised in the owner's task
             self._fault = exc
             owner.cancel()

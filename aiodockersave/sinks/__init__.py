@@ -1,1 +1,1 @@
-"""Write archives to sinks: objects that callers pass, and files that appear when they are whole."""
+"""Write archives to callers' files and streams, and to files that get their name when they are complete."""

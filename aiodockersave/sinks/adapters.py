@@ -1,23 +1,25 @@
-"""Sinks, into which bytes go: the sink protocol, its powers, and adapters for callers' files and streams.
+"""Define the sink protocol, and adapt callers' files and streams to it.
 
-A **sink** is any object with ``async write(data)`` that takes the data once it has room: the await is the
-back-pressure. ``write`` returns None when all bytes were taken, or the number of bytes that were; the rest is written again,
-and 0 is an error. Nobody changes the ``bytes`` afterwards, so a sink may keep them.
+A **sink** is any object with ``async write(data)`` that takes the data once it has room; awaiting ``write``
+is the back-pressure. ``write`` returns None when it took all bytes, or the number of bytes that it took. The
+rest is offered again; a return value of 0 is an error. The ``bytes`` never change, so a sink may keep them.
 
-A sink may have **powers**: plain blocking methods, which are run in a thread and waited for.
+A sink may have **powers**: optional plain methods that block. The writer runs them in a thread and waits.
 
 ==============================  ============================================  ======================
-``rewind(position)``            cut to a position and go on from there        :class:`SupportsRewind`
+``rewind(position)``            cut at a position; the next write goes there  :class:`SupportsRewind`
 ``patch(position, data)``,      write over earlier bytes, copy earlier        :class:`SupportsPatch`
 ``move(source, target, size)``  bytes within the sink
 ==============================  ============================================  ======================
 
-Positions are bytes from where the sink stood when it was adapted. The adapters decide powers once, by file type and
-mode: a pipe's writer, a ``GzipFile`` and a file in append mode have ``seek`` and ``truncate``, and cannot rewind.
+Positions count bytes from where the sink stood when it was adapted. An adapter decides its powers once, by
+file type and mode, not by the methods it finds: a pipe's writer, a ``GzipFile`` and a file in append mode
+have ``seek`` and ``truncate``, but cannot rewind.
 
-Threads write regular files only. The loop writes pipes, sockets and terminals, without blocking: a thread in a full pipe
-ends when somebody reads, perhaps never. So a ``GzipFile`` above a pipe is refused. A file object of a class of your own is
-written in a thread, and its ``write`` must end by itself.
+Threads write only files whose writes end by themselves: regular files, /dev/null, block devices. The event
+loop writes pipes, sockets and terminals, without blocking, because a thread that writes to a full pipe waits
+until somebody reads, perhaps for ever. So a ``GzipFile`` above a pipe is refused. A file object of a class of
+your own is written in a thread, and its ``write`` must end by itself.
 """
 
 from __future__ import annotations
@@ -45,9 +47,9 @@ from .pipes import DescriptorSink, reopening_path
 from .protocol import Adapter
 
 _MOVE_SIZE = 1 << 20
-"""Bytes that are copied at once within a file, which bounds the memory for it."""
+"""Bytes that ``move`` copies at a time within a file; bounds the memory that it needs."""
 _MAX_WRAPPERS = 8
-"""File objects above a descriptor that are looked into, so that a circle of them ends."""
+"""File objects to look through for a descriptor; bounded because they may wrap each other in a circle."""
 
 
 @runtime_checkable
@@ -57,8 +59,8 @@ class Sink(Protocol):
     async def write(self, data: bytes, /) -> int | None:
         """Take ``data`` once there is room; return the number of bytes that were taken, None for all.
 
-        Cancel: the number is unknown, unless the sink has an int attribute ``handed_over``, which counts the bytes that
-        are out of its hands.
+        Cancel: the number is unknown, unless the sink has an int attribute ``handed_over``, which counts the
+        bytes that it has passed on.
         """
         ...
 
@@ -77,11 +79,11 @@ class SupportsPatch(Protocol):
     """A sink whose earlier bytes can be written over."""
 
     def patch(self, position: int, data: bytes, /) -> None:
-        """Write ``data`` over the bytes at ``position``; the next write goes where it would have. Blocks."""
+        """Write ``data`` over the bytes at ``position``; this does not move the next ``write``. Blocks."""
         ...
 
     def move(self, source: int, target: int, size: int, /) -> None:
-        """Copy ``size`` bytes from ``source`` to ``target``, which may lie behind the end. Blocks."""
+        """Copy ``size`` bytes from ``source`` to ``target``, which may lie beyond the end. Blocks."""
         ...
 
 
@@ -100,12 +102,12 @@ class SupportsSend(Protocol):
     async def send(self, item: bytes, /) -> None:
         """Send ``item`` once there is room.
 
-        Cancel: as the stream has it.
+        Cancel: as the stream defines it.
         """
         ...
 
     async def aclose(self) -> None:
-        """Close the stream; the adapter does not, so it passes no cancel on either."""
+        """Close the stream. The adapter never calls this method, so no cancel reaches it."""
         ...
 
 
@@ -114,13 +116,14 @@ AnySink = Sink | IO[bytes] | asyncio.StreamWriter | SupportsSend | Callable[[byt
 
 
 def as_sink(obj: AnySink) -> Sink:
-    """Adapt a caller's object to a sink; an object with an ``async write(data)`` is a sink already.
+    """Adapt a caller's object to a sink; return an object that has ``async write(data)`` as it is.
 
     Takes an aiofiles or anyio file, a binary file, an anyio byte send stream, ``asyncio.StreamWriter`` (a subprocess'
-    stdin too), aiohttp's ``StreamResponse`` and a plain ``async def``. The adapter never closes what it adapts.
+    stdin too), aiohttp's ``StreamResponse`` and a plain ``async def``. The adapter never closes ``obj``.
 
-    Each call writes through a duplicate of a file's descriptor, so that a file which gets the same number later is safe. As
-    POSIX has it, closing the duplicate drops the process' ``fcntl.lockf`` locks on the file; locks by ``flock`` stay.
+    Each call of a writer uses a duplicate of the file's descriptor. If you close the file and another file
+    gets its number, that other file is safe. Closing the duplicate drops the process' ``fcntl.lockf`` locks
+    on the file, as POSIX demands; ``flock`` locks stay.
 
     Raises:
         TypeError: The object is none of these.
@@ -156,7 +159,9 @@ def _checked(sink: Any) -> Sink:
 
 
 async def write_some(sink: Sink, data: Batch) -> int:
-    """Give ``data`` to a sink and return the number of bytes that it took. Only our own adapters see views.
+    """Write ``data`` to a sink once, and return the number of bytes that it took.
+
+    A caller's sink always gets ``bytes``; only our own adapters may get a ``memoryview``.
 
     Raises:
         SinkError: The sink took nothing, or more than it was given.
@@ -199,10 +204,10 @@ def _kind(obj: object) -> str:
 def _wrapped_file(obj: Any) -> Any:
     """Return the plain file below an aiofiles, anyio or tempfile wrapper, the file itself, or None."""
     for module, cls, attribute in (
-        # No public way: aiofiles' own `flush` is a coroutine in an executor, and our thread has to flush.
+        # Not public, but needed: our thread has to flush, and aiofiles' own `flush` is a coroutine.
         ("aiofiles.base", "AsyncBase", "_file"),
         ("anyio", "AsyncFile", "wrapped"),
-        # The class has no public name: `tempfile.NamedTemporaryFile` is a function.
+        # The class has no public name, since `tempfile.NamedTemporaryFile` is a function.
         ("tempfile", "_TemporaryFileWrapper", "file"),
     ):
         wrapper = getattr(sys.modules.get(module), cls, None)
@@ -212,7 +217,7 @@ def _wrapped_file(obj: Any) -> Any:
 
 
 def _file_sink(file: Any) -> Sink:
-    if isinstance(file, io.TextIOBase) or hasattr(file, "encoding"):  # a SpooledTemporaryFile of text has it
+    if isinstance(file, io.TextIOBase) or hasattr(file, "encoding"):  # or a SpooledTemporaryFile of text
         raise TypeError("cannot write to a text file: open it in binary mode, or pass its .buffer")
     if not file.writable():
         raise TypeError("cannot write to a file that is open for reading: open it with 'wb'")
@@ -233,18 +238,18 @@ def _file_sink(file: Any) -> Sink:
 
 
 def _descriptor_below(file: Any) -> int | None:
-    """Return the descriptor that a file object writes to in the end; None where it has none, or hides it.
+    """Return the descriptor that a file object finally writes to; None if it has none, or hides it.
 
-    ``GzipFile`` and its like have ``fileno``; a member of a ``ZipFile`` leads to the archive's file.
+    ``GzipFile`` and similar classes have ``fileno``; a member of a ``ZipFile`` leads to the zip file.
     """
     spooled = getattr(sys.modules.get("tempfile"), "SpooledTemporaryFile", None)
     for _ in range(_MAX_WRAPPERS):
         if spooled is not None and isinstance(file, spooled):
-            return None  # its fileno() would move it to the disk
+            return None  # calling its fileno() would move its content to the disk
         try:
             return int(file.fileno())
         except (AttributeError, OSError, TypeError, ValueError):
-            # `_fileobj` is that of a ZipFile's member, which has no public way to what it writes to.
+            # `_fileobj` is for a ZipFile's member, which has no public attribute for the file below it.
             below = [getattr(file, name, None) for name in ("fileobj", "_fileobj", "fp")]
             file = next((each for each in below if each is not None), None)
     return None
@@ -253,32 +258,32 @@ def _descriptor_below(file: Any) -> int | None:
 def descriptor_sink(
     fd: int, *, flush: Callable[[], None] | None = None, file: OpenFile | None = None
 ) -> Sink:
-    """Return the sink of an open descriptor, by its kind of file.
+    """Return the sink that fits the kind of file behind an open descriptor.
 
     Args:
         fd: The descriptor; it stays the caller's.
-        flush: Writes the buffer above the descriptor: bytes that the caller wrote before come first.
-        file: The same descriptor, where the file is one of ours.
+        flush: Writes out the buffer above the descriptor: bytes that the caller wrote earlier come first.
+        file: The same descriptor, if this package opened the file.
     """
     flush = flush or _nothing
     mode = os.fstat(fd).st_mode
     if stat.S_ISREG(mode) and _may_be_cut(fd):
         return (PatchableFileSink if _is_readable(fd) else FileSink)(fd, flush=flush, file=file)
     if _may_block(fd):
-        flush()  # blocks as the caller's own next write would; the buffer is empty as a rule
+        flush()  # may block, as the caller's own next write would; the buffer is usually empty
         return DescriptorSink(fd)
     return PlainDescriptorSink(fd, flush=flush, file=file)
 
 
 def target_sink(file: OpenFile) -> Sink:
-    """Return the sink of a file of ours, for the file's owner; see :attr:`OpenFile.fd`."""
+    """Return the sink of a file that this package opened, for the file's owner; see :attr:`OpenFile.fd`."""
     return descriptor_sink(file.fd, file=file)
 
 
 def _may_block(fd: int) -> bool:
-    """Tell whether a write may wait for another process: in a pipe, a socket, a terminal, a device with a queue.
+    """Return whether a write may wait for another process: pipe, socket, terminal, or device with a queue.
 
-    Without epoll (macOS) only the first three are known.
+    Without epoll (macOS) only the first three are recognised.
     """
     mode = os.fstat(fd).st_mode
     if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(fd):
@@ -294,7 +299,7 @@ def _may_block(fd: int) -> bool:
 
 
 def _nothing() -> None:
-    """Flush where there is no buffer."""
+    """Flush nothing: there is no buffer."""
 
 
 def _flags(fd: int) -> int:
@@ -304,12 +309,12 @@ def _flags(fd: int) -> int:
 
 
 def _may_be_cut(fd: int) -> bool:
-    """Tell whether written bytes can be taken back: not in append mode, nor where bytes follow already."""
+    """Return whether written bytes can be cut off: not in append mode, and not if other bytes follow."""
     return not _flags(fd) & os.O_APPEND and os.lseek(fd, 0, os.SEEK_CUR) >= os.fstat(fd).st_size
 
 
 def _is_readable(fd: int) -> bool:
-    # A file that is open for writing only can be opened anew on Linux.
+    # On Linux, a file that is open for writing only can be opened a second time for reading.
     return _flags(fd) & os.O_ACCMODE == os.O_RDWR or os.access(reopening_path(fd), os.R_OK)
 
 
@@ -321,20 +326,20 @@ class ThreadSink(Adapter):
 
     @contextlib.contextmanager
     def hold(self) -> Generator[None, None, None]:
-        """Let the thread end its writes before the block is left, also by an interrupt."""
+        """Leave the block only when the thread has ended its writes, even after an interrupt."""
         try:
             yield
         except (GeneratorExit, KeyboardInterrupt, SystemExit):
-            # The caller may close the file now, and its number may become another file's.
+            # From here on the caller may close the file, and another file may get its number.
             self.worker.finish()
             raise
 
 
 class OwnDescriptorSink(ThreadSink):
-    """A file of the caller's by its descriptor, of which the thread has a duplicate.
+    """A file that a thread writes by its descriptor; of a caller's descriptor the thread has a duplicate.
 
-    Where the loop is closed under a call, nobody tells the thread, and the caller may close the file while the thread still
-    writes. Then the number may become another file's.
+    The duplicate is for a loop that is closed during a call: nothing stops the thread then, the caller may
+    close the file while the thread still writes, and another file may get its number.
     """
 
     def __init__(
@@ -348,7 +353,7 @@ class OwnDescriptorSink(ThreadSink):
 
     @contextlib.contextmanager
     def hold(self) -> Generator[None, None, None]:
-        """Keep a duplicate of the descriptor; it is closed after its last use."""
+        """Keep a duplicate of a caller's descriptor during the block; close it after its last use."""
         if self._is_given:
             with super().hold():
                 yield
@@ -358,13 +363,13 @@ class OwnDescriptorSink(ThreadSink):
             with super().hold():
                 yield
         finally:
-            # After an interrupt the closed file stays set, so that later calls in the thread fail.
+            # After an interrupt `_file` stays the closed file, so that later calls in the thread fail.
             file.close()
         self._file = None
 
     @contextlib.contextmanager
     def _opened(self) -> Generator[int, None, None]:
-        """Yield the descriptor; outside of :meth:`hold` a duplicate for the block."""
+        """Yield the descriptor; outside of :meth:`hold`, yield a duplicate and close it after the block."""
         if self._file is not None:
             with self._file as fd:
                 yield fd
@@ -384,11 +389,11 @@ class OwnDescriptorSink(ThreadSink):
 
     @abc.abstractmethod
     def _write(self, data: bytes) -> int | None:
-        """Write ``data``, in the thread."""
+        """Write ``data``. Runs in the thread."""
 
 
 class FileSink(OwnDescriptorSink):
-    """A regular file, from its position on; rewinds."""
+    """A regular file, written from its current position on; can rewind."""
 
     def __init__(
         self, fd: int, *, flush: Callable[[], None] = _nothing, file: OpenFile | None = None
@@ -404,7 +409,7 @@ class FileSink(OwnDescriptorSink):
                 view = view[os.write(fd, view) :]
 
     def _begin(self, fd: int) -> int:
-        """Return the archive's start, asked for in the first write: behind the bytes that the caller has written."""
+        """Return where the archive starts in the file; the first write sets it, after the caller's bytes."""
         if self._start is None:
             self._flush()
             self._start = os.lseek(fd, 0, os.SEEK_CUR)
@@ -413,14 +418,14 @@ class FileSink(OwnDescriptorSink):
     def rewind(self, position: int, /) -> None:
         """Cut the file at ``position``."""
         if self._start is None:
-            return  # nothing was written, perhaps because the caller's own buffer could not be flushed
+            return  # nothing was written; perhaps the caller's own buffer could not be flushed
         with self._opened() as fd:
             os.ftruncate(fd, self._begin(fd) + position)
             os.lseek(fd, self._begin(fd) + position, os.SEEK_SET)
 
 
 class PatchableFileSink(FileSink):
-    """A regular file whose earlier bytes can be read: patches too, and copies within itself."""
+    """A regular file that can be read back, and so can also patch and move earlier bytes."""
 
     def patch(self, position: int, data: bytes, /) -> None:
         """Write over earlier bytes."""
@@ -439,7 +444,7 @@ class PatchableFileSink(FileSink):
             try:
                 return os.pread(own, size, position)
             except OSError as exc:
-                if exc.errno != errno.EBADF:  # it is open for writing only
+                if exc.errno != errno.EBADF:  # EBADF: the descriptor is open for writing only
                     raise
             fd = os.open(reopening_path(own), os.O_RDONLY)
             try:
@@ -449,9 +454,10 @@ class PatchableFileSink(FileSink):
 
     def move(self, source: int, target: int, size: int, /) -> None:
         """Copy bytes within the file, towards its end; the two places may overlap."""
-        # The end of the file is not the archive's: bytes of the caller may follow.
+        # The archive's end, not the file's: bytes of the caller may follow.
         with self._opened() as fd:
             end = max(os.lseek(fd, 0, os.SEEK_CUR), self._begin(fd) + target + size)
+        # The last bytes first: if the two places overlap, no byte is overwritten before it is copied.
         while size:
             step = min(size, _MOVE_SIZE)
             size -= step
@@ -466,7 +472,10 @@ class PatchableFileSink(FileSink):
 
 
 class PlainDescriptorSink(OwnDescriptorSink):
-    """A file that waits for nobody and cannot be cut: in append mode, with bytes behind, /dev/null, a block device."""
+    """A file that never waits for a reader and cannot be cut.
+
+    That is a file in append mode or with other bytes after its position, /dev/null, a block device.
+    """
 
     def _write(self, data: bytes) -> int:
         self._flush()
@@ -475,14 +484,14 @@ class PlainDescriptorSink(OwnDescriptorSink):
 
 
 class BytesIOSink(Adapter):
-    """An ``io.BytesIO``, from its end on; rewinds."""
+    """An ``io.BytesIO``, written from its end on; can rewind."""
 
     def __init__(self, file: io.BytesIO) -> None:
         self._file = file
         self._start = file.tell()
 
     async def write(self, data: bytes, /) -> None:
-        """Add ``data``, without a wait in which a cancel could come."""
+        """Append ``data``; never waits, so no cancel can come."""
         self._file.write(data)
 
     def rewind(self, position: int, /) -> None:
@@ -492,7 +501,7 @@ class BytesIOSink(Adapter):
 
 
 class BlockingSink(ThreadSink):
-    """A file object that writes at once or to a regular file, in a thread: ``GzipFile``."""
+    """A file object such as ``GzipFile``, above memory or a regular file; a thread writes it."""
 
     def __init__(self, file: Any) -> None:
         super().__init__()
@@ -511,7 +520,7 @@ class BlockingSink(ThreadSink):
 
 
 class StreamWriterSink(Adapter):
-    """``asyncio.StreamWriter``: waits for room before it hands over, so that a cancelled wait has handed over nothing."""
+    """An ``asyncio.StreamWriter``; a write waits for room first, so a cancelled wait hands over nothing."""
 
     def __init__(self, writer: asyncio.StreamWriter) -> None:
         self.handed_over = 0
@@ -520,7 +529,7 @@ class StreamWriterSink(Adapter):
     async def write(self, data: bytes, /) -> None:
         """Wait for room, then hand ``data`` over.
 
-        Cancel: comes in the wait; nothing was handed over.
+        Cancel: comes during the wait; nothing was handed over.
         """
         await self.flush()
         self._writer.write(data)
@@ -543,8 +552,8 @@ class ResponseSink(Adapter):
     """aiohttp's ``StreamResponse``, prepared by the caller.
 
     Attributes:
-        expected_size: The ``Content-Length`` that the response promises, in bytes, or None. aiohttp would cut off bytes
-            beyond it, and leave the client waiting for bytes that are missing.
+        expected_size: The ``Content-Length`` that the response promises, in bytes, or None. aiohttp would cut
+            off bytes beyond that size, and would leave the client waiting for missing ones.
     """
 
     def __init__(self, response: Any) -> None:
@@ -558,7 +567,7 @@ class ResponseSink(Adapter):
         Raises:
             SinkError: The response has promised fewer bytes; nothing was handed over.
 
-        Cancel: comes when all of it was handed over.
+        Cancel: comes when all of ``data`` was handed over.
         """
         if self.expected_size is not None and self._sent + len(data) > self.expected_size:
             raise SinkError(
@@ -569,7 +578,7 @@ class ResponseSink(Adapter):
 
 
 class CallableSink(Adapter):
-    """An ``async def`` that takes bytes: the caller's own function, a stream's ``send``."""
+    """An ``async def`` that takes bytes: the caller's own function, or a stream's ``send``."""
 
     def __init__(self, write: Callable[[bytes], Awaitable[Any]]) -> None:
         self._write = write

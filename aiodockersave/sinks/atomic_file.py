@@ -1,24 +1,24 @@
-"""The file of an archive by its path: a file beside the target that replaces it when it is whole.
+"""Write an archive to a path: into a file beside the target, which replaces the target when it is complete.
 
 ::
 
     open    .NAME.<8 hex>.tmp beside the target (O_EXCL, O_NOFOLLOW)
             or .NAME.<16 hex of the ETag>.part, which may be there: a part file
-    lock    it, and remove temporary files that nobody has locked: their writers were killed
-    sync    length compared, fsync          ┐ an error here is final: the kernel has dropped the pages
-    publish mode, rename over the target    │ from here on the file stays
-            fsync of the directory          ┘
-    tidy    remove part files beside it that nobody works on: none of them is of use now
-    close   unlink, but a part file that is kept
+    lock    the file; remove temporary files that nobody has locked, since their writers were killed
+    sync    compare the length, fsync          ┐ an error here is final: the kernel has dropped the pages
+    publish set mode, rename over the target   │ from here on the file stays
+            fsync the directory                ┘
+    tidy    remove part files beside the target that nobody works on: nobody needs them now
+    close   unlink the file, unless it was published or is a part file to keep
 
-All of it happens below one descriptor of the directory, so a parent that is swapped meanwhile changes nothing. A symbolic
-link's target is replaced, not the link. A file that is not regular is written into, and never replaced. A path that a stranger
-may have prepared is refused, see :mod:`.path`.
+All steps use one open descriptor of the directory, so swapping a parent directory meanwhile changes nothing.
+A symbolic link's target is replaced, not the link. A file that is not regular is written into, and never
+replaced. A path that another user may have tampered with is refused, see :mod:`.path`.
 
-Until it is published the file is private. Then it has the mode of an ordinary new file; or that of the old file, where that
-was the user's own, as far as the mode means the same people.
+Until the file is published only its owner can read it. Then it gets the mode of an ordinary new file. If it
+replaces a file of the user's own, it gets that file's mode, unless that would give somebody more access.
 
-All methods block. :func:`opened` and :func:`open_stream` do not.
+All methods block, except :func:`opened` and :func:`open_stream`.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from .path import Spot, find
 from .temporary import PRIVATE, is_still, mode_of_new, named_by_acl, open_temporary, remove_stale
 
 _FIFO_POLL = 0.02
-"""Seconds between two tries to open a FIFO that nobody reads yet: there is no event to wait for."""
+"""Seconds between two tries to open a FIFO that nobody reads yet: the system signals no event to wait for."""
 _MODES = 0o777
-"""The bits of an old file's mode that are kept: not set-user-ID, set-group-ID and sticky."""
+"""The bits of an old file's mode that are kept: all but set-user-ID, set-group-ID and sticky."""
 
 
 class Target:
@@ -50,15 +50,15 @@ class Target:
 
     Attributes:
         file: The file to write, once :meth:`open` has returned; None for a FIFO, which :func:`open_stream` opens.
-        published: Whether the archive is under its name.
-        sync_failed: Whether the disk refused bytes: then the archive must not be published.
+        published: Whether the archive has its final name.
+        sync_failed: Whether the disk refused bytes; the archive must not be published then.
         left: The part file that :meth:`close` has left for another save to resume; None for none.
 
     Args:
         path: The target.
-        fsync: Whether to bring file and directory to the disk.
-        etag: The ETag of the archive's plan, for a part file instead of a temporary one; None for none.
-        begin_anew: Whether to drop the bytes in the part file.
+        fsync: Whether to call fsync for the file and its directory.
+        etag: The ETag of the archive's plan, to write a part file; None to write a temporary file.
+        begin_anew: Whether to drop the content of an existing part file.
     """
 
     def __init__(
@@ -83,10 +83,10 @@ class Target:
         self._mode: int | None = None
 
     def open(self) -> None:
-        """Make the temporary file, or open a file that is not regular.
+        """Make the temporary file, open the part file, or open a target that is not regular.
 
         Raises:
-            PermissionError: A stranger has prepared something on the path, or the old file may not be replaced.
+            PermissionError: The path may have been tampered with, or the old file may not be replaced.
             OSError: The directory is missing or cannot be written to, or the path is a directory.
         """
         try:
@@ -115,7 +115,7 @@ class Target:
 
     @property
     def is_file(self) -> bool:
-        """Whether the open file is one beside the target."""
+        """Whether the archive is written into a file beside the target."""
         return self._temporary is not None
 
     def _open_beside(self, spot: Spot) -> None:
@@ -125,6 +125,7 @@ class Target:
             exc.filename = spot.folder
             raise
         self._directory = OpenFile(directory)
+        # 1. Check that the target may be replaced, and make the file.
         _check_replaceable(spot, os.fstat(directory))
         old = _old_to_follow(spot)
         try:
@@ -134,12 +135,14 @@ class Target:
             if isinstance(exc.filename, str):
                 exc.filename = os.path.join(spot.folder, exc.filename)
             raise
+        # 2. Decide on the mode that the file gets when it is published.
         if mode is None and old is not None:
             mode = _mode_as(old, spot, fd)
         there = os.fstat(fd)
-        # A file system without modes shows others than it was asked for, and may refuse any.
+        # A file system without modes shows other bits than PRIVATE, and may refuse to set any.
         self._mode = mode if not stat.S_IMODE(there.st_mode) & ~PRIVATE else None
-        with contextlib.suppress(OSError):  # files stay that cannot be listed
+        # 3. Remove the files of killed saves.
+        with contextlib.suppress(OSError):  # if the directory cannot be listed, the files stay
             remove_stale(directory, spot.name, fd)
 
     def _make(self, spot: Spot, directory: int) -> int:
@@ -165,7 +168,7 @@ class Target:
 
         Raises:
             InsufficientSpaceError: There is not enough room.
-            PartFileError: The part file is longer: no save of this archive has left it.
+            PartFileError: The part file is longer than that, so no save of this archive has left it.
         """
         if self.file is not None and self._temporary is not None:
             with self.file as fd:
@@ -175,23 +178,23 @@ class Target:
                     self._beside, f"it is longer than the archive will be, {size} bytes; remove it"
                 )
             available = there.f_bavail * there.f_frsize
-            needed = size - file.st_blocks * 512  # POSIX counts in these, whatever the file system
-            if there.f_blocks and needed > available:  # some file systems do not report their size
+            needed = size - file.st_blocks * 512  # st_blocks counts 512 bytes on every file system
+            if there.f_blocks and needed > available:  # f_blocks is 0 if the file system does not know
                 raise InsufficientSpaceError(self.path, needed, available)
 
     def space(self) -> Space | None:
-        """Return the room for the growing file, once it is open; None where there is no file beside the target."""
+        """Return the free space for the growing file; None if no file beside the target is open."""
         file = self.file
         if file is None or self._temporary is None:
             return None
         return Space(lambda: _look_at_space(file), self.path)
 
     def sync(self, size: int) -> None:
-        """Bring the bytes to the disk.
+        """Check the file's size, and flush its bytes to the disk.
 
         Raises:
-            OSError: The disk refused some. It must not be asked again: it would report success.
-            SinkError: The file has another size than the bytes that were written.
+            OSError: The disk refused some. Do not call fsync again: it would report success.
+            SinkError: The file's size differs from the number of bytes that were written.
         """
         if self._temporary is None or self.file is None:
             return
@@ -205,7 +208,7 @@ class Target:
             self._sync(os.fsync)
 
     def sync_portion(self) -> None:
-        """Bring the bytes that were written so far to the disk; errors as :meth:`sync`."""
+        """Flush the bytes that were written so far to the disk; raises OSError as :meth:`sync` does."""
         if not self.sync_failed:
             self._sync(os.fdatasync)
 
@@ -220,7 +223,7 @@ class Target:
                 raise
 
     def publish(self) -> None:
-        """Put the file under its name; ``published`` tells whether that was done, also after an error."""
+        """Rename the file to the target's name; ``published`` tells whether it was, even after an error."""
         if self._temporary is None:
             self.published = True
             return
@@ -228,6 +231,7 @@ class Target:
         if spot is None or self._directory is None or self.file is None:
             raise AssertionError("the target is not open")
         with self.file as fd, self._directory as directory:
+            # 1. Set the mode, and rename the file; private again if that fails.
             self._check_still(fd, directory, self._temporary)
             self._set_mode(fd, self._mode)
             try:
@@ -240,13 +244,15 @@ class Target:
                 ) from exc  # without the temporary file's name
             self.published = True
             self._temporary = None
+            # 2. Make the new name durable. From here on an error no longer takes the file away.
             if self._fsync:
                 os.fsync(directory)
-            with contextlib.suppress(OSError):  # files stay that cannot be listed
+            # 3. Remove part files that nobody needs any more.
+            with contextlib.suppress(OSError):  # if the directory cannot be listed, the files stay
                 remove_parts(directory, spot.name, fd)
 
     def _check_still(self, fd: int, directory: int, name: str) -> None:
-        """Check that the name is still that of the file: only our file may be put under the target's name."""
+        """Check that the name still leads to our file: no other file may get the target's name."""
         if is_still(fd, directory, name):
             return
         if self._etag is None:
@@ -256,12 +262,13 @@ class Target:
         raise PartFileError(self._beside, "somebody has removed or replaced it meanwhile; save once more")
 
     def _set_mode(self, fd: int, mode: int | None) -> None:
-        # Called just before the rename: an unfinished file stays private, also after a kill while the disk is slow.
+        # Called just before the rename: a process that is killed while the disk is slow leaves a private
+        # file.
         if mode is not None and self._mode is not None:
             os.fchmod(fd, mode)
 
     def close(self) -> None:
-        """Close all, and remove the temporary file unless it was published, or is a part file to keep."""
+        """Close all descriptors; remove the file unless it was published, or is a part file to keep."""
         file, self.file = self.file, None
         spot, self._spot = self._spot, None
         directory, self._directory = self._directory, None
@@ -272,21 +279,21 @@ class Target:
             if directory is not None:
                 stack.callback(directory.close)
             if file is not None:
-                stack.callback(file.close)  # which unlocks it, once no thread works on it any more
+                stack.callback(file.close)  # unlocks the file, once no thread uses it any more
                 if spot is not None and directory is not None and temporary is not None:
                     fd = stack.enter_context(file)
                     self._leave(fd, stack.enter_context(directory), temporary, spot.folder)
 
     def __del__(self) -> None:
-        """Close where an interrupt has kept the owner from that: a signal handler may raise between any two lines."""
-        with contextlib.suppress(OSError, AttributeError):  # the interrupt may have come inside of __init__
+        """Close if an interrupt kept the owner from it: a signal handler may raise between any two lines."""
+        with contextlib.suppress(OSError, AttributeError):  # AttributeError: __init__ was interrupted
             self.close()
 
     def _leave(self, fd: int, directory: int, name: str, folder: str) -> None:
         """Remove the file beside the target, unless it is a part file that another save can resume."""
         if not is_still(fd, directory, name):
-            return  # somebody has removed it, and another save may have begun one
-        # Bytes that the disk refused may be missing, while pages in memory still show them.
+            return  # somebody has removed our file, and another save may have made a new one
+        # After a failed sync the file is useless: bytes may be missing that pages in memory still show.
         if self._etag is not None and not self.sync_failed and os.fstat(fd).st_size > 0:
             self.left = os.path.join(folder, name)
             return
@@ -300,10 +307,10 @@ def _look_at_space(file: OpenFile) -> os.statvfs_result:
 
 
 def _check_replaceable(spot: Spot, directory: os.stat_result) -> None:
-    """Check that a sticky directory lets us replace the old file: the rename would fail, but only at the end.
+    """Check that a sticky directory lets us replace the old file; the rename would fail, but only at the end.
 
     Raises:
-        PermissionError: The directory does not let us.
+        PermissionError: The old file may not be replaced.
     """
     users = {0, directory.st_uid, spot.there.st_uid if spot.there is not None else os.geteuid()}
     if directory.st_mode & stat.S_ISVTX and os.geteuid() not in users:
@@ -315,9 +322,10 @@ def _check_replaceable(spot: Spot, directory: os.stat_result) -> None:
 
 
 def _old_to_follow(spot: Spot) -> os.stat_result | None:
-    """Return the old file whose mode the new one follows; None where another user may have chosen the mode.
+    """Return the old file, whose mode the new one follows; None if another user may have chosen that mode.
 
-    That is the case for another user's file, and for one with a second name in a directory that others may write to.
+    Another user may have chosen it if the file is that user's, or if it has a second name and others may
+    write to its directory.
     """
     old = spot.there
     if old is None or old.st_uid != os.geteuid() or (old.st_nlink > 1 and spot.is_shared):
@@ -326,10 +334,11 @@ def _old_to_follow(spot: Spot) -> os.stat_result | None:
 
 
 def _mode_as(old: os.stat_result, spot: Spot, fd: int) -> int:
-    """Return the mode of an old file, as far as it means the same people for the new file: nobody gets more than he had.
+    """Return the old file's mode, reduced so that nobody gets more access to the new file than to the old.
 
-    Permissions of a group are for that group alone; where the new file has another group, its members are among all others.
-    Access control lists are not kept; where those of the two files differ, only the owner's part of the mode is kept.
+    If the new file has another group, no group permission is kept. Others then get no permission that the old
+    group lacked, since its members are among the others now. Access control lists are not copied. If the
+    lists of the two files differ, only the owner's permissions are kept.
     """
     mode = stat.S_IMODE(old.st_mode) & _MODES
     if named_by_acl(spot.directory, spot.name) != named_by_acl(fd):
@@ -343,7 +352,7 @@ def _mode_as(old: os.stat_result, spot: Spot, fd: int) -> int:
 async def open_stream(target: Target) -> OpenFile:
     """Return the target's file; open a FIFO once somebody reads it.
 
-    Cancel: comes in the wait for a reader; nothing is open.
+    Cancel: comes during the wait for a reader; nothing is open.
     """
     while target.file is None:
         try:
@@ -356,12 +365,12 @@ async def open_stream(target: Target) -> OpenFile:
 
 
 class opened:  # noqa: N801 - read as what the target is
-    """Open a target, and close it at the end, whatever happens. An exception has a note of the part file that is left.
+    """Open a target for a block, and always close it. A note on an exception names the part file left there.
 
     Cancel: raised when the target is closed.
     """
 
-    # No async generator: up to Python 3.12 one that waits is not told that its coroutine is closed.
+    # A class, since up to Python 3.12 a waiting async generator does not learn that its coroutine is closed.
 
     def __init__(self, target: Target) -> None:
         self._target = target
@@ -381,11 +390,11 @@ class opened:  # noqa: N801 - read as what the target is
 
     async def _close_for(self, fault: BaseException | None) -> None:
         if isinstance(fault, GeneratorExit):  # the coroutine is being closed: nothing can be awaited any more
-            self._worker.leave(self._target.close)  # at once, or after `open` where that still runs
+            self._worker.leave(self._target.close)  # runs at once, or after an `open` that still runs
             return
         try:
             closed = self._worker.submit_always(self._target.close)
-        except RuntimeError:  # no loop runs any more, and another fault has hidden the GeneratorExit
+        except RuntimeError:  # no loop runs any more, and another exception has replaced the GeneratorExit
             self._worker.leave(self._target.close)
             return
         try:

@@ -1,4 +1,4 @@
-"""Recognise an archive that an earlier save has left under the target's name, without reading its blobs.
+"""Recognise an archive that an earlier save has finished under the target's name, without reading its blobs.
 
 All functions block.
 """
@@ -24,16 +24,17 @@ __all__ = ["open_finished"]
 
 
 def open_finished(path: str | os.PathLike[str], segments: Iterable[Segment], size: int) -> OpenFile | None:
-    """Open the file at a path if it is the archive of a plan by its size and by all bytes that are no blob's.
+    """Open the file at a path if its size and all bytes outside of its blobs are those of a plan's archive.
 
-    Headers, configs and metadata name every blob by its digest. The blobs are not read, since that takes long.
-    So the file has to be one that only this user, or root, can have written. Part files beside it are removed.
+    Headers, configs and metadata name every blob by its digest. The blobs themselves are not read, since that
+    would take long. So the file is accepted only if nobody but this user and root can have written it. If it
+    is accepted, part files beside it are removed.
 
     Returns:
-        The file, to be closed; None for another file, or none.
+        The file, which the caller closes; None if there is no file, or another one.
 
     Raises:
-        PermissionError: A stranger has prepared something on the path.
+        PermissionError: Another user may have tampered with the path.
         OSError: The path leads nowhere, or reading fails.
     """
     with find(os.fsdecode(path)) as spot:
@@ -41,7 +42,7 @@ def open_finished(path: str | os.PathLike[str], segments: Iterable[Segment], siz
             return None
         try:
             file = OpenFile(spot.open(os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
-        except PermissionError:  # it can be replaced nevertheless
+        except PermissionError:  # no error of the save, which can replace a file that it cannot read
             return None
         try:
             with file as fd:
@@ -60,12 +61,12 @@ def _is_own(spot: Spot) -> bool:
     if there is None or there.st_uid not in (0, os.geteuid()):
         return False
     others = stat.S_IMODE(there.st_mode) & (stat.S_IWGRP | stat.S_IWOTH)
-    # With some umasks every new file can be written by the user's group.
+    # Write bits that every new file of the user has are no suspicion: some umasks let the group write.
     return not others & ~mode_of_new(spot.directory, spot.name)
 
 
 def _tidy(spot: Spot, fd: int) -> None:
-    with contextlib.suppress(OSError):  # files stay that cannot be listed
+    with contextlib.suppress(OSError):  # if the directory cannot be listed, the files stay
         directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=spot.directory)
         try:
             remove_parts(directory, spot.name, fd)

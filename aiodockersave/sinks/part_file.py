@@ -1,8 +1,9 @@
-"""The part file, which an interrupted save leaves beside its target for another one to resume.
+"""Open, lock and remove part files, which interrupted saves leave beside their targets to be resumed.
 
-``.NAME.<first 16 of the plan's ETag>.part``. The ETag stands for every byte of the archive, so only a save of the same
-archive resumes a part file. One of another archive stays beside it until an archive is under the target's name: should a tag
-have moved, and move back, it is resumed. A lock keeps a second process out.
+A part file is called ``.NAME.<first 16 digits of the plan's ETag>.part``. The ETag stands for every byte of
+the archive, so only a save of the same archive resumes a part file. A part file of another archive stays
+until an archive has the target's name: if a tag has moved and moves back, that part file is resumed. A lock
+keeps a second process out.
 
 All functions block.
 """
@@ -34,7 +35,7 @@ __all__ = ["open_part", "part_name", "remove_parts"]
 _SUFFIX: Final = ".part"
 _ETAG_DIGITS: Final = 16
 _TRIES: Final = 16
-"""Times to open a part file that other saves keep taking away, before it is an error."""
+"""Attempts to open a part file while other saves keep removing or publishing it; then it is an error."""
 
 
 def part_name(name: str, etag: str) -> str:
@@ -46,24 +47,25 @@ logger = logging.getLogger("aiodockersave")
 
 
 def open_part(directory: int, part: str, name: str, *, folder: str, begin_anew: bool = False) -> int:
-    """Open or make a part file and lock it; the lock ends with its descriptor.
+    """Open or make a part file and lock it until its descriptor is closed.
 
-    Its bytes become part of an archive, as far as their digests are right; bytes beside the blobs are written anew. But its
-    maker, or others who may write to it, could change it after the last check. So it has to be the user's own, and is private
-    from here on.
+    Bytes of the part file become part of the archive if their digests are right; all bytes outside of blobs
+    are written anew. But the file's owner, or others who may write to it, could change it after the last
+    check. So it must be the user's own, and it is made private here.
 
     Args:
         directory: A descriptor of the directory.
         part: The name of the part file.
         name: The name of the target.
         folder: The directory's path, for messages.
-        begin_anew: Whether to drop the bytes in it.
+        begin_anew: Whether to drop the content of the part file.
 
     Raises:
-        PartFileLockedError: Another save is writing it.
-        PartFileError: It is not a file, or others have made it or may write to it.
-        OSError: It cannot be made.
+        PartFileLockedError: Another save is writing the part file.
+        PartFileError: It is no regular file, or others have made it or may write to it.
+        OSError: The part file cannot be made.
     """
+    # 1. Warn of part files that cannot be resumed.
     for other in sorted(names_beside(directory, name, _ETAG_DIGITS, _SUFFIX)):
         if other != part:
             logger.warning(
@@ -71,6 +73,7 @@ def open_part(directory: int, part: str, name: str, *, folder: str, begin_anew: 
                 "removed once the new archive is in place",
                 one_line(os.path.join(folder, other)),
             )
+    # 2. Open and lock the part file; try again if another save takes it away in between.
     path = os.path.join(folder, part)
     for _ in range(_TRIES):
         fd = _open_or_make(directory, part, name, path)
@@ -86,12 +89,12 @@ def open_part(directory: int, part: str, name: str, *, folder: str, begin_anew: 
         except BaseException:
             os.close(fd)
             raise
-        os.close(fd)  # the save that had locked it has just put it under the target's name, or removed it
+        os.close(fd)  # another save had it locked, and has just published or removed it
     raise PartFileLockedError(path)
 
 
 def remove_parts(directory: int, name: str, fd: int) -> None:
-    """Remove the part files beside a target whose archive is in place, as :func:`.remove_stale` does for temporary files.
+    """Remove the part files beside a published archive, as :func:`.remove_stale` removes temporary files.
 
     ``fd`` is the archive's descriptor.
 
@@ -104,7 +107,7 @@ def remove_parts(directory: int, name: str, fd: int) -> None:
 def _check_and_lock(fd: int, directory: int, part: str, name: str, path: str) -> None:
     there = os.fstat(fd)
     _check_owner(there, directory, name, path)
-    # A file with another name, too, is somebody's own, and must not be written to.
+    # A file that has a second name is in use elsewhere, and must not be written to.
     if not stat.S_ISREG(there.st_mode) or there.st_nlink > 1:
         raise PartFileError(path, "it is no regular file of one name; remove it")
     try:
@@ -117,21 +120,21 @@ def _check_and_lock(fd: int, directory: int, part: str, name: str, path: str) ->
 
 
 def _open_or_make(directory: int, part: str, name: str, path: str) -> int | None:
-    """Return a descriptor; None where another save has just made it, removed it or put it under the target's name."""
+    """Return a descriptor; None if another save has just made, removed or published the file."""
     try:
         there = os.stat(part, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:
         with contextlib.suppress(FileExistsError):
             return os.open(part, OPEN_BESIDE | os.O_CREAT | os.O_EXCL, PRIVATE, dir_fd=directory)
         return None
-    _check_owner(there, directory, name, path)  # before the open, which another user's file may refuse
+    _check_owner(there, directory, name, path)  # first, since opening another user's file may fail
     with contextlib.suppress(FileNotFoundError):
-        return os.open(part, OPEN_BESIDE | os.O_NONBLOCK, dir_fd=directory)  # a FIFO must not block
+        return os.open(part, OPEN_BESIDE | os.O_NONBLOCK, dir_fd=directory)  # opening a FIFO must not block
     return None
 
 
 def _check_owner(there: os.stat_result, directory: int, name: str, path: str) -> None:
-    # A network file system may show the user as another one: the one that owns the user's new files.
+    # A network file system may show another user as the owner of all files that this user makes.
     if there.st_uid != os.geteuid() and there.st_uid != stat_of_new(directory, name, PRIVATE).st_uid:
         raise PartFileError(
             path,
@@ -142,12 +145,12 @@ def _check_owner(there: os.stat_result, directory: int, name: str, path: str) ->
 def _make_private(fd: int, directory: int, name: str, path: str) -> None:
     mode = stat.S_IMODE(os.fstat(fd).st_mode)
     others = mode & (stat.S_IWGRP | stat.S_IWOTH)
-    # A file system without modes shows one for all files, which says nothing of this one.
+    # A file system without modes shows the same mode for every file, which says nothing about this one.
     if others and others & ~stat_of_new(directory, name, PRIVATE).st_mode:
         raise PartFileError(
             path,
             f"others may write to it (mode {mode:04o}), and may have done so; remove it, or save without it",
         )
-    if mode != PRIVATE:  # an earlier version made it
-        with contextlib.suppress(PermissionError):  # a file system without modes
+    if mode != PRIVATE:  # an earlier version of this package made it
+        with contextlib.suppress(PermissionError):  # the file system has no modes
             os.fchmod(fd, PRIVATE)

@@ -1,10 +1,11 @@
-"""The way to a target: from directory to directory, each opened below the one before.
+"""Follow a path to its target directory by directory; refuse files that an untrusted user may have planted.
 
-A stranger who may write to a directory on the way can put a link there, or replace a name after it was checked. So each name
-is looked at once, and from then on only the last directory, which is open, and a name in it count::
+An untrusted user who may write to a directory on the path can put a link there, or replace a file after it
+was checked. So each directory is opened below the one before, each name is looked at once, and from then on
+only the last directory, which stays open, and a name in it are used::
 
     /tmp/latest  ─▶  /  ─▶  tmp  ─▶  latest, a link to app.tar  ─▶  app.tar
-                                     its owner is checked: others may write to tmp
+                                     its owner is checked, since others may write to tmp
 
 All functions block.
 """
@@ -21,46 +22,47 @@ from typing import Final, NamedTuple, Self
 __all__ = ["Spot", "find", "is_safe"]
 
 _LINKS: Final = 40
-"""Links on one way, as many as Linux follows."""
-# A directory on the way can be passed without the permission to list it.
+"""Links to follow for one path: as many as Linux follows."""
+# Passing through a directory needs no permission to list it, so it is opened without reading where possible.
 _PASS: Final = getattr(os, "O_PATH", getattr(os, "O_SEARCH", os.O_RDONLY)) | os.O_DIRECTORY
 
 
 def is_safe(there: os.stat_result, directory: os.stat_result, trusted: frozenset[int]) -> bool:
-    """Tell whether only trusted users can have put the file at a name, as far as that matters.
+    """Return whether a file may be used: only trusted users can have put it there, or its origin is harmless.
 
     ::
 
                                   only trusted users may    others may write
                                   write to its directory    to its directory
         a regular file            yes: it is replaced, and never written into
-        a link                    yes: it is followed       if it is a trusted user's
-        a FIFO, device, socket    yes: it is written into   if it is a trusted user's,
-                                                            and the same once it is open
+        a link                    yes: it is followed       if a trusted user owns it
+        a FIFO, device, socket    yes: it is written into   if a trusted user owns it, and it
+                                                            is the same file after opening
     """
     return stat.S_ISREG(there.st_mode) or there.st_uid in trusted or not _others_may_write(directory, trusted)
 
 
 def _others_may_write(directory: os.stat_result, trusted: frozenset[int]) -> bool:
-    # Sticky or not: the bit keeps others from removing a file, not from making it first.
+    # The sticky bit does not help: it keeps others from removing a file, but not from making it first.
     return bool(directory.st_mode & (stat.S_IWGRP | stat.S_IWOTH)) or directory.st_uid not in trusted
 
 
 def _trusted_users() -> frozenset[int]:
-    # A user namespace may show the real root as another user, who owns "/" then.
+    # In a user namespace the real root may appear as another user, the one who owns "/".
     return frozenset({0, os.geteuid(), os.stat("/").st_uid})
 
 
 class Spot(NamedTuple):
-    """The end of a path: a name in an open directory. Close it.
+    """The end of a path: a name in an open directory. The caller closes it.
 
     Attributes:
-        directory: The directory's descriptor, which may serve for nothing but opening files below it (O_PATH).
+        directory: The directory's descriptor; it may be good only for opening files below it (O_PATH).
         folder: The directory's path, for messages.
         name: The name in the directory.
-        there: The status of the file there; None for no file. Never a link nor a directory.
+        there: The status of the file with that name; None for no file. Never a link or a directory.
         is_shared: Whether others may write to the directory.
-        is_magic: Whether the name is a link of the kernel's to an open file, as ``/proc/self/fd/1``, whose text is no path.
+        is_magic: Whether the name is a kernel link to an open file, such as ``/proc/self/fd/1``, whose text
+            is no path.
     """
 
     directory: int
@@ -76,10 +78,10 @@ class Spot(NamedTuple):
         return os.path.join(self.folder, self.name)
 
     def open(self, flags: int) -> int:
-        """Open the file, if it is still the one that was found.
+        """Open the file if it is still the one that was found.
 
         Raises:
-            PermissionError: Another file is there by now, in a directory that others may write to.
+            PermissionError: Another file has replaced it, in a directory that others may write to.
             OSError: The file cannot be opened.
         """
         try:
@@ -98,7 +100,7 @@ class Spot(NamedTuple):
         return fd
 
     def _is_same(self, opened: os.stat_result) -> bool:
-        # Owner and kind, too: a file that is removed and made anew may have the same inode.
+        # Owner and file type are compared too, since a new file may get the inode of a removed one.
         there = self.there
         return (
             there is not None
@@ -124,10 +126,10 @@ class Spot(NamedTuple):
 
 
 def find(path: str) -> Spot:
-    """Follow a path to its end.
+    """Follow a path to its end, and return the spot there.
 
     Raises:
-        PermissionError: A stranger has put a file on the way, or at its end; see :func:`is_safe`.
+        PermissionError: An untrusted user may have put a file or link on the path; see :func:`is_safe`.
         IsADirectoryError: The path leads to a directory, or names one.
         OSError: The path leads nowhere.
     """
@@ -140,7 +142,7 @@ def find(path: str) -> Spot:
 
 
 class _Way:
-    """A way along a path: the open directory, and the names that follow."""
+    """A walk along a path: the directory that is open now, and the names that are still to follow."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -152,18 +154,18 @@ class _Way:
         self.directory = os.open("/" if is_absolute else ".", _PASS)
 
     def go(self) -> Spot:
-        """Go to the end; the caller closes it."""
+        """Walk to the end of the path; the caller closes the spot."""
         spot = None
         while spot is None:
             name = self._names.popleft()
             try:
                 if not self._names:
                     spot = self._look(name)
-                elif name != ".":  # the directory itself
+                elif name != ".":  # "." is the directory itself
                     self._enter(name)
             except OSError as exc:
-                if exc.filename in (name, ""):  # "" is a link that is open
-                    # For ENOTDIR the whole path is at fault, not the file that is no directory.
+                if exc.filename in (name, ""):  # "" stands for an open link
+                    # ENOTDIR means that the path is wrong, not the file that is no directory.
                     exc.filename = self._path if exc.errno == errno.ENOTDIR else self._at(name)
                 raise
         return spot
@@ -176,11 +178,11 @@ class _Way:
         try:
             below = os.open(name, _PASS | os.O_NOFOLLOW, dir_fd=self.directory)
         except FileNotFoundError:
-            if set(self._names) == {"."}:  # "new/" names a directory, even if it does not exist
+            if set(self._names) == {"."}:  # "new/" asks for a directory, even if there is none
                 raise self._is_a_directory() from None
             raise
         except OSError as exc:
-            # A link gives one or the other, depending on the system.
+            # Opening a link fails with one of these, depending on the system.
             if exc.errno not in (errno.ENOTDIR, errno.ELOOP) or not stat.S_ISLNK(self._stat(name).st_mode):
                 raise
             self._follow(name)
@@ -193,7 +195,7 @@ class _Way:
         os.close(before)
 
     def _look(self, name: str) -> Spot | None:
-        """Return the end of the way; None where it is a link, which is followed."""
+        """Return the spot of the last name; follow the name and return None if it is a link."""
         if name == ".":
             raise self._is_a_directory()
         is_magic = False
@@ -220,7 +222,7 @@ class _Way:
         return os.stat(name, dir_fd=self.directory, follow_symlinks=False)
 
     def _what_is_open(self, name: str, link: os.stat_result) -> os.stat_result | None:
-        """Return the status of the file that a link of ``/proc`` stands for, if it has no path; None for any other link."""
+        """Return the status of a file without a path that a ``/proc`` link leads to; None for other links."""
         try:
             if link.st_dev != os.stat("/proc/self/fd").st_dev:
                 return None
@@ -230,7 +232,7 @@ class _Way:
         return None if stat.S_ISREG(there.st_mode) or stat.S_ISDIR(there.st_mode) else there
 
     def _follow(self, name: str) -> None:
-        """Put the names of a link's text before the names that follow."""
+        """Put the names in a link's text in front of the remaining names."""
         link, text = _read_link(name, self.directory)
         self._check(link, name)
         self._links += 1
@@ -255,21 +257,21 @@ class _Way:
 
 
 def _names(path: str) -> list[str]:
-    """Return the names of a path in order, with a "." at the end if the path has to be a directory."""
+    """Return the names of a path in order, with a "." at the end if the path must lead to a directory."""
     names = path.split("/")
     must_be_directory = names[-1] in ("", ".", "..")
     return [name for name in names if name not in ("", ".")] + ["."] * must_be_directory
 
 
 def _read_link(name: str, directory: int) -> tuple[os.stat_result, str]:
-    """Return the status and the text of a link, both of the same one."""
+    """Return the status and the text of a link, and make sure that both are of the same link."""
     if sys.platform == "linux":
         fd = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=directory)
         try:
             return os.fstat(fd), os.readlink("", dir_fd=fd)
         finally:
             os.close(fd)
-    else:  # a link cannot be opened and then read, so its status is compared before and after
+    else:  # here an open link cannot be read, so the link's status is compared before and after reading it
         before = os.stat(name, dir_fd=directory, follow_symlinks=False)
         text = os.readlink(name, dir_fd=directory)
         after = os.stat(name, dir_fd=directory, follow_symlinks=False)

@@ -1,8 +1,9 @@
-"""Pipes, FIFOs, sockets and terminals, written by the loop without blocking.
+"""Write to pipes, FIFOs, sockets and terminals from the event loop, without blocking.
 
-The idea to know first: O_NONBLOCK belongs to the open file, which other processes share: a shell's terminal, the other end
-of a pipeline. So it is not changed where there is another way: a pipe or terminal is opened anew, through ``/proc``, and a
-socket is told in each call not to block.
+The idea to know first: the flag O_NONBLOCK belongs to the open file, and other processes share that file: a
+shell's terminal, or the other end of a pipeline. So this module changes the flag only if there is no other
+way. It opens a pipe or terminal a second time, through ``/proc``, and tells a socket in each call not to
+block.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from collections.abc import Callable, Generator
 from .protocol import Adapter
 
 _MASTER = os.makedev(5, 2)
-"""The device /dev/ptmx, of which Linux makes the masters of its terminals."""
+"""The device number of /dev/ptmx; on Linux, opening it makes the master of a new terminal."""
 
 
 def reopening_path(fd: int) -> str:
-    """Return the path by which Linux opens a descriptor's file anew."""
+    """Return the path through which Linux opens a descriptor's file a second time."""
     return f"/proc/self/fd/{fd}"
 
 
@@ -38,7 +39,7 @@ class DescriptorSink(Adapter):
 
     @contextlib.contextmanager
     def hold(self) -> Generator[None, None, None]:
-        """Keep the descriptor ready for writes without blocking."""
+        """Keep the descriptor ready for non-blocking writes during the block."""
         with contextlib.ExitStack() as stack:
             self._waiting_fd, self._send = _nonblocking(self._fd, stack)
             try:
@@ -49,7 +50,7 @@ class DescriptorSink(Adapter):
     async def write(self, data: bytes, /) -> None:
         """Write all of ``data``.
 
-        Cancel: comes while it waits for room; `handed_over` counts the bytes that are out.
+        Cancel: comes while it waits for room; `handed_over` counts the bytes that were written.
         """
         if self._send is None:
             with self.hold():
@@ -67,7 +68,10 @@ class DescriptorSink(Adapter):
 
 
 def _nonblocking(fd: int, stack: contextlib.ExitStack) -> tuple[int, Callable[[memoryview], int]]:
-    """Return a descriptor to wait on and a call that writes as many bytes as there is room for."""
+    """Return a descriptor to wait on, and a function that writes as many bytes as there is room for.
+
+    Leaving ``stack`` closes the descriptors that were opened for this, and sets back a changed flag.
+    """
     if stat.S_ISSOCK(os.fstat(fd).st_mode):
         sock = stack.enter_context(_without_timeout(fd))
         return sock.fileno(), functools.partial(_send_now, sock)
@@ -83,10 +87,10 @@ def _nonblocking(fd: int, stack: contextlib.ExitStack) -> tuple[int, Callable[[m
 
 
 def _without_timeout(fd: int) -> socket.socket:
-    """Return a socket of our own for the one that ``fd`` has open.
+    """Return a socket object without a time-out for a duplicate of the descriptor ``fd``.
 
-    A default time-out (``socket.setdefaulttimeout``) would make each call wait, here on the loop. So it is removed, which
-    changes the open file, and the open file is put back as it was.
+    A default time-out (``socket.setdefaulttimeout``) would make each call wait, and so block the loop.
+    Removing it changes the blocking mode of the shared open file, so the mode is set back.
     """
     is_blocking = os.get_blocking(fd)
     sock = socket.socket(fileno=os.dup(fd))
@@ -100,9 +104,10 @@ def _send_now(sock: socket.socket, view: memoryview) -> int:
 
 
 def _open_anew(fd: int) -> int | None:
-    """Return another descriptor of a pipe or terminal, which does not block; None where that is impossible.
+    """Open a pipe or terminal a second time, and return a descriptor that does not block; None if impossible.
 
-    That is on other systems than Linux, for a pipe of another user (``sudo -u``), and for a terminal's master.
+    It is impossible on systems other than Linux, for a pipe of another user (``sudo -u``), and for a
+    terminal's master.
     """
     there = os.fstat(fd)
     # Each opening of a terminal's master makes a new terminal; another device may allow only one.
@@ -119,7 +124,7 @@ def _open_anew(fd: int) -> int | None:
 
 
 async def _writable(fd: int) -> None:
-    """Wait until there is room. Cancel: ends the wait, and the loop watches the descriptor no more."""
+    """Wait until there is room. Cancel: ends the wait, and the loop stops watching the descriptor."""
     loop = asyncio.get_running_loop()
     event = asyncio.Event()
     loop.add_writer(fd, event.set)

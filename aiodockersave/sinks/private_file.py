@@ -1,8 +1,8 @@
 """Change a small private file as a whole, such as one with passwords.
 
-The file is read, changed and replaced below one descriptor of its directory, see :mod:`.path`: by a file beside it that is
-private from its first byte (mode 0600). A lock on the directory keeps other processes of this package out meanwhile, so that
-none of two changes is lost.
+The file is read and replaced through one open descriptor of its directory, see :mod:`.path`. The replacement
+is a file beside it that is private from its first byte (mode 0600). A lock on the directory keeps other
+processes of this package out meanwhile, so that no change is lost if two are made at the same time.
 
 All functions block.
 """
@@ -23,22 +23,22 @@ from .temporary import lock, open_temporary, remove_stale
 __all__ = ["change_private"]
 
 _LOCK_LIMIT: Final = 10.0
-"""Seconds to wait for another process: each holds the lock for a few fsyncs."""
+"""Seconds to wait for the lock; each process holds it only for a few fsyncs."""
 _LOCK_POLL: Final = 0.05
-"""Seconds between two tries to lock: there is no event to wait for that has a limit."""
+"""Seconds between two attempts to lock: a lock can only be polled if the wait is to have a limit."""
 
 
 def change_private(path: str, change: Callable[[bytes], bytes | None], *, limit: int) -> bool:
-    """Replace the content of a private file; tell whether that was done.
+    """Replace the content of a private file; return whether it was replaced.
 
     Args:
-        path: The file, which may be missing; its directory may not.
-        change: Gets the content, empty for a missing file, and returns the new one; None to leave all as it is.
+        path: The file. It need not exist, but its directory must.
+        change: Takes the content, empty for a missing file; returns the new content, or None to keep the old.
         limit: The largest file that is read, in bytes.
 
     Raises:
-        PermissionError: The file is another user's, or a stranger has prepared something on the path.
-        OSError: The file is not a regular one or is too large, or cannot be read or replaced.
+        PermissionError: The file is another user's, or another user may have tampered with the path.
+        OSError: The file is not regular, is too large, or cannot be read or replaced.
     """
     with find(path) as spot:
         try:
@@ -54,7 +54,7 @@ def change_private(path: str, change: Callable[[bytes], bytes | None], *, limit:
                 return False
             _replace(directory, spot, new)
         except OSError as exc:
-            exc.filename = spot.path  # not that of the file beside it
+            exc.filename = spot.path  # name the file itself, not the one beside it
             raise
         finally:
             os.close(directory)
@@ -79,7 +79,7 @@ def _try_lock(directory: int) -> bool:
 def _read(directory: int, spot: Spot, limit: int) -> bytes | None:
     """Return the content; None for no file."""
     try:
-        # A link is not followed: `find` has followed those that may be. A FIFO is not waited for.
+        # `find` has followed all links that may be followed; O_NONBLOCK keeps a FIFO from blocking the open.
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
         fd = os.open(spot.name, flags, dir_fd=directory)
     except FileNotFoundError:
@@ -88,7 +88,7 @@ def _read(directory: int, spot: Spot, limit: int) -> bytes | None:
         there = os.fstat(fd)
         if not stat.S_ISREG(there.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", spot.path)
-        # The text of another user is not kept, and not put under our name.
+        # Content that another user wrote must not be taken over into a file of this user.
         if there.st_uid != os.geteuid():
             raise PermissionError(
                 errno.EPERM,
@@ -109,7 +109,7 @@ def _replace(directory: int, spot: Spot, content: bytes) -> None:
             file.flush()
             os.fsync(fd)
             os.replace(temporary, spot.name, src_dir_fd=directory, dst_dir_fd=directory)
-            with contextlib.suppress(OSError):  # files stay that cannot be listed
+            with contextlib.suppress(OSError):  # if the directory cannot be listed, the files stay
                 remove_stale(directory, spot.name, fd)
     except BaseException:
         with contextlib.suppress(OSError):

@@ -1,4 +1,7 @@
-"""The powers that the sinks of this package have besides ``write``; a caller's sink is never asked for them."""
+"""Define the base class of this package's own sinks: the methods that a writer uses besides ``write``.
+
+A caller's sink needs none of them: for it, the writer uses a plain :class:`Adapter`, which does nothing.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +12,22 @@ from aiodockersave._aio import Worker
 
 
 class Adapter:
-    """A sink of ours.
+    """A sink of this package.
 
     Attributes:
-        worker: The thread that writes; None where the loop writes.
-        expected_size: The size in bytes that was promised for the archive; None where none was.
+        worker: The thread that writes; None if the event loop writes.
+        expected_size: The size in bytes that was promised for the archive; None if none was promised.
     """
 
     worker: Worker | None = None
     expected_size: int | None = None
 
     def hold(self) -> AbstractContextManager[None]:
-        """Keep ready for writing during the block, which is one call of a writer."""
+        """Keep the sink ready for writing while the block runs; one block is one call of a writer."""
         return contextlib.nullcontext()
 
     async def flush(self) -> None:
-        """Wait until the bytes that were taken have been passed on, as far as that can be known.
+        """Wait until the sink has passed on the bytes that it took, as far as it can know that.
 
         Cancel: ends the wait; the sink keeps its bytes.
         """

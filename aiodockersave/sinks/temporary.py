@@ -1,6 +1,6 @@
-"""Files beside a target: hidden, private until they are whole, and locked while a process works on them.
+"""Make, lock and remove the hidden files beside a target, which stay private until they are complete.
 
-The lock tells a file that is being written from one that a killed process has left.
+A process locks its file while it works on it. So a file that nobody has locked was left by a killed process.
 
 All functions block.
 """
@@ -30,42 +30,42 @@ __all__ = [
 ]
 
 OPEN_BESIDE: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
-"""Flags to open a file beside a target: a link at its name is not followed."""
+"""Flags to open a file beside a target without following a link of its name."""
 PRIVATE: Final = 0o600
-"""The mode of an unfinished file: nobody else reads a private image, or writes to it."""
+"""The mode of an unfinished file: nobody but its owner can read a private image, or write to it."""
 
 _NAME_MAX: Final = 255
-"""Bytes of a file's name: NAME_MAX of Linux and most file systems."""
+"""Bytes that a file's name may have: NAME_MAX of Linux and most file systems."""
 _TRIES: Final = 16
-"""Names to try: a second one is needed where another save removes the file before it is locked."""
+"""Names to try: a name can be taken, or another save may remove the file before it is locked."""
 _TOKEN_DIGITS: Final = 8
 _SUFFIX: Final = ".tmp"
 _ACL_OF_OTHERS: Final = frozenset({2, 4, 8})
-"""Tags of entries: a user, the group of the file, another group (Linux, include/uapi/linux/posix_acl.h)."""
+"""Tags of ACL entries: a user, the file's group, another group (Linux, include/uapi/linux/posix_acl.h)."""
 _NEW: Final = 0o666
-"""The mode of an ordinary new file, before umask or the directory's default ACL take from it."""
+"""The mode of an ordinary new file, before the umask or the directory's default ACL reduces it."""
 
 
 def name_beside(name: str, suffix: str) -> str:
-    """Return a hidden name beside ``name``, cut to the length that file systems take."""
+    """Return a hidden name derived from ``name``, cut to the length that file systems allow."""
     kept = os.fsencode(name)[: _NAME_MAX - len(suffix) - 1]
     return f".{os.fsdecode(kept)}{suffix}"
 
 
 def names_beside(directory: int, name: str, digits: int, suffix: str) -> list[str]:
-    """Return the names in a directory that :func:`name_beside` makes of ``name``, any hex digits, and a suffix.
+    """Return the names in a directory that :func:`name_beside` makes of ``name``, hex digits and a suffix.
 
     Raises:
         OSError: The directory cannot be listed.
     """
-    ending = "?" * digits + suffix  # as long as theirs, since a long name is cut by its length
+    ending = "?" * digits + suffix  # a stand-in of the same length, which decides where a long name is cut
     beginning = name_beside(name, f".{ending}").removesuffix(ending)
     pattern = re.compile(f"{re.escape(beginning)}[0-9a-f]{{{digits}}}{re.escape(suffix)}")
     return [each for each in os.listdir(directory) if pattern.fullmatch(each)]
 
 
 def is_still(fd: int, directory: int, name: str) -> bool:
-    """Tell whether a name is still that of an open file."""
+    """Return whether a name in a directory still leads to an open file."""
     try:
         named = os.stat(name, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:
@@ -74,7 +74,7 @@ def is_still(fd: int, directory: int, name: str) -> bool:
 
 
 def lock(fd: int) -> bool:
-    """Lock a file until its descriptor is closed; tell whether that was possible, or another process has the lock.
+    """Lock a file until its descriptor is closed; return False if another process has it locked.
 
     Raises:
         OSError: The file system has no locks.
@@ -100,7 +100,7 @@ def _temporary_name(name: str) -> str:
 def open_temporary(directory: int, name: str) -> tuple[int, str]:
     """Make a temporary file beside the target ``name`` and lock it; return its descriptor and name.
 
-    Where the file system has no locks, no file is locked, and :func:`remove_stale` removes none.
+    If the file system has no locks, the file stays unlocked, and :func:`remove_stale` removes no file there.
     """
     for _ in range(_TRIES):
         temporary = _temporary_name(name)
@@ -109,7 +109,7 @@ def open_temporary(directory: int, name: str) -> tuple[int, str]:
         except FileExistsError:
             continue
         try:
-            # Before it was locked, another save may have taken it for a stale one.
+            # Before the lock, another save may have taken the file for a stale one and removed it.
             if _lock_if_possible(fd) and is_still(fd, directory, temporary):
                 return fd, temporary
         except BaseException:
@@ -139,20 +139,20 @@ def _remove(directory: int, name: str) -> None:
 def remove_stale(
     directory: int, name: str, fd: int, *, digits: int = _TOKEN_DIGITS, suffix: str = _SUFFIX
 ) -> None:
-    """Remove the temporary files beside the target ``name`` that nobody works on any more, as after a kill.
+    """Remove the temporary files beside the target ``name`` that no process works on, such as a killed one's.
 
     ::
 
-        removed   a regular file of the user's own, of one name, exactly as ours are called, that can be locked
-        kept      a file that another process has locked, or made a moment ago and is about to lock
+        removed   a regular file of this user that can be locked, whose only name is exactly like ours
+        kept      a file that another process has locked, or has just made and is about to lock
                   a file of another user, one with a second name, one that is not regular
-                  all, where the file system has no locks
+                  all files, if the file system has no locks
 
     Args:
         directory: A descriptor of the directory.
         name: The name of the target.
-        fd: The caller's own file: it stays, and its owner is the user in this file system.
-        digits: How many hex digits the names have.
+        fd: The caller's own file. It stays; its owner shows how this file system reports the user.
+        digits: The number of hex digits in the names.
         suffix: The end of the names.
 
     Raises:
@@ -160,17 +160,17 @@ def remove_stale(
     """
     own = os.fstat(fd)
     for each in names_beside(directory, name, digits, suffix):
-        with contextlib.suppress(OSError):  # the file stays, or another process has removed it
+        with contextlib.suppress(OSError):  # the file cannot be removed, or another process has removed it
             _remove_if_stale(directory, each, own)
 
 
 def _remove_if_stale(directory: int, name: str, own: os.stat_result) -> None:
     if not _may_be_stale(os.stat(name, dir_fd=directory, follow_symlinks=False), own):
-        return  # without opening it
+        return  # a foreign file is not even opened
     fd = os.open(name, OPEN_BESIDE | os.O_NONBLOCK, dir_fd=directory)
     try:
-        # Checked again, since the name may be another file's by now. A save that has just made this one checks, once it has
-        # the lock, that the file is still there.
+        # Checked again, since the name may lead to another file by now. If a save has just made this file and
+        # not locked it yet, that save finds after locking that the name is gone, and makes another file.
         if _may_be_stale(os.fstat(fd), own) and lock(fd) and is_still(fd, directory, name):
             os.unlink(name, dir_fd=directory)
     finally:
@@ -186,7 +186,7 @@ def _may_be_stale(there: os.stat_result, own: os.stat_result) -> bool:
 
 
 def mode_of_new(directory: int, name: str) -> int:
-    """Return the mode of an ordinary new file beside the target ``name``."""
+    """Return the mode that an ordinary new file beside the target ``name`` gets."""
     umask = None if _has_default_acl(directory) else _umask()
     if umask is not None:
         return _NEW & ~umask
@@ -194,9 +194,9 @@ def mode_of_new(directory: int, name: str) -> int:
 
 
 def _umask() -> int | None:
-    """Return this process's umask; None where the kernel does not show it.
+    """Return this process's umask; None if the kernel does not show it.
 
-    ``os.umask()`` returns the umask only by changing it, for a moment and for all threads.
+    Reading it with ``os.umask()`` would change it for a moment, in all threads.
     """
     try:
         with open("/proc/thread-self/status", "rb") as file:
@@ -207,34 +207,35 @@ def _umask() -> int | None:
 
 
 def _has_default_acl(directory: int) -> bool:
-    """Tell whether a directory has a default ACL, which replaces the umask."""
+    """Return whether a directory has a default ACL, which replaces the umask."""
     try:
         return bool(os.getxattr(directory, "system.posix_acl_default"))
-    except (OSError, AttributeError):  # none, no ACLs on this file system, or no Linux
+    except (OSError, AttributeError):  # no ACL, a file system without ACLs, or not Linux
         return False
 
 
 def named_by_acl(fd: int, name: str | None = None) -> frozenset[bytes]:
-    """Return the entries of a file's access control list for others than its owner; empty where it has no list.
+    """Return a file's ACL entries for its group, other users and other groups; empty if the file has no ACL.
 
-    That is Linux' own form: entries of a tag, permissions and an ID, of 2, 2 and 4 bytes, behind 4 bytes of a version.
+    Linux' binary form is a version of 4 bytes, then entries of a tag (2 bytes), permissions (2) and an ID
+    (4).
 
     Args:
-        fd: The file, or its directory.
+        fd: The file; or its directory, if ``name`` is given.
         name: The file's name in the directory.
     """
     try:
-        # The list of a name is not read by `dir_fd`; without /proc there is none.
+        # getxattr takes no `dir_fd`, so the name is reached through /proc; without /proc the result is empty.
         path = fd if name is None else f"/proc/self/fd/{fd}/{name}"
         acl = os.getxattr(path, "system.posix_acl_access", follow_symlinks=name is None)
-    except (OSError, AttributeError):  # none, no ACLs on this file system, or no Linux
+    except (OSError, AttributeError):  # no ACL, a file system without ACLs, or not Linux
         return frozenset()
     entries = [acl[at : at + 8] for at in range(4, len(acl), 8)]
     return frozenset(each for each in entries if each[0] in _ACL_OF_OTHERS)
 
 
 def stat_of_new(directory: int, name: str, mode: int) -> os.stat_result:
-    """Make an empty file beside the target ``name``, remove it, and return its status: owner and mode."""
+    """Make an empty file beside the target ``name``, remove it, and return its status, for owner and mode."""
     for _ in range(_TRIES):
         temporary = _temporary_name(name)
         with contextlib.suppress(FileExistsError):

@@ -1,14 +1,15 @@
-"""Archives as responses of aiohttp's server.
+"""Send archives as responses of aiohttp's server.
 
 ::
 
     async def download(request):
         return await plan_response(request, plan, source.open_blob, filename="app.tar")
 
-Both functions send the whole response and return it. Until the first byte of the body is there, errors are raised, and the
-application may answer them. After that no answer can be given any more: the connection is closed in the middle of the body,
-one line goes to the logger ``aiodockersave``, and the response is returned unfinished. A client that leaves is not an error.
-It is noticed within a quarter of a second, with ``handler_cancellation`` or without.
+Both functions send the whole response and return it. An error before the first byte of the body is raised,
+and the application may answer it. After that no other answer can be sent: the connection is closed in the
+middle of the body, one line goes to the logger ``aiodockersave``, and the response is returned unfinished. A
+client that leaves is not an error. Its leaving is noticed within a quarter of a second, with
+``handler_cancellation`` or without.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ __all__ = ["archive_response", "plan_response"]
 logger = logging.getLogger("aiodockersave")
 
 _LOOK_INTERVAL = 0.25
-"""Seconds between two looks at a connection: aiohttp does not tell a handler that its client has left."""
+"""Seconds between two checks of a connection: aiohttp does not tell a handler that its client has left."""
 
 
 async def plan_response(
@@ -52,8 +53,8 @@ async def plan_response(
 ) -> web.StreamResponse:
     """Answer a request with a planned archive, or with the part of it that the request asks for.
 
-    ``ETag``, ``Content-Length`` and ranges are as :mod:`aiodockersave.web.ranges` decides. Only the blobs that the part
-    touches are opened, only at the bytes that it needs.
+    :mod:`aiodockersave.web.ranges` decides on ``ETag``, ``Content-Length`` and ranges. Only blobs that
+    overlap the requested part are opened, and only the bytes that it needs are read.
 
     Args:
         request: A GET or HEAD.
@@ -61,10 +62,10 @@ async def plan_response(
         open_blob: Opens a blob, as a source's method does.
         filename: The name under which a browser saves the archive.
         headers: More header fields; ``Cache-Control`` replaces ours, which is ``no-cache, no-transform``.
-        send_timeout: Seconds that the client may take for 256 KiB, before it is dropped.
+        send_timeout: Seconds that the client may take for 256 KiB before it is dropped.
 
     Returns:
-        The response, prepared and finished; unfinished where the client left, or the body broke off.
+        The response, prepared and finished; unfinished if the client left or the body broke off.
 
     Raises:
         InvalidInputError: ``filename`` or ``headers`` cannot be sent.
@@ -90,18 +91,18 @@ async def archive_response(
     send_timeout: float = SEND_TIMEOUT,
     **writer_options: Any,
 ) -> web.StreamResponse:
-    """Answer a request with an archive that is written while it is sent: whole, chunked, of unknown size.
+    """Answer a request with a whole archive that is written while it is sent, chunked, its size unknown.
 
     Args:
         request: A GET or HEAD; for a HEAD nothing is built.
-        build: Writes the archive, as :func:`aiodockersave.archive_stream` says; it need not close it.
+        build: Writes the archive, as :func:`aiodockersave.archive_stream` says, and need not close it.
         filename: The name under which a browser saves the archive.
         headers: More header fields; ``Cache-Control`` replaces ours, which is ``no-store, no-transform``.
-        send_timeout: Seconds that the client may take for 256 KiB, before it is dropped.
+        send_timeout: Seconds that the client may take for 256 KiB before it is dropped.
         writer_options: Those of :class:`~aiodockersave.ArchiveWriter`.
 
     Returns:
-        The response, prepared and finished; unfinished where the client left, or the body broke off.
+        The response, prepared and finished; unfinished if the client left or the body broke off.
 
     Raises:
         InvalidInputError: ``filename`` or ``headers`` cannot be sent.
@@ -145,11 +146,11 @@ async def _send(
     except BaseException as exc:
         if not delivery.is_started:
             raise
-        # Before anything else: an answer of the application's error handler must not follow half a body.
+        # Drop first: the application's error handler must not send an answer after half a body.
         drop(request.transport, has_frame=has_frame)
         if not isinstance(exc, Exception):
             raise
-        show_traceback = logger.isEnabledFor(logging.DEBUG)  # it has others' text, which is not escaped
+        show_traceback = logger.isEnabledFor(logging.DEBUG)  # it holds foreign text that is not escaped
         logger.error(  # noqa: TRY400 - the traceback is for debugging
             "a response broke off after %d bytes: %s", delivery.sent, describe(exc), exc_info=show_traceback
         )
@@ -175,7 +176,7 @@ class _Client:
         await self._response.write(data)
 
     async def finish(self) -> None:
-        """End the body, and wait until the connection has taken all of it, since a client may stall at the end too."""
+        """End the body; wait until the connection has taken all of it, since a client may stall here, too."""
         await self._response.write_eof()
         transport = self._request.transport
         if transport is not None:

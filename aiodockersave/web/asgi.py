@@ -1,4 +1,4 @@
-"""Archives as ASGI responses: for Starlette, FastAPI, or a server alone.
+"""Send archives as ASGI responses: for Starlette, FastAPI, or a server alone.
 
 ::
 
@@ -6,11 +6,12 @@
     async def download() -> Response:
         return PlanResponse(plan, source.open_blob, filename="app.tar")
 
-Where Starlette is installed, the classes inherit from its ``Response``, since FastAPI takes no others; they use nothing of it.
+If Starlette is installed, the classes inherit from its ``Response``, since FastAPI demands that; they use
+nothing of it.
 
-Until the first byte of the body is there, errors are raised before the response has begun, and the application may answer
-them. After that they are raised, too: the server logs them and closes the connection in the middle of the body, which no
-client takes for complete. A client that leaves is not an error.
+An error before the first byte of the body is raised before the response has begun, and the application may
+answer it. A later error is raised, too: the server logs it and closes the connection in the middle of the
+body, so that no client takes the body for complete. A client that leaves is not an error.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ class _BodyResponse(Response):
     """The common part of both responses.
 
     Attributes:
-        raw_headers: The caller's header fields; those of the archive are added when it is sent.
-        background: Called when the response has ended, as by Starlette.
+        raw_headers: The caller's header fields; those of the archive are added when the response is sent.
+        background: Called when the response has ended, as Starlette does.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class _BodyResponse(Response):
         background: Callable[[], Awaitable[None]] | None,
         send_timeout: float,
     ) -> None:
-        # Without Starlette's own __init__, which would derive header fields from a body that is not there yet.
+        # Starlette's __init__ is not called: it would derive header fields from a body that is not there yet.
         content_disposition(filename)
         self.status_code = 200
         self.body = b""
@@ -82,7 +83,7 @@ class _BodyResponse(Response):
         answer: Answer,
         open_body: Callable[[ByteRange], ByteStream],
     ) -> None:
-        """Send the status alone, or the body; then run Starlette's background task."""
+        """Send the status alone, or status and body; then run the background task."""
         extra = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in self.raw_headers]
         client = _Client(receive, send, answer.status, response_headers(answer, self._filename, extra))
         if answer.body is None:
@@ -90,7 +91,7 @@ class _BodyResponse(Response):
             await client.finish()
         else:
             size = answer.body.size
-            # Whether the client can tell a body that breaks off from a whole one.
+            # Whether the client can tell a truncated body from a complete one.
             has_frame = size is not None or scope.get("http_version") != "1.0"
             await self._deliver(client, open_body(answer.body), size, has_frame=has_frame)
         if self.background is not None:
@@ -103,7 +104,7 @@ class _BodyResponse(Response):
             if outcome is Outcome.STALLED:
                 raise TimeoutError(f"the client stalled for {self._send_timeout:g} s")
         except BaseException as exc:
-            # The cancel of a source that cancels itself is raised here, though nobody has cancelled this task.
+            # If a source cancels itself, CancelledError is raised here, though nobody cancelled this task.
             is_stray = isinstance(exc, asyncio.CancelledError) and not running_task().cancelling()
             is_fault = isinstance(exc, Exception) or is_stray
             if delivery.is_started and not client.drop(has_frame=has_frame) and is_fault:
@@ -115,15 +116,15 @@ class _BodyResponse(Response):
         try:
             is_refused = await client.spoil()
         finally:
-            if not is_refused:  # then the server does not see the fault, and does not log it
+            if not is_refused:  # a middleware took the message, so the server will not see and log the fault
                 logger.error("a response broke off after %d bytes: %s", sent, describe(fault))
 
 
 class PlanResponse(_BodyResponse):
     """A planned archive, or the part of it that a request asks for, as a response.
 
-    ``ETag``, ``Content-Length`` and ranges are as :mod:`aiodockersave.web.ranges` decides. Only the blobs that the part
-    touches are opened, only at the bytes that it needs.
+    :mod:`aiodockersave.web.ranges` decides on ``ETag``, ``Content-Length`` and ranges. Only blobs that
+    overlap the requested part are opened, and only the bytes that it needs are read.
     """
 
     def __init__(
@@ -136,7 +137,7 @@ class PlanResponse(_BodyResponse):
         background: Callable[[], Awaitable[None]] | None = None,
         send_timeout: float = SEND_TIMEOUT,
     ) -> None:
-        """Make a response; nothing is opened before it is sent.
+        """Make a response; no blob is opened before the response is sent.
 
         Args:
             plan: The archive.
@@ -144,7 +145,7 @@ class PlanResponse(_BodyResponse):
             filename: The name under which a browser saves the archive.
             headers: More header fields; ``Cache-Control`` replaces ours, which is ``no-cache, no-transform``.
             background: Called when the response has ended without an error.
-            send_timeout: Seconds that the client may take for 256 KiB, before it is dropped.
+            send_timeout: Seconds that the client may take for 256 KiB before it is dropped.
 
         Raises:
             InvalidInputError: ``filename`` cannot be sent.
@@ -159,7 +160,7 @@ class PlanResponse(_BodyResponse):
         Raises:
             InvalidInputError: A header field that was added cannot be sent.
             TimeoutError: The client stalled.
-            Exception: The error of a source, before the response has begun or after that.
+            Exception: An error of a source, before the response has begun or after that.
 
         Cancel: nothing upstream stays open.
         """
@@ -174,7 +175,7 @@ class PlanResponse(_BodyResponse):
 
 
 class ArchiveResponse(_BodyResponse):
-    """An archive that is written while it is sent, as a response: of unknown size, as a whole."""
+    """A response with a whole archive that is written while it is sent; its size is unknown."""
 
     def __init__(
         self,
@@ -186,14 +187,14 @@ class ArchiveResponse(_BodyResponse):
         send_timeout: float = SEND_TIMEOUT,
         **writer_options: Any,
     ) -> None:
-        """Make a response; ``build`` does not begin before it is sent.
+        """Make a response; ``build`` does not begin before the response is sent.
 
         Args:
-            build: Writes the archive, as :func:`aiodockersave.archive_stream` says; it need not close it.
+            build: Writes the archive, as :func:`aiodockersave.archive_stream` says, and need not close it.
             filename: The name under which a browser saves the archive.
             headers: More header fields; ``Cache-Control`` replaces ours, which is ``no-store, no-transform``.
             background: Called when the response has ended without an error.
-            send_timeout: Seconds that the client may take for 256 KiB, before it is dropped.
+            send_timeout: Seconds that the client may take for 256 KiB before it is dropped.
             writer_options: Those of :class:`~aiodockersave.ArchiveWriter`.
 
         Raises:
@@ -243,20 +244,21 @@ class _Client:
 
     async def departure(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
-            pass  # the request's body, which is not wanted
+            pass  # a part of the request's body, which nobody needs
 
     def has_left(self) -> bool:
-        return True  # since version 2.4 of the specification, an OSError of `send` means that
+        return True  # an OSError from `send` means this, since version 2.4 of the ASGI specification
 
     def drop(self, *, has_frame: bool) -> bool:
-        """Close the connection at once, where that is possible, and tell whether it was.
+        """Close the connection at once if it can be reached; return whether it was closed.
 
-        ASGI has no message for that. After an exception of the application a server closes the connection, but first it
-        sends its buffer, and so waits for a stalled client, perhaps for ever. uvicorn's ``receive`` is the method of an
-        object that has the connection. In hypercorn and granian, and behind Starlette's ``BaseHTTPMiddleware``, nothing
-        leads to the connection: sources are closed all the same, but the server keeps it until the client moves.
+        ASGI has no message for that. After an exception of the application a server closes the connection,
+        but it first sends its buffer, and so waits for a stalled client, perhaps for ever. In uvicorn,
+        ``receive`` is a method of an object that holds the connection. In hypercorn and granian, and behind
+        Starlette's ``BaseHTTPMiddleware``, the connection cannot be reached: sources are closed all the same,
+        but the server keeps the connection until the client acts.
         """
-        # `transport` is not documented; neither ASGI nor uvicorn has a public way to a connection.
+        # `transport` is not documented; neither ASGI nor uvicorn offers a public way to the connection.
         transport = getattr(getattr(self._receive, "__self__", None), "transport", None)
         if not callable(getattr(transport, "abort", None)):
             return False
@@ -264,11 +266,12 @@ class _Client:
         return True
 
     async def spoil(self) -> bool:
-        """Keep a middleware from ending the body; tell whether the server itself refused, so that there was no middleware.
+        """Keep a middleware from ending a broken body; return True if the server itself refused the message.
 
-        Starlette's ``BaseHTTPMiddleware`` passes on the application's error, but ends the body before that: in chunks, half
-        an archive would look whole. A ``pathsend`` in the middle of a body is passed on, by any number of such middlewares,
-        and then none of them ends the body; servers refuse it. (Two of them around a ``GZipMiddleware`` still end it.)
+        Starlette's ``BaseHTTPMiddleware`` passes on the application's error, but ends the body first, and
+        with chunks half an archive would then look complete. It passes on a ``pathsend`` message in the
+        middle of a body, and does not end the body after that. Servers refuse the message. This works through
+        any number of such middlewares. (Two of them around a ``GZipMiddleware`` still end the body.)
 
         Cancel: comes also from a middleware that fails over the server's refusal; the body is not ended.
         """

@@ -1,10 +1,11 @@
-"""One body on its way to one client, which may leave or stall at any moment.
+"""Send one body to one client, which may leave or stall at any moment. This module knows no framework.
 
-One task owns the body: it opens the body, passes it on and closes it, whatever happens. A second task waits for the client
-to leave, since no write notices that while the source is silent. It interrupts the first task as a time-out would (cancel,
-uncancel), so that the source is closed in the same moment.
+One task owns the body: it opens the body, passes it on and always closes it. A second task waits for the
+client to leave, because no write notices that while the source is silent. It interrupts the first task as a
+time-out would (cancel, uncancel), so that the source is closed at once.
 
-A body is either complete or not ended. The framework's half decides on the connection then.
+A body gets its end only if it is complete. Otherwise the framework's part (:mod:`.aiohttp`, :mod:`.asgi`)
+decides how to close the connection.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ logger = logging.getLogger("aiodockersave")
 SEND_TIMEOUT = 60.0
 """Seconds that a client may take for one piece."""
 PIECE_SIZE = 256 << 10
-"""Bytes of one piece: a client that is only slow (5 kB/s) takes it within `SEND_TIMEOUT`."""
+"""Bytes of one piece: small enough that a slow client (5 kB/s) takes it within `SEND_TIMEOUT`."""
 
 
 class Outcome(enum.Enum):
-    """The end of a delivery that did not fail."""
+    """The way in which a delivery ended, if it did not fail."""
 
     COMPLETE = enum.auto()
     LEFT = enum.auto()
@@ -42,7 +43,7 @@ class Outcome(enum.Enum):
 
 
 class Client(Protocol):
-    """The receiver of a body: a framework's half of a response."""
+    """The receiver of a body, implemented for each framework."""
 
     async def start(self) -> None:
         """Send status and header fields.
@@ -52,7 +53,7 @@ class Client(Protocol):
         ...
 
     async def send(self, data: bytes | memoryview, /) -> None:
-        """Send a piece of the body; wait for room, before or after.
+        """Send a piece of the body; wait for room, before or after sending.
 
         Cancel: the piece may be on its way, whole or in part; no more of the body may be sent.
         """
@@ -61,7 +62,7 @@ class Client(Protocol):
     async def finish(self) -> None:
         """End the body.
 
-        Cancel: the body may be ended.
+        Cancel: the body may have ended.
         """
         ...
 
@@ -73,16 +74,16 @@ class Client(Protocol):
         ...
 
     def has_left(self) -> bool:
-        """Tell whether an ``OSError`` of the other methods means that the client has left."""
+        """Return whether an ``OSError`` of the other methods means that the client has left."""
         ...
 
 
 class Delivery:
-    """One body for one client.
+    """The sending of one body to one client.
 
     Attributes:
-        is_started: Whether status and header fields may be on their way. Until then a fault is an ordinary error, to
-            which the application can give a status of its own.
+        is_started: Whether status and header fields may be on their way. Until then the application can
+            answer an error with a status of its own.
         sent: Bytes of the body that the server has taken.
     """
 
@@ -91,7 +92,7 @@ class Delivery:
 
         Args:
             client: The receiver.
-            size: The size of the body that its header fields promise; None where they promise none.
+            size: The size of the body that its header fields promise; None if they promise none.
             send_timeout: Seconds that the client may take for one piece.
         """
         self.is_started = False
@@ -102,13 +103,14 @@ class Delivery:
         self._fairness = Fairness()
 
     async def run(self, body: ByteStream) -> Outcome:
-        """Pass a body on, and close it. The first chunk is there before anything is sent.
+        """Send a body, and close it. Nothing is sent before the first chunk is there.
 
         Raises:
             SizeMismatchError: The body has another size than its header fields promise.
             Exception: An error of the body while the client was there.
 
-        Cancel: the body is closed; towards the client it is not ended, unless the cancel comes while it is being ended.
+        Cancel: the body is closed; the client gets no end of it, unless the cancel comes while the end is
+        sent.
         """
         running_task()
         departed = asyncio.timeout(None)
@@ -142,16 +144,16 @@ class Delivery:
             piece, view = view[:PIECE_SIZE], view[PIECE_SIZE:]
             await self._within_time_out(self._client.send, piece)
             self.sent += len(piece)
-            # A server whose client has left may take all at once; without a turn of the loop nobody would notice.
+            # If the client has left, a server may take all data without waiting: let the watcher run, too.
             await self._fairness.passed(len(piece))
 
     async def _within_time_out(self, act: Callable[..., Awaitable[None]], *args: Any) -> None:
-        """Await a method of the client; tell a time-out and a client that has left from other errors."""
+        """Await a method of the client; raise _GoneError if it times out, or if the client has left."""
         limit = asyncio.timeout(self._send_timeout)
         try:
             async with limit:
                 await act(*args)
-        except OSError as exc:  # TimeoutError is one
+        except OSError as exc:  # includes TimeoutError
             if limit.expired():
                 raise _GoneError(Outcome.STALLED) from exc
             if self._client.has_left():
@@ -189,7 +191,7 @@ class _Watch(ending):
 
 
 class _GoneError(Exception):
-    """The client takes nothing any more."""
+    """The client has left or stalled, and takes nothing any more."""
 
     def __init__(self, outcome: Outcome) -> None:
         super().__init__(outcome.name)
@@ -197,7 +199,7 @@ class _GoneError(Exception):
 
 
 def describe(exc: BaseException) -> str:
-    """Return an error as it may stand in a log: one line, escaped, cut, without secrets in URLs."""
+    """Return an error as text that is safe to log: one line, escaped, cut, without secrets in URLs."""
     return shown(f"{type(exc).__name__}: {exc}")
 
 
@@ -205,9 +207,9 @@ def drop(transport: asyncio.Transport | None, *, has_frame: bool) -> None:
     """Close a connection in the middle of a body, at once.
 
     Args:
-        transport: The connection; None where there is none any more.
-        has_frame: Whether the client can tell an end from a broken connection, by ``Content-Length`` or by the last
-            chunk. If not (HTTP/1.0), the connection is reset.
+        transport: The connection; None if it is gone already.
+        has_frame: Whether the client can tell a complete body from a broken connection, by ``Content-Length``
+            or by the last chunk. If not (HTTP/1.0), the connection is reset.
     """
     if transport is None:
         return

@@ -1,4 +1,4 @@
-"""The header fields that go with an archive: its type, its file name, how long it may be kept."""
+"""Decide on the header fields of an archive: content type, file name, caching. No I/O, no framework."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from .ranges import Answer
 __all__ = ["content_disposition", "response_headers"]
 
 MAX_FILENAME_SIZE: Final = 255
-"""Bytes of a file's name: no file system takes more."""
+"""Bytes that the name of a file may have: no file system takes more."""
 
 _TOKENS: Final = "!#$&+-.^_`|~"
-"""Characters that stand for themselves in an extended value, besides letters and digits (``attr-char``, RFC 8187 § 3.2.1)."""
+"""Unencoded characters in an extended value, besides letters and digits (``attr-char``, RFC 8187 § 3.2.1)."""
 _PLAIN: Final = frozenset(f"{_TOKENS} @=:(),;[]{{}}'")
-"""Characters that stand for themselves between quotes, for every browser; not ``%``, which some decode (RFC 6266, appendix D)."""
+"""Characters safe between quotes in every browser; not ``%``, which some decode (RFC 6266, appendix D)."""
 _NAME: Final = f"{_TOKENS}%'*"
-"""Characters that a field's name may have besides letters and digits (``tchar``, RFC 9110 § 5.6.2)."""
+"""Characters that a field's name may have, besides letters and digits (``tchar``, RFC 9110 § 5.6.2)."""
 _CONTROLS: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-"""Controls, marks that turn text around (U+202E), lone surrogates, line and paragraph separators."""
+"""Categories of controls, text direction marks (U+202E), lone surrogates, line and paragraph separators."""
 _OURS: Final = frozenset(
     {
         "accept-ranges",
@@ -37,7 +37,7 @@ _OURS: Final = frozenset(
         "transfer-encoding",
     }
 )
-"""Fields that follow from the archive and the request: another value would be wrong."""
+"""Fields that follow from the archive and the request: a caller's value would be wrong."""
 
 
 def response_headers(
@@ -45,25 +45,26 @@ def response_headers(
 ) -> list[tuple[str, str]]:
     """Return all header fields of an answer.
 
-    Nothing may be changed on the way (``no-transform``): compressed, an archive would have another size and ETag. A
-    cache asks again each time (``no-cache``), as a tag may move; an archive without an ETag it does not keep.
+    Nobody may change an archive on the way (``no-transform``): compressed, it would have another size and
+    ETag. A cache must ask again each time (``no-cache``), since a tag may move; it must not keep an archive
+    without an ETag (``no-store``).
 
     Args:
         answer: The answer to the request.
         filename: The name under which a browser saves the archive.
-        extra: The caller's fields, on every answer; a ``Cache-Control`` replaces ours.
+        extra: The caller's fields, for every answer; a ``Cache-Control`` replaces ours.
 
     Raises:
-        InvalidInputError: ``filename`` cannot be sent, or ``extra`` has a field that follows from the archive, or one that
-            cannot be sent.
+        InvalidInputError: ``filename`` cannot be sent; or ``extra`` has a field that follows from the
+            archive, or one that cannot be sent.
     """
-    disposition = content_disposition(filename)  # also for answers without it: a bad name shows at once
+    disposition = content_disposition(filename)  # for every answer, so that a bad name shows at once
     added = list(extra)
     names = {name.lower() for name, _ in added}
     if taken := sorted(names & _OURS):
         raise InvalidInputError(f"{taken[0]} follows from the archive and the request: leave it out")
     for name, value in added:
-        if not _is_field(name, value):  # the value may be a secret
+        if not _is_field(name, value):  # the message omits the value, which may be a secret
             raise InvalidInputError(f"a header field cannot be sent, its name or value: {name!a:.100}")
     fields = list(answer.headers)
     if answer.is_archive:
@@ -75,7 +76,10 @@ def response_headers(
 
 
 def _is_field(name: str, value: str) -> bool:
-    """Tell whether a field can be sent (RFC 9110 § 5.1, 5.5). Servers would refuse it only after the answer has begun."""
+    """Return whether a field can be sent (RFC 9110 § 5.1, 5.5).
+
+    Servers would refuse a bad field only after the answer has begun.
+    """
     is_token = name != "" and all(char.isascii() and (char.isalnum() or char in _NAME) for char in name)
     return is_token and all(char == "\t" or unicodedata.category(char) != "Cc" for char in value)
 
@@ -83,8 +87,9 @@ def _is_field(name: str, value: str) -> bool:
 def content_disposition(filename: str) -> str:
     """Return the value of ``Content-Disposition`` that makes a browser save the body under this name.
 
-    RFC 6266. A name with characters that are not safe between quotes is given twice: with ``_`` in their place, and encoded
-    (RFC 8187). A slash or backslash is ``_`` in both, so that no path is left.
+    See RFC 6266. If the name has characters that are not safe between quotes, the value has two forms of the
+    name: one with ``_`` in their place, and one encoded (RFC 8187). Both have ``_`` for a slash or backslash,
+    so that neither is a path.
 
     Raises:
         InvalidInputError: The name is empty, longer than 255 bytes, or has control characters.

@@ -1,18 +1,20 @@
-"""Answers to requests for an archive: status, header fields, a range of bytes.
+"""Decide on the answer to a request for an archive: status, header fields, and range of bytes.
 
-One function decides, :func:`evaluate`, in the order of RFC 9110 § 13.2.2::
+:func:`evaluate` decides, in the order of RFC 9110 § 13.2.2::
 
     If-Match               no match: 412
-    If-Unmodified-Since    ignored, as RFC 9110 § 13.1.4 asks where no date of modification is known
+    If-Unmodified-Since    ignored, as RFC 9110 § 13.1.4 demands if no modification date is known
     If-None-Match          a match: 304 for GET and HEAD, 412 for others
     If-Modified-Since      ignored, for the same reason
-    Range, If-Range        GET only; 206, 416, or as if there were no Range
+    Range, If-Range        GET only; 206, 416, or Range is ignored
 
-A server may always ignore ``Range`` (RFC 9110 § 14.2), and this one does where the field is longer than 1,024 bytes,
-has more than 16 elements, is malformed, or asks for more than one run of bytes: there is no multipart answer, so that no
-request costs more bytes than the archive has. ``If-Range`` holds for the one strong ETag, byte for byte; a date never does.
+A server may always ignore ``Range`` (RFC 9110 § 14.2). This one ignores a field that is longer than 1,024
+bytes, has more than 16 elements, is malformed, or asks for more than one run of bytes. There is no multipart
+answer, so no request can cost more bytes than the archive has. ``If-Range`` matches only the archive's strong
+ETag, byte for byte, and never a date.
 
-The work is linear in the length of the fields: no regular expression, and ``int()`` sees ASCII digits only, at most 19.
+The work is linear in the length of the fields: there is no regular expression, and ``int()`` gets only ASCII
+digits, at most 19. This module does no I/O and knows no framework.
 """
 
 from __future__ import annotations
@@ -23,24 +25,24 @@ from dataclasses import dataclass
 __all__ = ["Answer", "ByteRange", "evaluate"]
 
 MAX_FIELD_SIZE = 1024
-"""Characters of a ``Range``: 16 elements of two positions with 19 digits take 640."""
+"""Characters that a ``Range`` may have: 16 elements of two positions with 19 digits take 640."""
 MAX_ELEMENTS = 16
-"""Elements of a ``Range``, empty ones too; downloaders ask for one, and more are ignored anyway unless they touch."""
+"""Elements of a ``Range``, empty ones too: downloaders ask for one, and more count only if they touch."""
 MAX_DIGITS = 19
-"""Digits of a position: those of 2**63, which no archive reaches."""
+"""Digits that a position may have: as many as 2**63, which no archive reaches."""
 
 _OWS = " \t"
 _NO_REPRESENTATION = frozenset({"CONNECT", "OPTIONS", "TRACE"})
-"""Methods that select no representation: preconditions mean nothing there (RFC 9110 § 13.2.1)."""
+"""Methods that select no representation, so that preconditions are ignored (RFC 9110 § 13.2.1)."""
 
 
 @dataclass(frozen=True, slots=True)
 class ByteRange:
-    """A run of bytes, half-open.
+    """A half-open run of bytes.
 
     Attributes:
-        start: Its first byte.
-        stop: The byte behind its last one; None for the end of an archive of unknown size.
+        start: The position of the first byte.
+        stop: The position after the last byte; None for the end of an archive of unknown size.
     """
 
     start: int
@@ -48,7 +50,7 @@ class ByteRange:
 
     @property
     def size(self) -> int | None:
-        """The number of bytes; None where it is not known."""
+        """The number of bytes; None if it is not known."""
         return None if self.stop is None else self.stop - self.start
 
 
@@ -58,7 +60,7 @@ class Answer:
 
     Attributes:
         status: 200, 206, 304, 412 or 416.
-        headers: The fields that follow from size, ETag and range, ``Content-Length`` among them.
+        headers: The fields that follow from size, ETag and range, including ``Content-Length``.
         body: The bytes to send; None for no body.
     """
 
@@ -68,7 +70,7 @@ class Answer:
 
     @property
     def is_archive(self) -> bool:
-        """Whether the fields describe the archive: it is sent, whole or in part, or would be to a GET."""
+        """Whether the fields describe the archive: the answer sends all or part of it, or would for a GET."""
         return self.status in {200, 206}
 
 
@@ -78,10 +80,10 @@ def evaluate(
     """Decide on the answer to a request.
 
     Args:
-        method: The method as it came; methods are case-sensitive.
-        headers: All fields of the request, name and value, one item for each line.
-        size: The size of the archive in bytes; None where it is not known: then only the whole archive can be sent.
-        etag: The strong ETag of the archive, without quotes; None where it has none.
+        method: The method as received; methods are case-sensitive.
+        headers: All fields of the request, as name and value, one item for each line.
+        size: The size of the archive in bytes; None if unknown: then only the whole archive can be sent.
+        etag: The strong ETag of the archive, without quotes; None if it has none.
     """
     request = _Fields(headers)
     tag = None if etag is None else f'"{etag}"'
@@ -96,14 +98,14 @@ def evaluate(
     if ranges is not None and not ranges:
         content_range = ("Content-Range", f"bytes */{size}")
         return Answer(416, (*fields, content_range, ("Content-Length", "0")), None)
-    # An end of nothing ("-5" of 0 bytes) is satisfiable, but no Content-Range can say so.
+    # The last bytes of an empty archive ("-5" of 0) are satisfiable, but no Content-Range can express them.
     if ranges and size and len(joined := _join(ranges)) == 1:
         return _partial(*joined[0], size, fields)
     return Answer(200, (*fields, ("Content-Length", str(size))), _body(method, ByteRange(0, size)))
 
 
 def _failed_precondition(method: str, request: _Fields, tag: str | None) -> int | None:
-    """Return the status of a precondition that fails; None where none does."""
+    """Return the status for the first precondition that fails; None if none fails."""
     if method in _NO_REPRESENTATION:
         return None
     if_match = request.joined("if-match")
@@ -116,7 +118,7 @@ def _failed_precondition(method: str, request: _Fields, tag: str | None) -> int 
 
 
 def _asked_ranges(method: str, request: _Fields, tag: str | None, size: int) -> list[tuple[int, int]] | None:
-    """Return the satisfiable ranges that are asked for; None where the whole archive is."""
+    """Return the satisfiable ranges that the request asks for; None if it asks for the whole archive."""
     field = request.joined("range")
     if field is None or method != "GET":
         return None
@@ -138,7 +140,7 @@ def _partial(start: int, stop: int, size: int, fields: tuple[tuple[str, str], ..
 
 
 class _Fields:
-    """The fields of a request that decide on the answer, by name."""
+    """The fields of a request that matter for the answer, by name."""
 
     _NAMES = frozenset({"if-match", "if-none-match", "if-range", "range"})
 
@@ -149,9 +151,9 @@ class _Fields:
                 self._values.setdefault(lowered, []).append(value)
 
     def joined(self, name: str) -> str | None:
-        """Return the value of a field, its lines joined as RFC 9110 § 5.3 says; None where it did not come.
+        """Return the value of a field, its lines joined as RFC 9110 § 5.3 says; None if the request lacks it.
 
-        ``Range`` and ``If-Range`` may come once only. Joined, two of them are malformed or match nothing.
+        ``Range`` and ``If-Range`` may occur only once. Joined, two of them are malformed or match nothing.
         """
         values = self._values.get(name)
         return None if values is None else ", ".join(values)
@@ -161,7 +163,7 @@ class _Fields:
 
 
 def _matches(field: str, tag: str | None, *, strong: bool) -> bool:
-    """Tell whether ``If-Match`` or ``If-None-Match`` has ``tag``; ``*`` has any, and none."""
+    """Return whether ``If-Match`` or ``If-None-Match`` lists ``tag``; ``*`` matches any tag, and None."""
     if [element for part in field.split(",") if (element := part.strip(_OWS))] == ["*"]:
         return True
     tags = _parse_tags(field)
@@ -169,7 +171,7 @@ def _matches(field: str, tag: str | None, *, strong: bool) -> bool:
 
 
 def _parse_tags(field: str) -> list[str]:
-    """Return the entity tags of a list, quotes and ``W/`` included; none where it is malformed anywhere."""
+    """Return the entity tags of a list, with quotes and ``W/``; an empty list if any part is malformed."""
     tags: list[str] = []
     position = 0
     is_separated = True
@@ -194,7 +196,7 @@ def _parse_tags(field: str) -> list[str]:
 
 
 def _parse_ranges(field: str, size: int) -> list[tuple[int, int]] | None:
-    """Return the satisfiable ranges, half-open, as they were asked for; None where the field is to be ignored."""
+    """Return the satisfiable ranges, half-open, in the request's order; None if the field must be ignored."""
     if len(field) > MAX_FIELD_SIZE:
         return None
     unit, separator, listed = field.strip(_OWS).partition("=")
@@ -209,7 +211,7 @@ def _parse_ranges(field: str, size: int) -> list[tuple[int, int]] | None:
 
 
 def _parse_range(spec: str, size: int) -> tuple[int, int] | tuple[()] | None:
-    """Return one range, half-open and clamped; empty where the archive has no such bytes, None where it is malformed."""
+    """Return one range, half-open and clamped; empty if the archive has no such bytes, None if malformed."""
     first, separator, last = spec.partition("-")
     if not separator or not all(_is_position(text) for text in (first, last) if text) or not (first or last):
         return None
@@ -224,7 +226,7 @@ def _parse_range(spec: str, size: int) -> tuple[int, int] | tuple[()] | None:
 
 
 def _is_position(text: str) -> bool:
-    # isdigit() alone is true of "１２" and "²", and int() takes "1_0", " 7 " and "+5" too.
+    # isdigit() alone accepts "１２" and "²", and int() alone accepts "1_0", " 7 " and "+5".
     return len(text) <= MAX_DIGITS and text.isascii() and text.isdigit()
 
 

@@ -288,6 +288,9 @@ class ArchiveWriter:
             # 1. Check the image before its turn, without the archive.
             layers = image.layers if isinstance(image, ImageManifest) else image
             cost = len(config) + _NAME_COST * (len(layers) + len(repo_tags))
+            cost += sum(
+                len(each.raw) for each in (image, index) if isinstance(each, ImageManifest | ImageIndex)
+            )
             checked = await self._compute(cost, read_image, config, image, repo_tags, index)
             async with self._turns.lock:
                 self._turns.begin(call)

@@ -29,7 +29,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from . import gojson, tar
-from .documents import ImageConfig, ImageIndex, ImageManifest, IndexEntry
+from .documents import ImageConfig, ImageIndex, ImageManifest
 from .errors import (
     DigestMismatchError,
     ImageConflictError,
@@ -140,7 +140,7 @@ class Addition:
     blobs: Mapping[Digest, Member] = field(default_factory=dict)
     legacy_ids: frozenset[str] = frozenset()
     item: ManifestItem | None = None
-    image: Image | None = None
+    entries: Mapping[tuple[Digest, str], gojson.Struct] = field(default_factory=dict)
     repositories: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
@@ -166,14 +166,14 @@ class Image:
         layers: The layers, base first.
         repo_tags: Its names.
         manifest: The manifest, where the caller has one.
-        entry: The manifest's place in the index that it was chosen from; None where there was no index.
+        index: The index that the manifest was chosen from; None where there was none.
     """
 
     config: ImageConfig
     layers: tuple[Descriptor, ...]
     repo_tags: tuple[Reference, ...]
     manifest: ImageManifest | None = None
-    entry: IndexEntry | None = None
+    index: ImageIndex | None = None
 
 
 def read_image(
@@ -207,8 +207,7 @@ def read_image(
         )
     if not isinstance(index, ImageIndex | None):
         raise TypeError(f"index is an ImageIndex or None, not {type(index).__qualname__}")
-    entry = None if index is None or manifest is None else index.entry(manifest.digest)
-    return Image(parsed, layers, references, manifest, entry)
+    return Image(parsed, layers, references, manifest, index)
 
 
 def _check_config(config: ImageConfig, expected: Descriptor) -> None:
@@ -337,6 +336,18 @@ class DockerBuilder:
             self._names.record(addition.item.image_id, addition.item.repo_tags)
         for name, tags in addition.repositories.items():
             self._repositories.setdefault(name, {}).update(tags)
+
+
+def check_no_document(digest: Digest, member: Member | None) -> None:
+    """Refuse a layer whose blob is in an archive already, as the config or the manifest of another image.
+
+    Raises:
+        InvalidInputError: It is.
+    """
+    if member is not None and member.data is not None:
+        raise InvalidInputError(
+            f"blob {digest} is the config or manifest of one image, and a layer of another"
+        )
 
 
 def layer_paths(blobs: Mapping[Digest, Member], image: Image, stored: Sequence[Digest]) -> tuple[str, ...]:

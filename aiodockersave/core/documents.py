@@ -14,6 +14,7 @@ every consumer does; a field that stands there in two spellings is refused.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, cast
@@ -33,6 +34,7 @@ from .model import (
     OCI_CONFIG,
     OCI_INDEX,
     OCI_MANIFEST,
+    REF_NAME,
     Descriptor,
     Digest,
     Platform,
@@ -93,6 +95,9 @@ _FIELDS = {
     )
 }
 
+_MAX_ANNOTATIONS = 64 << 10
+"""Characters of annotations in one entry of an index that an archive repeats; real ones have some hundred."""
+_SURROGATE = re.compile("[\ud800-\udfff]")  # Go reads each as U+FFFD, so that two such keys may be one
 _BYTES = "application/octet-stream"
 """The media type of a config that has none, as in some images of 2015."""
 
@@ -349,8 +354,24 @@ class ImageIndex:
         for item in fields.items("manifests"):
             found = _Fields(item, self.media_type, "a descriptor")
             if found.get("digest") == str(digest):
-                return IndexEntry(found.annotations(), found.platform_token())
+                return IndexEntry(_free_annotations(found), found.platform_token())
         return None
+
+
+def _free_annotations(fields: _Fields) -> dict[str, str]:
+    """Return the annotations of an index's entry that an archive may repeat: none that a reader takes for a name.
+
+    Raises:
+        InvalidDocumentError: They have more than 64 KiB: an archive repeats them for each name.
+    """
+    annotations = fields.annotations()
+    if sum(len(key) + len(value) for key, value in annotations.items()) > _MAX_ANNOTATIONS:
+        raise fields.fault("annotations", f"of an entry has more than {_MAX_ANNOTATIONS} characters")
+    return {
+        _SURROGATE.sub("\ufffd", key): value
+        for key, value in annotations.items()
+        if key != REF_NAME and not key.startswith(("io.containerd.", "containerd.io/"))
+    }
 
 
 def _is_attestation(manifest: Descriptor) -> bool:

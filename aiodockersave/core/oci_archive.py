@@ -24,7 +24,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from . import gojson, tar
-from .docker_archive import Addition, Image, ManifestItem, Member, Names, blob_member, layer_paths
+from .docker_archive import (
+    Addition,
+    Image,
+    ManifestItem,
+    Member,
+    Names,
+    blob_member,
+    check_no_document,
+    layer_paths,
+)
+from .documents import IndexEntry
 from .errors import InvalidInputError
 from .model import CONTAINERD_NAME, OCI_INDEX, REF_NAME, Descriptor, Digest
 from .reference import Reference
@@ -48,6 +58,7 @@ class OciBuilder:
         self._directories: set[str] = set()
         self._items: dict[Digest, ManifestItem] = {}
         self._entries: dict[tuple[Digest, str], gojson.Struct] = {}
+        self._listed: set[Digest] = set()
         self._names = Names()
 
     @property
@@ -60,7 +71,12 @@ class OciBuilder:
         return self._blobs.get(digest)
 
     def prepare_blob(self, digest: Digest, size: int, media_type: str) -> Addition:  # noqa: ARG002 - as of any builder
-        """Return the member of a blob that is not in yet, and before it the directories that it is the first in."""
+        """Return the member of a blob that is not in yet, and before it the directories that it is the first in.
+
+        Raises:
+            InvalidInputError: It is the config or the manifest of an image that is in.
+        """
+        check_no_document(digest, self._blobs.get(digest))
         member = blob_member(_path(digest), digest, size)
         return Addition(tuple(self._with_directories([member])), blobs={digest: member})
 
@@ -89,12 +105,13 @@ class OciBuilder:
         item = ManifestItem(
             image.config.digest, _path(manifest.config.digest), tuple(dict.fromkeys(tags)), paths
         )
-        return Addition(
-            tuple(self._with_directories(new.values())),
-            blobs=new,
-            item=item,
-            image=image,
-        )
+        entry = None if image.index is None else image.index.entry(manifest.digest)
+        names: Sequence[Reference | None] = image.repo_tags or (None,)
+        entries = {
+            (manifest.digest, "" if tag is None else tag.repo_tag): _entry(manifest.descriptor, entry, tag)
+            for tag in names
+        }
+        return Addition(tuple(self._with_directories(new.values())), blobs=new, item=item, entries=entries)
 
     def prepare_end(self) -> Addition:
         """Return the members that close an archive; :data:`tar.END_OF_ARCHIVE` follows them."""
@@ -127,19 +144,16 @@ class OciBuilder:
         """Record that the members of ``addition`` are in the archive."""
         self._blobs.update(addition.blobs)
         self._directories.update(member.name for member in addition.members if member.name.endswith("/"))
-        image, item = addition.image, addition.item
-        if image is None or image.manifest is None or item is None:
-            return
-        manifest = image.manifest.digest
-        self._items[manifest] = item
-        self._names.record(manifest, (tag.repo_tag for tag in image.repo_tags))
-        # An image without a name has an entry too; it gives way to one with a name.
-        for tag in image.repo_tags or (None,):
-            name = "" if tag is None else tag.repo_tag
-            if name or not any(digest == manifest for digest, _ in self._entries):
-                self._entries.setdefault((manifest, name), _entry(image, tag))
-        if image.repo_tags:
-            self._entries.pop((manifest, ""), None)
+        for (manifest, name), entry in addition.entries.items():
+            if addition.item is not None:
+                self._items[manifest] = addition.item
+            # An image without a name has an entry, too, which gives way to one with a name.
+            if name:
+                self._names.record(manifest, [name])
+                self._entries.pop((manifest, ""), None)
+            if name or manifest not in self._listed:
+                self._entries.setdefault((manifest, name), entry)
+            self._listed.add(manifest)
 
     def _with_directories(self, members: Iterable[Member]) -> Iterator[Member]:
         made = set(self._directories)
@@ -163,21 +177,18 @@ def _file(name: str, data: bytes, mode: int = 0o444) -> Member:
     return Member(name, len(data), tar.member_header(name, len(data), mode), data, Digest.of(data))
 
 
-def _entry(image: Image, tag: Reference | None) -> gojson.Struct:
-    """Return the descriptor of an image's manifest in ``index.json``, under one of its names."""
-    if image.manifest is None:
-        raise AssertionError("the manifest was looked at before")
-    descriptor: Descriptor = image.manifest.descriptor
-    annotations: Mapping[str, str] = image.entry.annotations if image.entry else {}
+def _entry(manifest: Descriptor, entry: IndexEntry | None, tag: Reference | None) -> gojson.Struct:
+    """Return the descriptor of a manifest in ``index.json``, under one of its names."""
+    annotations: Mapping[str, str] = entry.annotations if entry else {}
     if tag is not None:
         annotations = {**annotations, CONTAINERD_NAME: tag.repo_tag, REF_NAME: str(tag.tag)}
     fields: list[tuple[str, gojson.Value]] = [
-        ("mediaType", descriptor.media_type),
-        ("digest", str(descriptor.digest)),
-        ("size", str(descriptor.size).encode()),
+        ("mediaType", manifest.media_type),
+        ("digest", str(manifest.digest)),
+        ("size", str(manifest.size).encode()),
     ]
     if annotations:
         fields.append(("annotations", annotations))
-    if image.entry is not None and image.entry.platform is not None:
-        fields.append(("platform", image.entry.platform))
+    if entry is not None and entry.platform is not None:
+        fields.append(("platform", entry.platform))
     return gojson.Struct(fields)

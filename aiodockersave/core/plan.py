@@ -15,7 +15,7 @@ from io import BytesIO
 from typing import Protocol
 
 from . import tar
-from .docker_archive import Addition, Image, ManifestItem, Member, read_image
+from .docker_archive import Addition, Image, ManifestItem, Member, check_no_document, read_image
 from .documents import ImageIndex, ImageManifest
 from .errors import InvalidInputError
 from .formats import new_builder
@@ -237,9 +237,10 @@ def check_size(layer: Descriptor, member: Member | None) -> int | None:
     """Return the size of a layer that is to be added; None if ``member`` holds it already.
 
     Raises:
-        InvalidInputError: The size is unknown, or not the one that the layer in the archive has.
+        InvalidInputError: The size is unknown, or not the one that the layer in the archive has, or the blob is no layer there.
     """
     if member is not None:
+        check_no_document(layer.digest, member)
         if layer.size not in (None, member.size):
             raise InvalidInputError(
                 f"blob {layer.digest} has two sizes: {member.size} bytes in the archive, {layer.size} promised"

@@ -169,20 +169,17 @@ async def _leave_as_is(
     path: str | os.PathLike[str], plan: Plan, books: Books, settings: Settings
 ) -> Report | None:
     """Leave a file as it is that is the archive already; return None where it is not."""
-    from aiodockersave.sinks.finished_file import open_finished  # noqa: PLC0415 - few saves need it
+    from aiodockersave.sinks.finished_file import FinishedFile  # noqa: PLC0415 - few saves need it
 
     worker = Worker("aiodockersave-file")
-    file = await worker.run(open_finished, path, plan.segments, plan.size)
-    if file is None:
-        return None
-    try:
+    with FinishedFile(path) as finished:
+        if not await worker.run(finished.open, plan.segments, plan.size):
+            return None
         books.begin()
         for blob in books.blobs:
             books.meter.started(blob.layer, blob.layer.size or 0)
             books.finished(blob.layer)
-        sha256 = await sha256_of(file, plan.size, worker) if settings.checksum else None
-    finally:
-        await worker.run(file.close)
+        sha256 = await sha256_of(finished.file, plan.size, worker) if settings.checksum else None
     return Report(plan.size, plan.members, plan.images, sha256, left_as_is=True)
 
 

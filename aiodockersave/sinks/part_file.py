@@ -67,7 +67,7 @@ def open_part(directory: int, part: str, name: str, *, folder: str, begin_anew: 
     """
     # 1. Warn of part files that cannot be resumed.
     for other in sorted(names_beside(directory, name, _ETAG_DIGITS, _SUFFIX)):
-        if other != part:
+        if other != part and _is_of_this_user(directory, other):
             logger.warning(
                 "%s is of another archive: a tag has moved, or this was another command; nothing of it is used, and it is "
                 "removed once the new archive is in place",
@@ -96,12 +96,19 @@ def open_part(directory: int, part: str, name: str, *, folder: str, begin_anew: 
 def remove_parts(directory: int, name: str, fd: int) -> None:
     """Remove the part files beside a published archive, as :func:`.remove_stale` removes temporary files.
 
-    ``fd`` is the archive's descriptor.
+    ``fd`` is the archive's descriptor. Of a name that is cut in theirs, none is removed: it may be another target's.
 
     Raises:
         OSError: The directory cannot be listed.
     """
-    remove_stale(directory, name, fd, digits=_ETAG_DIGITS, suffix=_SUFFIX)
+    if part_name(name, "0" * _ETAG_DIGITS).startswith(f".{name}."):
+        remove_stale(directory, name, fd, digits=_ETAG_DIGITS, suffix=_SUFFIX)
+
+
+def _is_of_this_user(directory: int, name: str) -> bool:
+    with contextlib.suppress(OSError):
+        return os.stat(name, dir_fd=directory, follow_symlinks=False).st_uid == os.geteuid()
+    return False
 
 
 def _check_and_lock(fd: int, directory: int, part: str, name: str, path: str) -> None:

@@ -13,12 +13,14 @@ import pytest
 from hypothesis import given
 
 from aiodockersave import (
+    ArchiveWriter,
     Descriptor,
     Digest,
     ImageConflictError,
     ImageIndex,
     ImageManifest,
     ImageSpec,
+    InvalidDocumentError,
     InvalidInputError,
     NameConflictError,
     Plan,
@@ -26,7 +28,18 @@ from aiodockersave import (
     plan_archive,
 )
 from aiodockersave.core.model import CONTAINERD_NAME, OCI_INDEX, OCI_LAYER_GZIP, OCI_MANIFEST
-from tests.support.images import Image, blobs_of, bytes_of_plan, image_lists, make_image, make_layer, to_json
+from tests.support.images import (
+    Image,
+    Layer,
+    ListSink,
+    blobs_of,
+    bytes_of_plan,
+    image_lists,
+    make_image,
+    make_layer,
+    put,
+    to_json,
+)
 
 REFERENCES = Path(__file__).parents[1] / "data" / "oci"
 BASE = make_layer({"etc/name": b"base\n"})
@@ -283,3 +296,87 @@ def test_a_name_of_a_manifest_and_one_of_its_index_are_both_in_both_lists(index_
     assert set(item["RepoTags"]) == {"a:1", "b:1"}
     found = {each["annotations"][CONTAINERD_NAME]: each.get("platform") for each in entries}
     assert found == {"docker.io/library/a:1": None, "docker.io/library/b:1": entry["platform"]}
+
+
+def index_with(image: Image, **annotations: str) -> ImageIndex:
+    entry = {
+        "mediaType": OCI_MANIFEST,
+        "digest": str(image.manifest.digest),
+        "size": len(image.manifest_bytes),
+        "annotations": annotations,
+    }
+    return ImageIndex.parse(
+        to_json({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry]}), OCI_INDEX
+    )
+
+
+def entries_of(*specs: ImageSpec) -> list[dict[str, Any]]:
+    plan = plan_archive(specs, format="oci")
+    files = files_of(bytes_of_plan(plan, blobs_of([ONE, TWO])))
+    return documents_of(files)[0]
+
+
+@pytest.mark.parametrize("tags", [[], ["mine:1"]])
+def test_a_registry_does_not_name_an_image(tags: list[str]) -> None:
+    """containerd and Docker import an image under the name of these annotations."""
+    names = {
+        CONTAINERD_NAME: "docker.io/library/alpine:latest",
+        "org.opencontainers.image.ref.name": "latest",
+        "io.containerd.import.ref-source": "x",
+        "containerd.io/distribution.source.example.com": "team/app",
+        "org.example.note": "kept",
+    }
+    index = index_with(TWO, **names)
+    good, other = entries_of(
+        ImageSpec(ONE.config, ONE.manifest, ["alpine"]), ImageSpec(TWO.config, TWO.manifest, tags, index)
+    )
+    assert good["annotations"][CONTAINERD_NAME] == "docker.io/library/alpine:latest"
+    assert other["annotations"].pop("org.example.note") == "kept"
+    assert other["annotations"] == (
+        {CONTAINERD_NAME: "docker.io/library/mine:1", "org.opencontainers.image.ref.name": "1"}
+        if tags
+        else {}
+    )
+
+
+def test_annotations_are_bounded() -> None:
+    index = index_with(ONE, note="x" * 70_000)
+    with pytest.raises(InvalidDocumentError, match="more than 65536 characters"):
+        plan_archive([ImageSpec(ONE.config, ONE.manifest, ["a:1"], index)], format="oci")
+    plan_archive([ImageSpec(ONE.config, ONE.manifest, ["a:1"], index)])
+
+
+def test_keys_that_go_reads_as_one_are_one() -> None:
+    index = index_with(ONE, **dict(zip(map(chr, (0xD800, 0xDFFF)), "ab", strict=True)))
+    (entry,) = entries_of(ImageSpec(ONE.config, ONE.manifest, [], index))
+    assert entry["annotations"] == {chr(0xFFFD): "b"}
+
+
+@pytest.mark.parametrize("document", ["config", "manifest_bytes"])
+def test_a_layer_that_is_another_image_s_document(document: str) -> None:
+    raw: bytes = getattr(ONE, document)
+    layer = Layer(raw, raw, Descriptor(OCI_LAYER_GZIP, Digest.of(raw), len(raw)), Digest.of(raw))
+    odd = make_image(layer, repo_tags=["odd:1"])
+    with pytest.raises(
+        InvalidInputError, match="is the config or manifest of one image, and a layer of another"
+    ):
+        plan_archive([ONE.spec, odd.spec], format="oci")
+    plan_archive([odd.spec, ONE.spec], format="oci")
+
+
+async def test_a_writer_refuses_a_layer_that_is_another_image_s_config() -> None:
+    layer = Layer(
+        ONE.config, ONE.config, Descriptor(OCI_LAYER_GZIP, ONE.image_id, len(ONE.config)), ONE.image_id
+    )
+    sink = ListSink()
+    async with ArchiveWriter(sink, format="oci") as archive:
+        await put(archive, ONE)
+        with pytest.raises(InvalidInputError, match="is the config or manifest of one image"):
+            await archive.put_layer(layer.blob, layer.descriptor)
+        await put(archive, TWO)
+    assert len(files_of(sink.getvalue())) == len(entries_members(sink.getvalue()))
+
+
+def entries_members(archive: bytes) -> list[str]:
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        return tar.getnames()

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import stat
+import struct
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +15,9 @@ from typing import Any
 import pytest
 
 from aiodockersave import Digest, InvalidInputError, Report, plan_archive, save
+from aiodockersave.pipeline import saving
 from aiodockersave.pipeline.progress import Event, LayerFinished, LayerStarted, SaveFinished, SaveStarted
+from aiodockersave.sinks import finished_file
 from aiodockersave.sinks.part_file import part_name
 from aiodockersave.sinks.temporary import lock
 from tests.support.images import archive_of, make_image, make_layer, noise
@@ -177,6 +184,57 @@ async def test_a_file_of_another_user(shelf: Shelf) -> None:
     await assert_saved_anew(shelf)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to any group")
+async def test_a_file_that_another_group_may_write_to(shelf: Shelf) -> None:
+    before = os.umask(0o002)
+    try:
+        os.chown(shelf.target, -1, 12345)
+        shelf.target.chmod(0o664)
+        await assert_saved_anew(shelf)
+    finally:
+        os.umask(before)
+
+
+async def test_the_mode_of_a_new_file_by_the_directory_s_list_will_do(shelf: Shelf) -> None:
+    """A default ACL takes the place of the umask: u::rw-, g::rw-, o::r--."""
+    entry = struct.Struct("<HHI")
+    acl = struct.pack("<I", 2) + b"".join(entry.pack(*each, 0xFFFFFFFF) for each in ((1, 7), (4, 7), (32, 5)))
+    try:
+        os.setxattr(shelf.target.parent, "system.posix_acl_default", acl)
+    except (OSError, AttributeError):
+        pytest.skip("no access control lists here")
+    shelf.target.unlink()
+    assert not (await shelf.save()).left_as_is
+    assert stat.S_IMODE(shelf.target.stat().st_mode) & 0o022 == 0o020
+    assert (await shelf.save()).left_as_is
+
+
+# ── interrupted ──
+
+
+@pytest.mark.parametrize("checksum", [False, True])
+async def test_a_cancel_leaves_nothing_open(
+    shelf: Shelf, checksum: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is being looked at, or hashed: no descriptor stays (each test is looked at for that)."""
+    name, room = ("_hash_step", saving) if checksum else ("_has", finished_file)
+    work, begun = getattr(room, name), threading.Event()
+
+    def slow(*arguments: Any) -> Any:
+        begun.set()
+        time.sleep(0.1)
+        return work(*arguments)
+
+    monkeypatch.setattr(room, name, slow)
+    task = asyncio.create_task(shelf.save(checksum=checksum))
+    while not begun.is_set():
+        await asyncio.sleep(0.001)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert shelf.is_as_it_was()
+
+
 async def test_diff_ids_are_to_be_verified(shelf: Shelf) -> None:
     await assert_saved_anew(shelf, verify_diff_ids=True)
 
@@ -218,6 +276,16 @@ async def test_a_restart_is_one_of_a_save_that_resumes(shelf: Shelf) -> None:
 
 
 # ── without resume, too ──
+
+
+async def test_a_cut_name_s_part_file_may_be_another_target_s(shelf: Shelf) -> None:
+    first, second = (shelf.target.with_name(f"{'x' * 238}-{kind}.tar") for kind in ("amd64", "arm64"))
+    part = first.with_name(part_name(first.name, PLAN.etag))
+    part.write_bytes(b"left")
+    await save(Store({"image": OTHER}).requests(), second, fsync=False)
+    assert part.read_bytes() == b"left"
+    part.unlink()
+    second.unlink()
 
 
 async def test_an_archive_in_place_ends_the_part_files_beside_it(shelf: Shelf) -> None:

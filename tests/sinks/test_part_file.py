@@ -86,6 +86,16 @@ def test_one_of_another_archive_is_told_of(
     assert other.read_bytes() == b"other"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_stranger_s_is_not_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is not removed either."""
+    other = tmp_path / part_name("a.tar", OTHER)
+    other.touch()
+    os.chown(other, 12345, -1)
+    with opened_part(tmp_path, "a.tar"):
+        assert caplog.records == []
+
+
 @pytest.mark.parametrize(
     "other",
     [

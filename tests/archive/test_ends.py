@@ -78,15 +78,6 @@ IMAGE = make_image(
 
 
 @pytest.fixture(autouse=True)
-def _quick_collections() -> Iterator[None]:
-    """Let the many collections look at what a test makes, and not at all that the run has made before."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
-@pytest.fixture(autouse=True)
 def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let small data take the ways of large ones: threads, many batches."""
     monkeypatch.setattr(content, "BATCH_SIZE", 4096)

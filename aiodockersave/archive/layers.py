@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Self
 
 from aiodockersave.blobs.content import Batch
 from aiodockersave.blobs.transfer import Transfer
-from aiodockersave.core.docker_archive import Addition, Image
+from aiodockersave.core.docker_archive import Addition, Builder, Image
 from aiodockersave.core.errors import DigestMismatchError, InvalidInputError, SinkError
 from aiodockersave.core.model import Descriptor, Digest, Limits
 from aiodockersave.core.verify import Verifier, new_plain_hash
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from aiodockersave.blobs.content import OpenContent
     from aiodockersave.blobs.space import Space
     from aiodockersave.blobs.staging import Stage
-    from aiodockersave.core.formats import Builder
 
 __all__ = ["Commit", "LayerWriter", "Ledger", "Receiver", "Wanted"]
 

@@ -125,6 +125,7 @@ class ArchiveWriter:
         check_format(format, layers)
         self.report: Report | None = None
         self._builder = new_builder(format)
+        self._stores_manifests = format == "oci"
         self._output = Output(sink, checksum=checksum)
         self._decompress = layers == "decompress"
         self._memory = Memory(check_bytes("stage_memory", stage_memory))
@@ -288,9 +289,9 @@ class ArchiveWriter:
             # 1. Check the image before its turn, without the archive.
             layers = image.layers if isinstance(image, ImageManifest) else image
             cost = len(config) + _NAME_COST * (len(layers) + len(repo_tags))
-            cost += sum(
-                len(each.raw) for each in (image, index) if isinstance(each, ImageManifest | ImageIndex)
-            )
+            if self._stores_manifests:
+                documents = (each for each in (image, index) if isinstance(each, ImageManifest | ImageIndex))
+                cost += sum(len(each.raw) for each in documents)
             checked = await self._compute(cost, read_image, config, image, repo_tags, index)
             async with self._turns.lock:
                 self._turns.begin(call)

@@ -23,6 +23,7 @@ Source: containers/image v5, ``docker/internal/tarfile/writer.go``.
 
 from __future__ import annotations
 
+import abc
 import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -122,7 +123,8 @@ class ManifestItem:
     Attributes:
         image_id: The digest of the config.
         config: The config's name in the archive.
-        repo_tags: ``name:tag`` with registry and ``library/`` spelled out, in the order they came.
+        repo_tags: ``name:tag``, in the order they came: with registry and ``library/`` spelled out in a ``docker`` archive,
+            as short as Docker shows them in an ``oci`` archive.
         layers: The layers' names in the archive, base first.
     """
 
@@ -246,17 +248,15 @@ class Names:
         self._images.update(dict.fromkeys(repo_tags, image_id))
 
 
-class DockerBuilder:
-    """The content of a ``docker`` archive so far, and the members that would follow.
+class Builder(abc.ABC):
+    """The content of an archive so far, and the members that would follow.
 
     Pure: it does no I/O. An :class:`Addition` is valid until the next commit.
     """
 
     def __init__(self) -> None:
         self._blobs: dict[Digest, Member] = {}
-        self._legacy_ids: set[str] = set()
         self._items: dict[Digest, ManifestItem] = {}
-        self._repositories: dict[str, dict[str, str]] = {}
         self._names = Names()
 
     @property
@@ -265,8 +265,42 @@ class DockerBuilder:
         return tuple(self._items.values())
 
     def blob(self, digest: Digest) -> Member | None:
-        """Return the member that holds the layer ``digest``, or None."""
+        """Return the member that holds the blob ``digest``, or None."""
         return self._blobs.get(digest)
+
+    @abc.abstractmethod
+    def prepare_blob(self, digest: Digest, size: int, media_type: str) -> Addition:
+        """Return the member of a layer that is not in yet; it is the last of the addition."""
+
+    @abc.abstractmethod
+    def prepare_image(self, image: Image, stored: Sequence[Digest]) -> Addition:
+        """Return the members of an image whose layers are in.
+
+        Args:
+            image: The image, as :func:`read_image` has checked it.
+            stored: For each layer the digest under which it is in the archive.
+
+        Raises:
+            NameConflictError: A repo tag stands for another image that is in.
+            InvalidInputError: A layer is not in, or one layer would stand for two diff IDs.
+        """
+
+    @abc.abstractmethod
+    def prepare_end(self) -> Addition:
+        """Return the members that close an archive; :data:`tar.END_OF_ARCHIVE` follows them."""
+
+    @abc.abstractmethod
+    def commit(self, addition: Addition) -> None:
+        """Record that the members of ``addition`` are in the archive."""
+
+
+class DockerBuilder(Builder):
+    """The builder of a ``docker`` archive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._legacy_ids: set[str] = set()
+        self._repositories: dict[str, dict[str, str]] = {}
 
     def blob_name(self, digest: Digest, media_type: str) -> str:
         """Return the name that a layer gets; the extension comes from the media type alone."""
@@ -278,16 +312,10 @@ class DockerBuilder:
         return Addition((member,), blobs={digest: member})
 
     def prepare_image(self, image: Image, stored: Sequence[Digest]) -> Addition:
-        """Return the members of an image whose layers are in: config and legacy metadata.
-
-        Args:
-            image: The image, as :func:`read_image` has checked it.
-            stored: For each layer the digest under which it is in the archive.
+        """Return config and legacy metadata; arguments and errors as :meth:`Builder.prepare_image`.
 
         Raises:
             ImageConflictError: The same config is in with other layers.
-            NameConflictError: A repo tag stands for another image that is in.
-            InvalidInputError: A layer is not in, or one layer would stand for two diff IDs.
         """
         paths = layer_paths(self._blobs, image, stored)
         old = self._items.get(image.config.digest)

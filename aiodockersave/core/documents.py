@@ -136,6 +136,9 @@ class _Fields:
             raise self.fault(name, "is missing or no text")
         return value
 
+    def text_or_none(self, name: str) -> str | None:
+        return None if self.get(name) is None else self.text(name)
+
     def items(self, name: str) -> list[object]:
         """Return a list; ``null`` is how Go writes an empty one."""
         value = self.get(name)
@@ -182,11 +185,14 @@ class _Fields:
         if self.get("platform") is None:
             return None
         fields = _Fields(self.get("platform"), self._media_type, "a platform")
-        known = {name: fields.get(name) or "" for name in ("architecture", "os", "os.version", "variant")}
-        if not all(isinstance(value, str) for value in known.values()):
-            return None
-        values: dict[str, Any] = known | {"os.features": fields.texts("os.features")}
         order = ("architecture", "os", "os.version", "os.features", "variant")
+        try:
+            values: dict[str, Any] = {
+                name: fields.texts(name) if name == "os.features" else fields.text_or_none(name) or ""
+                for name in order
+            }
+        except InvalidDocumentError:
+            return None
         always = ("architecture", "os")
         return gojson.encode(
             gojson.Struct([(name, values[name]) for name in order if values[name] or name in always])
@@ -362,7 +368,7 @@ def _free_annotations(fields: _Fields) -> dict[str, str]:
     """Return the annotations of an index's entry that an archive may repeat: none that a reader takes for a name.
 
     Raises:
-        InvalidDocumentError: They have more than 64 KiB: an archive repeats them for each name.
+        InvalidDocumentError: They have more than 65,536 characters: an archive repeats them for each name.
     """
     annotations = fields.annotations()
     if sum(len(key) + len(value) for key, value in annotations.items()) > _MAX_ANNOTATIONS:
@@ -395,7 +401,7 @@ def _manifest(raw: bytes, media_type: str, fields: _Fields) -> ImageManifest:
         fields.descriptor("config", _BYTES),
         fields.descriptors("layers"),
         fields.annotations(),
-        None if fields.get("artifactType") is None else fields.text("artifactType"),
+        fields.text_or_none("artifactType"),
         None if fields.get("subject") is None else fields.descriptor("subject"),
     )
 

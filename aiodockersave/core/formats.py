@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
-from .docker_archive import DockerBuilder
+from .docker_archive import Builder, DockerBuilder
 from .model import Format, check_choice
 from .oci_archive import OciBuilder
 
-__all__ = ["Builder", "new_builder"]
-
-Builder: TypeAlias = DockerBuilder | OciBuilder
+__all__ = ["new_builder"]
 
 
 def new_builder(format: Format) -> Builder:

@@ -26,10 +26,10 @@ from typing import Final
 from . import gojson, tar
 from .docker_archive import (
     Addition,
+    Builder,
     Image,
     ManifestItem,
     Member,
-    Names,
     blob_member,
     check_no_document,
     layer_paths,
@@ -47,28 +47,14 @@ _WRITABLE: Final = 0o644
 """The mode of the two files that containerd makes of documents of its own; blobs and ``oci-layout`` have 0444."""
 
 
-class OciBuilder:
-    """The content of an ``oci`` archive so far, and the members that would follow.
-
-    Pure: it does no I/O. An :class:`~aiodockersave.core.docker_archive.Addition` is valid until the next commit.
-    """
+class OciBuilder(Builder):
+    """The builder of an ``oci`` archive, which knows images by their manifests."""
 
     def __init__(self) -> None:
-        self._blobs: dict[Digest, Member] = {}
+        super().__init__()
         self._directories: set[str] = set()
-        self._items: dict[Digest, ManifestItem] = {}
         self._entries: dict[tuple[Digest, str], gojson.Struct] = {}
         self._listed: set[Digest] = set()
-        self._names = Names()
-
-    @property
-    def items(self) -> tuple[ManifestItem, ...]:
-        """The images that are in, in the order in which they came."""
-        return tuple(self._items.values())
-
-    def blob(self, digest: Digest) -> Member | None:
-        """Return the member that holds the blob ``digest``, or None."""
-        return self._blobs.get(digest)
 
     def prepare_blob(self, digest: Digest, size: int, media_type: str) -> Addition:  # noqa: ARG002 - as of any builder
         """Return the member of a blob that is not in yet, and before it the directories that it is the first in.
@@ -81,15 +67,11 @@ class OciBuilder:
         return Addition(tuple(self._with_directories([member])), blobs={digest: member})
 
     def prepare_image(self, image: Image, stored: Sequence[Digest]) -> Addition:
-        """Return the members of an image whose layers are in: its config and its manifest.
-
-        Args:
-            image: The image, as :func:`~aiodockersave.core.docker_archive.read_image` has checked it.
-            stored: For each layer the digest under which it is in the archive.
+        """Return config and manifest; arguments and errors as :meth:`.Builder.prepare_image`.
 
         Raises:
-            NameConflictError: A repo tag stands for another image that is in.
-            InvalidInputError: The manifest is not known, or a layer is not in, or one layer would stand for two diff IDs.
+            InvalidDocumentError: The index has too many annotations.
+            InvalidInputError: The manifest is not known.
         """
         manifest = image.manifest
         if manifest is None:
@@ -170,7 +152,7 @@ def _path(digest: Digest) -> str:
 
 
 def _known(digest: Digest, raw: bytes) -> Member:
-    return _file(_path(digest), raw)._replace(digest=digest)
+    return blob_member(_path(digest), digest, len(raw))._replace(data=raw)
 
 
 def _file(name: str, data: bytes, mode: int = 0o444) -> Member:

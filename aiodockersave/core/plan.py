@@ -262,12 +262,15 @@ class _Layout:
 
     def add(self, addition: Addition, blob: Descriptor | None = None) -> None:
         for member in addition.members:
-            self._members.append(located(member, self._position))
-            if member.data is None:
-                self._add_blob(member, blob)
-            else:
-                self._literal.write(member.literal)
-            self._position += member.total_size
+            self._put(member, blob)
+
+    def _put(self, member: Member, blob: Descriptor | None) -> None:
+        self._members.append(located(member, self._position))
+        if member.data is None:
+            self._add_blob(member, blob)
+        else:
+            self._literal.write(member.literal)
+        self._position += member.total_size
 
     def _add_blob(self, member: Member, blob: Descriptor | None) -> None:
         self._literal.write(member.header)
@@ -300,7 +303,7 @@ class _SortedLayout(_Layout):
 
     def finish(self, images: tuple[ManifestItem, ...]) -> Plan:
         for member, blob in sorted(self._found, key=lambda found: found[0].name):
-            super().add(Addition((member,)), blob)
+            self._put(member, blob)
         return super().finish(images)
 
 

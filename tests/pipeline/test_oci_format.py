@@ -22,7 +22,6 @@ from aiodockersave import (
     save,
 )
 from aiodockersave.core.model import OCI_INDEX, OCI_MANIFEST, REF_NAME, Platform
-from tests.core.test_oci_archive import documents_of, files_of
 from tests.support.faulty_registry import FaultyRegistry
 from tests.support.images import (
     ListSink,
@@ -34,6 +33,7 @@ from tests.support.images import (
     to_json,
     write_layout,
 )
+from tests.support.rederive import documents_of, files_of
 from tests.support.stores import Store, StoreFailedError
 
 LIMIT = 60.0

@@ -1,4 +1,4 @@
-"""The members of a docker archive, derived again with nothing but the standard library.
+"""The members of an archive, read or derived again with nothing but the standard library.
 
 For configs that are ordinary JSON (no number, escape or name that Python's ``json`` would write in another way).
 It shares no line with the package: where both agree, they agree for two reasons.
@@ -10,8 +10,8 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 from tests.support.images import TAGS, Image, Layer
 
@@ -105,7 +105,11 @@ def read_entries(archive: bytes) -> list[Entry]:
     """Return the members of an archive, as ``tarfile`` reads them."""
     with tarfile.open(fileobj=io.BytesIO(archive), mode="r:") as tar:
         return [
-            Entry(member.name, file.read() if (file := _file(tar, member)) else b"", member.linkname)
+            Entry(
+                member.name + "/" * member.isdir(),
+                file.read() if (file := _file(tar, member)) else b"",
+                member.linkname,
+            )
             for member in tar
         ]
 
@@ -118,3 +122,19 @@ def locate_entries(archive: bytes) -> list[Located]:
     """Return where the members of an archive are, as ``tarfile`` finds them."""
     with tarfile.open(fileobj=io.BytesIO(archive), mode="r:") as tar:
         return [Located(member.name, member.offset, member.offset_data, member.size) for member in tar]
+
+
+def files_of(archive: bytes) -> dict[str, bytes]:
+    """Return the members of an archive by name, in order; directories are empty."""
+    entries = read_entries(archive)
+    files = {entry.name: entry.data for entry in entries}
+    assert len(files) == len(entries), "a member stands twice"
+    return files
+
+
+def documents_of(files: Mapping[str, bytes]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the descriptors of ``index.json`` and the items of ``manifest.json`` of an ``oci`` archive."""
+    index = json.loads(files["index.json"])
+    assert (index["schemaVersion"], index["mediaType"]) == (2, "application/vnd.oci.image.index.v1+json")
+    assert files["oci-layout"] == b'{"imageLayoutVersion":"1.0.0"}'
+    return index["manifests"], json.loads(files["manifest.json"])

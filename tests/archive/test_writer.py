@@ -6,6 +6,7 @@ import asyncio
 import errno
 import hashlib
 import random
+import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +17,7 @@ from aiodockersave import (
     ContentTooLargeError,
     Digest,
     DigestMismatchError,
+    ImageIndex,
     InvalidDigestError,
     Platform,
     SinkError,
@@ -26,7 +28,15 @@ from aiodockersave import (
 )
 from aiodockersave.blobs import content
 from aiodockersave.core import tar
-from aiodockersave.core.model import OCI_LAYER, OCI_LAYER_GZIP, OCI_LAYER_ZSTD
+from aiodockersave.core.documents import IndexEntry
+from aiodockersave.core.model import (
+    OCI_INDEX,
+    OCI_LAYER,
+    OCI_LAYER_GZIP,
+    OCI_LAYER_ZSTD,
+    OCI_MANIFEST,
+    Format,
+)
 from aiodockersave.sinks.protocol import Adapter
 from tests.support.images import (
     Compression,
@@ -41,6 +51,7 @@ from tests.support.images import (
     make_image,
     make_layer,
     put,
+    to_json,
 )
 from tests.support.rederive import derive_entries, locate_entries, read_entries
 
@@ -378,6 +389,34 @@ async def test_images_and_layers_in_any_order() -> None:
 async def test_a_large_config_is_worked_on_beside_the_loop() -> None:
     image = make_image(GZIP, comment="c" * 200_000)
     assert read_entries(await archive_of([image])) == derive_entries([image])
+
+
+@pytest.mark.parametrize("format", ["docker", "oci"])
+async def test_a_large_index_is_read_beside_the_loop(format: Format, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A docker archive does not read it at all."""
+    image = make_image(GZIP)
+    entry = {
+        "mediaType": OCI_MANIFEST,
+        "digest": str(image.manifest.digest),
+        "size": len(image.manifest_bytes),
+    }
+    other = entry | {"digest": str(Digest.of(b""))}
+    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [*[other] * 1000, entry]}
+    threads: list[threading.Thread] = []
+    look = ImageIndex.entry
+
+    def entry_of(self: ImageIndex, digest: Digest) -> IndexEntry | None:
+        threads.append(threading.current_thread())
+        return look(self, digest)
+
+    monkeypatch.setattr(ImageIndex, "entry", entry_of)
+    async with ArchiveWriter(ListSink(), format=format) as archive:
+        for layer in image.layers:
+            await archive.put_layer(layer.blob, layer.descriptor)
+        parsed = ImageIndex.parse(to_json(index))
+        await archive.put_image(image.config, image.manifest, index=parsed)
+    assert len(threads) == (format == "oci")
+    assert threading.main_thread() not in threads
 
 
 async def test_a_decompressed_layer_must_be_the_config_s() -> None:

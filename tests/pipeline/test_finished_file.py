@@ -195,14 +195,33 @@ async def test_a_file_that_another_group_may_write_to(shelf: Shelf) -> None:
         os.umask(before)
 
 
-async def test_the_mode_of_a_new_file_by_the_directory_s_list_will_do(shelf: Shelf) -> None:
-    """A default ACL takes the place of the umask: u::rw-, g::rw-, o::r--."""
-    entry = struct.Struct("<HHI")
-    acl = struct.pack("<I", 2) + b"".join(entry.pack(*each, 0xFFFFFFFF) for each in ((1, 7), (4, 7), (32, 5)))
+def set_list(path: Path, kind: str, *entries: tuple[int, int, int]) -> None:
+    """Give a path a Linux ACL: tags, permissions and IDs."""
+    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *each) for each in entries)
     try:
-        os.setxattr(shelf.target.parent, "system.posix_acl_default", acl)
+        os.setxattr(path, f"system.posix_acl_{kind}", acl)
     except (OSError, AttributeError):
         pytest.skip("no access control lists here")
+
+
+NOBODY = 0xFFFFFFFF
+
+
+async def test_a_file_that_a_list_lets_another_user_write_to(shelf: Shelf) -> None:
+    """Its mode is an ordinary one: the list's mask stands in the group's place."""
+    before = os.umask(0o002)
+    try:
+        entries = (1, 6, NOBODY), (2, 6, 12345), (4, 4, NOBODY), (16, 6, NOBODY), (32, 4, NOBODY)
+        set_list(shelf.target, "access", *entries)
+        assert stat.S_IMODE(shelf.target.stat().st_mode) == 0o664
+        await assert_saved_anew(shelf)
+    finally:
+        os.umask(before)
+
+
+async def test_the_mode_of_a_new_file_by_the_directory_s_list_will_do(shelf: Shelf) -> None:
+    """A default ACL takes the place of the umask."""
+    set_list(shelf.target.parent, "default", (1, 7, NOBODY), (4, 7, NOBODY), (32, 5, NOBODY))
     shelf.target.unlink()
     assert not (await shelf.save()).left_as_is
     assert stat.S_IMODE(shelf.target.stat().st_mode) & 0o022 == 0o020
@@ -210,6 +229,15 @@ async def test_the_mode_of_a_new_file_by_the_directory_s_list_will_do(shelf: She
 
 
 # ── interrupted ──
+
+
+async def test_what_is_opened_when_nobody_waits_any_more_is_closed(shelf: Shelf) -> None:
+    """The coroutine was closed while the thread was about to open the file."""
+    finished = finished_file.FinishedFile(shelf.target)
+    with finished:
+        pass
+    with pytest.raises(OSError, match="closed meanwhile"):
+        await asyncio.to_thread(finished.open, PLAN.segments, PLAN.size)
 
 
 @pytest.mark.parametrize("checksum", [False, True])

@@ -19,7 +19,7 @@ import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import pytest
 
@@ -222,11 +222,15 @@ class Dockerd:
 
 
 @contextlib.contextmanager
-def running_dockerd(folder: Path, containerd: Containerd) -> Iterator[Dockerd]:
-    """Run dockerd in `folder`, whose name must be short, without any network."""
+def running_dockerd(
+    folder: Path, containerd: Containerd, *, store: Literal["graph", "containerd"] = "graph"
+) -> Iterator[Dockerd]:
+    """Run dockerd in `folder`, whose name must be short, without any network; `store` is where it keeps images."""
     daemon, config = Dockerd(folder), folder / "daemon.json"
-    # A file of ours, not the machine's; and a key's that is in /etc otherwise.
-    config.write_text(json.dumps({"deprecated-key-path": str(folder / "key.json")}))
+    # A file of ours, not the machine's; and a key's that Docker 20.10 has in /etc otherwise.
+    features = {"containerd-snapshotter": True}
+    old = {"deprecated-key-path": str(folder / "key.json")} if _is_old("dockerd") else {}
+    config.write_text(json.dumps(old if store == "graph" else {"features": features}))
     argv: list[str | Path] = [
         "dockerd",
         *("--config-file", config),
@@ -235,7 +239,7 @@ def running_dockerd(folder: Path, containerd: Containerd) -> Iterator[Dockerd]:
         *("--data-root", folder / "data"),
         *("--exec-root", folder / "exec"),
         *("--pidfile", folder / "pid"),
-        *("--storage-driver", "vfs"),  # needs nothing of the kernel
+        *("--storage-driver", "vfs" if store == "graph" else "native"),  # need nothing of the kernel
         "--bridge=none",
         "--iptables=false",
         "--ip6tables=false",
@@ -250,6 +254,10 @@ def running_dockerd(folder: Path, containerd: Containerd) -> Iterator[Dockerd]:
 
     with _running(argv, folder / "dockerd.log", answers):
         yield daemon
+
+
+def _is_old(program: str) -> bool:
+    return b" 20." in run(program, "--version")
 
 
 @contextlib.contextmanager

@@ -13,17 +13,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tarfile
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +35,12 @@ from tests.support.images import (
     planned_archive_of,
 )
 
-LIMIT = 120.0  # seconds for one program
+from .daemons import Containerd, Dockerd, running_containerd, running_dockerd
+from .programs import Podman, ProgramError, run, skopeo_loaded
+
 Found = dict[str, list[str]]
-"""Diff IDs by name; the ID, or nothing, for an image without one."""
+"""Diff IDs by name; an empty name for an image without one."""
+Read = Callable[[Path, list[Image]], Found]
 
 
 # ── images ──
@@ -82,141 +81,54 @@ def archive(images: list[Image], options: dict[str, Any]) -> bytes:
 # ── readers ──
 
 
-class RefusedError(Exception):
-    """A program failed."""
+def diff_ids_of(images: list[Image]) -> Found:
+    return {
+        name: [str(layer.diff_id) for layer in image.layers]
+        for image in images
+        for name in image.repo_tags or [""]
+    }
 
 
-@dataclass(frozen=True)
-class Programs:
-    """The programs of one place: of the machine, or of a folder with others."""
-
-    folder: Path | None
-
-    def path(self, name: str) -> str | None:
-        return shutil.which(name) if self.folder is None else shutil.which(str(self.folder / name))
-
-    def run(self, *argv: object, data: bytes | None = None) -> str:
-        path = self.path(str(argv[0]))
-        assert path is not None
-        done = subprocess.run(
-            [path, *map(str, argv[1:])],
-            input=data,
-            capture_output=True,
-            timeout=LIMIT,
-            check=False,
-            cwd="/tmp",  # both sides of a chroot have it
-            env=os.environ | {"PODMAN_IGNORE_CGROUPSV1_WARNING": "1"},
-        )
-        if done.returncode:
-            raise RefusedError((done.stdout + done.stderr).decode(errors="replace")[-2000:])
-        return done.stdout.decode()
-
-    def version(self, name: str) -> str:
-        found = re.search(r"\d+\.\d+[.\d]*", self.run(name, "version" if name == "crane" else "--version"))
-        return found[0] if found else "of no version"
+def skopeo(path: Path, images: list[Image]) -> Found:
+    return {
+        name: skopeo_loaded(f"docker-archive:{path}:{name or f'@{number}'}").diff_ids
+        for number, image in enumerate(images)
+        for name in image.repo_tags or [""]
+    }
 
 
-Read = Callable[[Path, list[Image]], Found]
-
-
-def skopeo(programs: Programs, folder: Path) -> Read:
-    def read(path: Path, images: list[Image]) -> Found:
-        found: Found = {}
-        for number, image in enumerate(images):
-            for name in image.repo_tags or [f"@{number}"]:
-                place = folder / f"{path.stem}-{len(found)}"
-                programs.run(
-                    "skopeo",
-                    "--insecure-policy",
-                    "copy",
-                    "-q",
-                    f"docker-archive:{path}:{name}",
-                    f"dir:{place}",
-                )
-                config = json.loads((place / "manifest.json").read_bytes())["config"]["digest"]
-                document = json.loads((place / config.partition(":")[2]).read_bytes())
-                found["" if name.startswith("@") else name] = document["rootfs"]["diff_ids"]
-        return found
+def loaded_by(daemon: Podman | Dockerd) -> Read:
+    def read(path: Path, _: list[Image]) -> Found:
+        daemon.remove_all()
+        names = daemon.load(path)
+        return {"" if name.startswith("sha256:") else name: daemon.loaded(name).diff_ids for name in names}
 
     return read
 
 
-def podman(programs: Programs, folder: Path) -> Read:
-    def run(*argv: object) -> str:
-        places = ("--root", folder / "root", "--runroot", folder / "run", "--tmpdir", folder / "tmp")
-        return programs.run("podman", *places, "--storage-driver", "vfs", "--events-backend", "none", *argv)
+def imported_by(daemon: Containerd) -> Read:
+    # From 2.0 on ctr unpacks by the snapshotter that it is told of only with this.
+    local = ["--local"] if b"--local" in daemon("images", "import", "--help") else []
 
     def read(path: Path, _: list[Image]) -> Found:
-        run("image", "rm", "--all", "--force")
-        run("load", "-q", "-i", path)
-        found: Found = {}
-        for known in json.loads(run("images", "--format", "json", "--no-trunc")):
-            layers = json.loads(run("image", "inspect", known["Id"]))[0]["RootFS"]["Layers"]
-            found |= dict.fromkeys(known.get("Names") or [""], layers)
-        return found
+        daemon.remove_all()
+        daemon("images", "import", *local, "--snapshotter", "native", path)  # which unpacks every layer
+        names = daemon("images", "ls", "--quiet").decode().split()
+        return {name: daemon.loaded(name).diff_ids for name in names}
 
     return read
 
 
-def docker(programs: Programs, socket: Path) -> Read:
-    def run(*argv: object, data: bytes | None = None) -> str:
-        return programs.run("docker", "-H", f"unix://{socket}", *argv, data=data)
-
-    def read(path: Path, _: list[Image]) -> Found:
-        for known in set(run("image", "ls", "-aq", "--no-trunc").split()):
-            run("image", "rm", "-f", known)
-        said = run("load", data=path.read_bytes())
-        found: Found = {}
-        for name in re.findall(r"Loaded image(?: ID)?: (\S+)", said):
-            layers = json.loads(run("image", "inspect", name))[0]["RootFS"].get("Layers") or []
-            found["" if name.startswith("sha256:") else name] = layers
-        return found
-
-    return read
+def crane(path: Path, images: list[Image]) -> Found:
+    run("crane", "validate", "--tarball", path)  # it names nothing, but compares every layer
+    return diff_ids_of(images)
 
 
-def containerd(programs: Programs, socket: Path) -> Read:
-    def run(*argv: object) -> str:
-        return programs.run("ctr", "--address", socket, "-n", "table", *argv)
-
-    def read(path: Path, _: list[Image]) -> Found:
-        for known in run("images", "ls", "-q").split():
-            run("images", "rm", "--sync", known)
-        run("images", "import", "--snapshotter", "native", *local, path)
-        found: Found = {}
-        for line in run("images", "ls").splitlines()[1:]:
-            fields = line.split()
-            config = json.loads(run("content", "get", fields[2]))["config"]["digest"]
-            found[fields[0]] = json.loads(run("content", "get", config))["rootfs"]["diff_ids"]
-        return found
-
-    local = ["--local"] if "--local" in run("images", "import", "--help") else []
-    return read
-
-
-def crane(programs: Programs, _: Path) -> Read:
+def unpacked_by(program: str) -> Read:
     def read(path: Path, images: list[Image]) -> Found:
-        programs.run("crane", "validate", "--tarball", path)
-        # It names nothing, but reads and compares every layer.
-        return {
-            name: [str(each.diff_id) for each in image.layers]
-            for image in images
-            for name in image.repo_tags or [""]
-        }
-
-    return read
-
-
-def tar_program(programs: Programs, name: str) -> Read:
-    def read(path: Path, images: list[Image]) -> Found:
-        with tempfile.TemporaryDirectory(dir="/tmp") as folder:
-            programs.run(name, "-xf", path, "-C", folder)
-            assert (Path(folder) / "manifest.json").exists()
-        return {
-            tag: [str(each.diff_id) for each in image.layers]
-            for image in images
-            for tag in image.repo_tags or [""]
-        }
+        with tempfile.TemporaryDirectory() as folder:
+            run(program, "-xf", path, "-C", folder)
+        return diff_ids_of(images)
 
     return read
 
@@ -224,81 +136,39 @@ def tar_program(programs: Programs, name: str) -> Read:
 def python_tarfile(path: Path, images: list[Image]) -> Found:
     with tarfile.open(path) as tar, tempfile.TemporaryDirectory() as folder:
         tar.extractall(folder, filter="data")
-    return {
-        tag: [str(each.diff_id) for each in image.layers]
-        for image in images
-        for tag in image.repo_tags or [""]
-    }
+    return diff_ids_of(images)
 
 
-# ── daemons ──
+def version_of(program: str) -> str:
+    found = re.search(r"\d+\.\d+[.\d]*", run(program, "--version").decode())
+    return f"{program} {found[0]}" if found else program
 
 
-@contextlib.contextmanager
-def running(argv: Sequence[object], answers: Callable[[], object], log: Path) -> Iterator[None]:
-    """Run a daemon until the block is left."""
-    with (
-        log.open("wb") as out,
-        subprocess.Popen([*map(str, argv)], stdout=out, stderr=out, cwd="/tmp") as process,
-    ):
-        try:
-            deadline = time.monotonic() + LIMIT
-            while True:
-                with contextlib.suppress(RefusedError):
-                    answers()
-                    break
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(log.read_text()[-2000:])
-                time.sleep(0.1)
-            yield
-        finally:
-            process.terminate()
-            process.wait(LIMIT)
+def readers(place: str, folder: Path, stack: contextlib.ExitStack) -> Iterator[tuple[str, Read]]:
+    """Yield the readers among the programs in a place, a search path."""
 
+    def has(program: str) -> bool:
+        return shutil.which(program, path=place) is not None
 
-@contextlib.contextmanager
-def dockerd(programs: Programs, folder: Path, *, with_containerd_store: bool) -> Iterator[Path]:
-    """Run dockerd with the store of its own, or with containerd's; give its socket."""
-    folder.mkdir()
-    settings = {"features": {"containerd-snapshotter": True}} if with_containerd_store else {}
-    (folder / "daemon.json").write_text(json.dumps(settings))
-    socket, path = folder / "docker.sock", programs.path("dockerd")
-    argv = [
-        path,
-        "--config-file",
-        folder / "daemon.json",
-        "--data-root",
-        folder / "data",
-        "--exec-root",
-        folder / "exec",
-    ]
-    argv += [
-        "-H",
-        f"unix://{socket}",
-        "-p",
-        folder / "pid",
-        "--bridge=none",
-        "--iptables=false",
-        "--ip6tables=false",
-    ]
-    argv += ["--storage-driver", "native" if with_containerd_store else "vfs"]
-    with running(argv, lambda: programs.run("docker", "-H", f"unix://{socket}", "version"), folder / "log"):
-        yield socket
-
-
-@contextlib.contextmanager
-def running_containerd(programs: Programs, folder: Path) -> Iterator[Path]:
-    """Run containerd; give its socket."""
-    folder.mkdir()
-    socket = folder / "containerd.sock"
-    left_out = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"]
-    (folder / "config.toml").write_text(
-        f"version = 2\nroot = {json.dumps(str(folder / 'root'))}\nstate = {json.dumps(str(folder / 'state'))}\n"
-        f"disabled_plugins = {json.dumps(left_out)}\n[grpc]\naddress = {json.dumps(str(socket))}\n"
-    )
-    argv: list[object] = [programs.path("containerd"), "--config", folder / "config.toml"]
-    with running(argv, lambda: programs.run("ctr", "--address", socket, "version"), folder / "log"):
-        yield socket
+    if has("skopeo"):
+        yield version_of("skopeo"), skopeo
+    if has("podman"):
+        yield version_of("podman"), loaded_by(Podman(folder / "podman"))
+    if has("crane"):
+        yield "`crane validate`", crane
+    if has("containerd") and has("dockerd"):
+        for name in ("c", "g", "s"):
+            (folder / name).mkdir()
+        daemon = stack.enter_context(running_containerd(folder / "c"))
+        yield version_of("containerd"), imported_by(daemon)
+        dockerd = version_of("dockerd").replace("dockerd", "Docker")
+        yield dockerd, loaded_by(stack.enter_context(running_dockerd(folder / "g", daemon)))
+        if int(dockerd.split()[1].partition(".")[0]) >= 24:
+            with_store = running_dockerd(folder / "s", daemon, store="containerd")
+            yield f"{dockerd}, containerd store", loaded_by(stack.enter_context(with_store))
+    for name in ("tar", "bsdtar"):
+        if has(name):
+            yield version_of(name), unpacked_by(name)
 
 
 # ── the table ──
@@ -313,7 +183,7 @@ def verdict(read: Read, path: Path, images: list[Image]) -> str:
     }
     try:
         found = read(path, images)
-    except RefusedError:
+    except ProgramError:
         return "refused"
     whole = {str(Reference.parse(name)) if name else "": layers for name, layers in found.items()}
     if whole == wanted:
@@ -340,44 +210,32 @@ def cells(read: Read, folder: Path) -> list[str]:
     return row
 
 
-def readers(programs: Programs, folder: Path, stack: contextlib.ExitStack) -> Iterator[tuple[str, Read]]:
-    for name, make in (("skopeo", skopeo), ("podman", podman), ("crane", crane)):
-        if programs.path(name):
-            (folder / name).mkdir()
-            yield f"{name} {programs.version(name)}", make(programs, folder / name)
-    if programs.path("dockerd"):
-        version = programs.version("dockerd")
-        socket = stack.enter_context(dockerd(programs, folder / "g", with_containerd_store=False))
-        yield f"Docker {version}", docker(programs, socket)
-        if int(version.partition(".")[0]) >= 24:
-            socket = stack.enter_context(dockerd(programs, folder / "c", with_containerd_store=True))
-            yield f"Docker {version}, containerd store", docker(programs, socket)
-    if programs.path("ctr"):
-        socket = stack.enter_context(running_containerd(programs, folder / "ctrd"))
-        yield f"containerd {programs.version('containerd')}", containerd(programs, socket)
-    for name in ("tar", "bsdtar"):
-        if programs.path(name):
-            yield f"{name} {programs.version(name)}", tar_program(programs, name)
-    if programs.folder is None:
-        yield f"Python {sys.version.split()[0]}, tarfile", python_tarfile
-
-
 def write(*columns: str) -> None:
     sys.stdout.write(f"| {' | '.join(columns)} |\n")
     sys.stdout.flush()
 
 
+def write_rows(readers: Iterator[tuple[str, Read]], folder: Path) -> None:
+    for reader, read in readers:
+        write(reader, *cells(read, folder))
+
+
 def main() -> None:
     """Write the table."""
+    os.environ["PODMAN_IGNORE_CGROUPSV1_WARNING"] = "1"
+    machine = os.environ["PATH"]
     write("reader", *FORMS)
     write("---", *["---"] * len(FORMS))
-    for place in [None, *map(Path, sys.argv[1:])]:
+    os.chdir("/tmp")  # both sides of a chroot have it
+    for place in [machine, *sys.argv[1:]]:
+        os.environ["PATH"] = place if place == machine else f"{place}:{machine}"
         with (
             tempfile.TemporaryDirectory(dir="/tmp", prefix="r", ignore_cleanup_errors=True) as name,
             contextlib.ExitStack() as stack,
         ):
-            for reader, read in readers(Programs(place), Path(name), stack):
-                write(reader, *cells(read, Path(name)))
+            write_rows(readers(place, Path(name), stack), Path(name))
+            if place == machine:
+                write_rows(iter([(f"Python {sys.version.split()[0]}, tarfile", python_tarfile)]), Path(name))
 
 
 if __name__ == "__main__":
